@@ -1,0 +1,97 @@
+"""loadkit: ask for a model, get exactly what you asked for, see who decided what, and have it proved.
+
+    import loadkit
+
+    model, tokenizer = loadkit.load("mistralai/Mistral-7B-v0.1", profile="qlora")
+
+    plan = loadkit.plan("mistralai/Mistral-7B-v0.1", profile="qlora", attn_implementation="sdpa")
+    print(plan)
+    loaded = loadkit.load(plan)
+
+Names are imported when they are first used, so that `import loadkit` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loadkit.claims import Claim, Decision, Overruled, PassedOver, Strength
+    from loadkit.context import Context
+    from loadkit.errors import AuditError, Finding, LoadError, LoadkitError, PlanError, PluginError, Problem
+    from loadkit.facts.checkpoint import AdapterFacts, Checkpoint, File, TensorHeader
+    from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts
+    from loadkit.facts.machine import Accelerator, Machine
+    from loadkit.facts.request import Asked, Request
+    from loadkit.facts.topology import Topology
+    from loadkit.hookspecs import hookimpl
+    from loadkit.loading import Loaded, load
+    from loadkit.manager import PluginInfo, PluginManager
+    from loadkit.options import Option, nearest
+    from loadkit.pipeline import make_plan as plan
+    from loadkit.plans import Plan
+    from loadkit.profiles import Profile, read_profile, read_profiles
+    from loadkit.report import Loading, Measurements, Report
+    from loadkit.values import (
+        Adapter,
+        Architecture,
+        Experimental,
+        ModelClass,
+        Placement,
+        Preparation,
+        Processing,
+        Quantization,
+        Support,
+        Supported,
+        Unsupported,
+    )
+
+_HOMES: dict[str, tuple[str, ...]] = {
+    "claims": ("Claim", "Decision", "Overruled", "PassedOver", "Strength"),
+    "context": ("Context",),
+    "errors": ("AuditError", "Finding", "LoadError", "LoadkitError", "PlanError", "PluginError", "Problem"),
+    "facts.checkpoint": ("AdapterFacts", "Checkpoint", "File", "TensorHeader"),
+    "facts.library": ("ConfigFacts", "Family", "Library", "ModelFacts"),
+    "facts.machine": ("Accelerator", "Machine"),
+    "facts.request": ("Asked", "Request"),
+    "facts.topology": ("Topology",),
+    "hookspecs": ("hookimpl",),
+    "loading": ("Loaded", "load"),
+    "manager": ("PluginInfo", "PluginManager"),
+    "options": ("Option", "nearest"),
+    "pipeline": ("plan",),
+    "plans": ("Plan",),
+    "profiles": ("Profile", "read_profile", "read_profiles"),
+    "report": ("Loading", "Measurements", "Report"),
+    "values": (
+        "Adapter",
+        "Architecture",
+        "Experimental",
+        "ModelClass",
+        "Placement",
+        "Preparation",
+        "Processing",
+        "Quantization",
+        "Support",
+        "Supported",
+        "Unsupported",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_ELSEWHERE = {"plan": "make_plan"}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'loadkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"loadkit.{home}"), _ELSEWHERE.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,158 @@
+"""Every error loadkit raises, and the values that carry what went wrong.
+
+    LoadkitError
+    ├── PlanError        the request can't be met: every problem of it, all at once (`.problems`)
+    ├── LoadError        planning went well, the library underneath failed while loading
+    ├── AuditError       the loaded model isn't what was planned (`.findings`, `.loaded`)
+    └── PluginError      a plugin misbehaved (`.plugin`, `.hook`)
+
+`PlanError` is one class on purpose: the problems of a request come together, so what tells them apart is
+each problem's `code`, not the exception's type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+__all__ = [
+    "AuditError",
+    "Finding",
+    "LoadError",
+    "LoadkitError",
+    "PlanError",
+    "PluginError",
+    "Problem",
+    "Severity",
+]
+
+Severity = Literal["error", "warning", "note"]
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Something wrong with a request, found before anything is loaded.
+
+    Parameters:
+        stage: the stage or fact it belongs to, such as "dtype" or "checkpoint".
+        plugin: who noticed: a plugin's name, or "loadkit" for the core.
+        severity: "error" stops the plan; "warning" and "note" are carried in it.
+        code: a stable name to tell problems apart, such as "unknown-option".
+        message: what was asked, what was found, and who asked.
+        remedy: what to do about it.
+    """
+
+    stage: str
+    plugin: str
+    code: str
+    message: str
+    remedy: str
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.message}\n    fix: {self.remedy}  [{self.code}, from {self.plugin}]"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """Something the audit noticed on a loaded model.
+
+    Parameters:
+        stage: the stage whose decision was audited.
+        plugin: the plugin that looked.
+        severity: "error" fails the load (unless `strict=False`).
+        code: a stable name to tell findings apart.
+        message: what is there.
+        planned: what the plan said, in words; "" where there was nothing to compare.
+        effective: what was found, in words.
+        remedy: what to do about it; "" where nothing need be done.
+    """
+
+    stage: str
+    plugin: str
+    code: str
+    message: str
+    severity: Severity = "error"
+    planned: str = ""
+    effective: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.stage}: {self.message}"
+        if self.planned or self.effective:
+            text += f" (planned {self.planned or 'nothing'}, found {self.effective or 'nothing'})"
+        if self.remedy:
+            text += f"\n    fix: {self.remedy}"
+        return f"{text}  [{self.code}, from {self.plugin}]"
+
+
+class LoadkitError(Exception):
+    """The root of everything loadkit raises."""
+
+
+class PlanError(LoadkitError):
+    """A request that can't be met, with every problem found.
+
+    Parameters:
+        source: what was asked for.
+        problems: all of them, errors and warnings; at least one is an error.
+    """
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        errors = [p for p in self.problems if p.severity == "error"]
+        head = f"can't load {source!r}: {len(errors)} problem{'s' if len(errors) != 1 else ''}"
+        super().__init__("\n".join([head, *(f"  - {p}" for p in errors)]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.problems)
+
+
+class LoadError(LoadkitError):
+    """The library that loads raised; the original exception is `__cause__`."""
+
+
+class AuditError(LoadkitError):
+    """A loaded model that isn't what the plan says.
+
+    Parameters:
+        source: what was loaded.
+        findings: every finding; at least one is an error.
+        loaded: the `Loaded` in question, so that it can still be examined.
+    """
+
+    def __init__(self, source: str, findings: Sequence[Finding], loaded: Any = None) -> None:
+        self.source = source
+        self.findings = tuple(findings)
+        self.loaded = loaded
+        errors = [f for f in self.findings if f.severity == "error"]
+        head = (
+            f"{source!r} was loaded, but it isn't what was planned: "
+            f"{len(errors)} finding{'s' if len(errors) != 1 else ''} (strict=False turns these into warnings)"
+        )
+        super().__init__("\n".join([head, *(f"  - {f}" for f in errors)]))
+
+
+class PluginError(LoadkitError):
+    """A plugin raised, returned something of the wrong type, or can't be registered.
+
+    Parameters:
+        plugin: its name.
+        message: what happened and how to go on without it.
+        hook: the hook it happened in; "" while registering.
+    """
+
+    def __init__(self, plugin: str, message: str, *, hook: str = "") -> None:
+        self.plugin = plugin
+        self.hook = hook
+        self.message = message
+        where = f" in {hook}" if hook else ""
+        super().__init__(f"plugin {plugin!r}{where}: {message}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _plugin_error, (self.plugin, self.message, self.hook)
+
+
+def _plugin_error(plugin: str, message: str, hook: str) -> PluginError:
+    return PluginError(plugin, message, hook=hook)

@@ -1,0 +1,152 @@
+"""The checkpoint as a frozen fact: its config, its files, and the headers of its weight files. Never the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+__all__ = ["AdapterFacts", "Checkpoint", "File", "TensorHeader"]
+
+DTYPE_NAMES: Mapping[str, str] = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""Safetensors' names of floating-point dtypes to torch's."""
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the checkpoint: its path inside it, its size in bytes, -1 where unknown."""
+
+    name: str
+    size: int = -1
+
+
+class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor as a safetensors header describes it; `dtype` in safetensors' spelling ("BF16"), `nbytes` its size."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    file: str
+
+
+class AdapterFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter repository: where it is, its adapter_config.json, and the tensors it holds."""
+
+    source: str
+    location: str
+    commit: str
+    config: dict[str, Any]
+    tensors: dict[str, TensorHeader] = {}
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What loadkit knows of a checkpoint before loading it.
+
+    Parameters:
+        source: what the user asked for.
+        kind: a folder on this machine or a repository on the Hub.
+        location: what `from_pretrained` is given: the folder's path or the repository's id.
+        revision: the revision asked for; "" for the default branch or a folder.
+        commit: the commit hash that serves everything; "" for a folder.
+        config: config.json.
+        generation_config: generation_config.json, empty where there is none.
+        tokenizer_config: tokenizer_config.json, empty where there is none.
+        processor_config: processor_config.json merged over preprocessor_config.json, empty where there is none.
+        chat_template: the template in the checkpoint's files; None where there is none.
+        files: every file, sorted by name.
+        tensors: tensor name to header, over all safetensors files; empty for other formats.
+        weight_files: the files that hold the weights.
+        weight_format: how they are stored; "none" where there are no weights.
+        adapter: the adapter repository that was asked for, where the source is one: the rest then tells its base.
+    """
+
+    source: str
+    kind: Literal["folder", "hub"] = "folder"
+    location: str = ""
+    revision: str = ""
+    commit: str = ""
+    config: dict[str, Any] = {}
+    generation_config: dict[str, Any] = {}
+    tokenizer_config: dict[str, Any] = {}
+    processor_config: dict[str, Any] = {}
+    chat_template: str | None = None
+    files: tuple[File, ...] = ()
+    tensors: dict[str, TensorHeader] = {}
+    weight_files: tuple[str, ...] = ()
+    weight_format: Literal["safetensors", "pickle", "none"] = "none"
+    adapter: AdapterFacts | None = None
+
+    @property
+    def model_type(self) -> str:
+        """`model_type` of config.json; "" where it has none."""
+        found = self.config.get("model_type")
+        return found if isinstance(found, str) else ""
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """`architectures` of config.json; empty where it has none."""
+        found = self.config.get("architectures")
+        return tuple(a for a in found if isinstance(a, str)) if isinstance(found, list) else ()
+
+    @property
+    def auto_map(self) -> dict[str, Any]:
+        """`auto_map` of config.json: the checkpoint's own code; empty where it has none."""
+        found = self.config.get("auto_map")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def quantization_config(self) -> dict[str, Any]:
+        """How the checkpoint is stored quantized, from the config or its text part; empty where it isn't."""
+        for config in (self.config, *(c for key, c in self.sub_configs() if key.startswith("text"))):
+            found = config.get("quantization_config")
+            if isinstance(found, dict) and found:
+                return found
+        return {}
+
+    @property
+    def stored_dtype(self) -> str:
+        """The floating dtype that most bytes of the weight files have, in torch's spelling; "" where unknown."""
+        sizes: dict[str, int] = {}
+        for header in self.tensors.values():
+            if header.dtype in DTYPE_NAMES:
+                name = DTYPE_NAMES[header.dtype]
+                sizes[name] = sizes.get(name, 0) + header.nbytes
+        return max(sizes, key=lambda name: (sizes[name], name)) if sizes else ""
+
+    @property
+    def config_dtype(self) -> str:
+        """The dtype that config.json or its text part states (`dtype`, or `torch_dtype` of old); "" where none."""
+        for config in (self.config, *(c for key, c in self.sub_configs() if key.startswith("text"))):
+            for key in ("dtype", "torch_dtype"):
+                found = config.get(key)
+                if isinstance(found, str) and found != "auto":
+                    return found.removeprefix("torch.")
+        return ""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors in the weight files, by their headers."""
+        return sum(header.nbytes for header in self.tensors.values())
+
+    def sub_configs(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (dotted key, config) of every nested config, outermost first ("text_config", "vision_config"…)."""
+        yield from _nested("", self.config)
+
+    def has_file(self, name: str) -> bool:
+        """Whether the checkpoint holds a file of exactly this path."""
+        return any(f.name == name for f in self.files)
+
+
+def _nested(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, value in config.items():
+        if isinstance(value, dict) and ("model_type" in value or key.endswith("_config")) and key != "quantization_config":
+            dotted = f"{prefix}{key}"
+            yield dotted, value
+            yield from _nested(f"{dotted}.", value)

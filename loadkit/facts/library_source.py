@@ -1,0 +1,350 @@
+"""Read Python source without running it: literals, class attributes, inheritance across modules."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+__all__ = ["ClassSource", "Module", "SourceTree", "evaluate"]
+
+_ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+class ClassSource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A class statement.
+
+    Parameters:
+        name: the class.
+        module: its module, dotted.
+        bases: the names of its bases as written; a base that isn't a plain name is left out.
+        values: the attributes its body assigns, unevaluated.
+        annotations: the attributes its body annotates, with or without a value.
+    """
+
+    name: str
+    module: str
+    bases: tuple[str, ...]
+    values: dict[str, ast.expr]
+    annotations: dict[str, ast.expr]
+
+
+class Module(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A parsed module.
+
+    Parameters:
+        name: dotted.
+        path: its file.
+        body: its statements.
+        classes: those of its top level.
+        imports: local name to (module, name) of `from … import …`.
+        stars: modules of `from … import *`.
+        aliases: names assigned from another name.
+    """
+
+    name: str
+    path: Path
+    body: list[ast.stmt]
+    classes: dict[str, ClassSource]
+    imports: dict[str, tuple[str, str]]
+    stars: list[str]
+    aliases: dict[str, str]
+
+
+class SourceTree:
+    """The modules of one package, parsed when first asked for.
+
+    Parameters:
+        root: the package's folder.
+        roots: names of classes whose own bases don't matter: inheritance is followed up to them.
+        functions: names to callables that `namespace` may call, beyond the builtin containers.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        roots: Iterable[str] = (),
+        functions: Mapping[str, Callable[..., object]] | None = None,
+    ) -> None:
+        self.root = root
+        self.visited: set[Path] = set()
+        """Every file read for an answer since this was last emptied (with `start`)."""
+        self._roots = frozenset(roots)
+        self._functions = {**_CONTAINERS, **(functions or {})}
+        self._modules: dict[str, Module | None] = {}
+        self._namespaces: dict[str, dict[str, Any]] = {}
+        self._mros: dict[ClassSource, list[ClassSource]] = {}
+
+    def start(self) -> None:
+        """Begin a new answer: forget which files were visited; what is parsed stays parsed."""
+        self.visited.clear()
+        self._mros.clear()
+
+    def module(self, name: str) -> Module | None:
+        """A module by its dotted name; None where it isn't a file of the package that can be parsed."""
+        if name not in self._modules:
+            path = self._path(name)
+            self._modules[name] = _parse(name, path) if path else None
+        found = self._modules[name]
+        if found:
+            self.visited.add(found.path)
+        return found
+
+    def find(self, module: str, name: str) -> ClassSource | None:
+        """The class that a name means in a module, through aliases and imports; None where out of reach."""
+        seen: set[tuple[str, str]] = set()
+        places = [(module, name)]
+        while places:
+            place = places.pop(0)
+            found = self.module(place[0]) if place not in seen else None
+            seen.add(place)
+            if found is None:
+                continue
+            if place[1] in found.classes:
+                return found.classes[place[1]]
+            if place[1] in found.aliases:
+                places.append((place[0], found.aliases[place[1]]))
+            elif place[1] in found.imports:
+                places.append(found.imports[place[1]])
+            else:
+                places += [(star, place[1]) for star in found.stars]
+        return None
+
+    def mro(self, source: ClassSource) -> list[ClassSource]:
+        """Python's method resolution order, without the classes that aren't in reach."""
+        if source not in self._mros:
+            self._mros[source] = [source]  # stands for itself should the source be circular
+            names = () if source.name in self._roots else source.bases
+            bases = [base for name in names if (base := self.find(source.module, name))]
+            self._mros[source] = [source, *_merge([*([*self.mro(base)] for base in bases), bases])]
+        return self._mros[source]
+
+    def namespace(self, name: str) -> dict[str, Any]:
+        """The literal values of a module's top-level names, as its statements in order leave them.
+
+        Names imported from modules of the same folder are followed. Of an `if`, the first branch counts (of
+        `if TYPE_CHECKING` the other one): what is optional is taken as installed.
+        """
+        if name not in self._namespaces:
+            names = self._namespaces[name] = dict(self._functions)
+            module = self.module(name)
+            if module:
+                self._execute(module, module.body, names)
+        return self._namespaces[name]
+
+    def _path(self, name: str) -> Path | None:
+        package, _, rest = name.partition(".")
+        if package != self.root.name:
+            return None
+        parts = rest.split(".")
+        if not rest or (parts[0] != "models" and (self.root / parts[0]).is_dir()):
+            return None  # other sub-packages hold no model and no config, and would drag in much source
+        path = self.root.joinpath(*parts)
+        return next(
+            (p for p in (path.with_name(path.name + ".py"), path / "__init__.py") if p.is_file()), None
+        )
+
+    def _execute(self, module: Module, body: list[ast.stmt], names: dict[str, Any]) -> None:
+        for statement in body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=target)], value=value):
+                    _assign(names, target, value)
+                case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value):
+                    _assign(names, target, value)
+                case ast.Expr(
+                    value=ast.Call(func=ast.Attribute(value=ast.Name(id=target), attr="update")) as call
+                ):
+                    _update(names, target, call)
+                case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.UnaryOp(op=ast.Not())):
+                    self._execute(module, statement.orelse, names)
+                case ast.If(body=inner) | ast.Try(body=inner):
+                    self._execute(module, inner, names)
+                case ast.ImportFrom(level=1, names=imported):
+                    origin = _absolute(module, statement)
+                    known = self.namespace(origin)
+                    names |= {a.asname or a.name: known[a.name] for a in imported if a.name in known}
+
+
+def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
+    """The value of an expression made of literals, known names, containers and arithmetic.
+
+    A conditional whose test isn't known gives what its branches can give: the one value, or a tuple of all,
+    the preferred one first, without None.
+
+    Parameters:
+        node: the expression.
+        names: values of names; callables among them may be called.
+
+    Raises:
+        ValueError: for any other expression.
+    """
+    names = _CONTAINERS if names is None else names
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name) if name in names:
+            return names[name]
+        case ast.Tuple(elts=elements):
+            return tuple(evaluate(element, names) for element in elements)
+        case ast.List(elts=elements):
+            return [evaluate(element, names) for element in elements]
+        case ast.Set(elts=elements):
+            return {evaluate(element, names) for element in elements}
+        case ast.Dict(keys=keys, values=values):
+            return dict(_items(keys, values, names))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_number(evaluate(operand, names))
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in _ARITHMETIC:
+            return _ARITHMETIC[type(op)](_number(evaluate(left, names)), _number(evaluate(right, names)))
+        case ast.IfExp():
+            return _either(node, names)
+        case ast.Subscript(value=value) if callable(generic := evaluate(value, names)):
+            return generic  # OrderedDict[str, str] is OrderedDict
+        case ast.Call(func=func, args=args, keywords=keywords) if callable(function := evaluate(func, names)):
+            given = [evaluate(arg, names) for arg in args]
+            try:
+                return function(
+                    *given, **dict(_items(map(_key, keywords), [k.value for k in keywords], names))
+                )
+            except TypeError as error:
+                raise ValueError(
+                    f"line {node.lineno} calls a known function in an unknown way: {error}"
+                ) from error
+    raise ValueError(f"line {node.lineno} isn't a literal")
+
+
+_CONTAINERS: Mapping[str, Callable[..., object]] = {
+    "OrderedDict": dict,
+    "dict": dict,
+    "frozenset": frozenset,
+    "list": list,
+    "set": set,
+    "tuple": tuple,
+}
+
+
+def _key(keyword: ast.keyword) -> ast.expr | None:
+    return None if keyword.arg is None else ast.Constant(value=keyword.arg)
+
+
+def _items(
+    keys: Iterable[ast.expr | None], values: Iterable[ast.expr], names: Mapping[str, Any]
+) -> Iterator[tuple[Any, Any]]:
+    for key, value in zip(keys, values, strict=True):
+        evaluated = evaluate(value, names)
+        if key is not None:
+            yield evaluate(key, names), evaluated
+        elif isinstance(evaluated, dict):
+            yield from evaluated.items()
+        else:
+            raise ValueError(f"line {value.lineno} unpacks what isn't a dictionary")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, int | float):
+        return value
+    raise ValueError(f"{value!r} isn't a number")
+
+
+def _either(node: ast.IfExp, names: Mapping[str, Any]) -> Any:
+    try:
+        return evaluate(node.body if evaluate(node.test, names) else node.orelse, names)
+    except ValueError:
+        branches = [evaluate(branch, names) for branch in (node.body, node.orelse)]
+    several = [value for branch in branches for value in (branch if isinstance(branch, tuple) else [branch])]
+    found = tuple(value for value in several if value is not None)
+    return found if len(found) > 1 else next(iter(found), None)
+
+
+def _assign(names: dict[str, Any], target: str, value: ast.expr) -> None:
+    try:
+        names[target] = evaluate(value, names)
+    except ValueError:
+        names.pop(target, None)
+
+
+def _update(names: dict[str, Any], target: str, call: ast.Call) -> None:
+    known = names.get(target)
+    if not isinstance(known, dict):
+        return
+    try:
+        known.update(*(evaluate(argument, names) for argument in call.args))
+    except (TypeError, ValueError):
+        names.pop(target)  # better no map than one that lacks entries
+
+
+def _parse(name: str, path: Path) -> Module | None:
+    try:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError, ValueError):
+        return None
+    module = Module(name=name, path=path, body=body, classes={}, imports={}, stars=[], aliases={})
+    _collect(module, body)
+    return module
+
+
+def _collect(module: Module, body: list[ast.stmt]) -> None:
+    for statement in body:
+        match statement:
+            case ast.ClassDef(name=name):
+                module.classes.setdefault(name, _class_source(module, statement))
+            case ast.ImportFrom(names=imported):
+                origin = _absolute(module, statement)
+                module.stars.extend(origin for alias in imported if alias.name == "*")
+                module.imports.update(
+                    {alias.asname or alias.name: (origin, alias.name) for alias in imported}
+                )
+            case ast.Assign(targets=[ast.Name(id=target)], value=ast.Name(id=name)):
+                module.aliases[target] = name
+            case ast.If(body=inner, orelse=other) | ast.Try(body=inner, orelse=other):
+                _collect(module, inner)
+                _collect(module, other)
+
+
+def _class_source(module: Module, statement: ast.ClassDef) -> ClassSource:
+    values: dict[str, ast.expr] = {}
+    annotations: dict[str, ast.expr] = {}
+    for line in statement.body:
+        match line:
+            case ast.Assign(targets=[ast.Name(id=target)], value=value):
+                values[target] = value
+            case ast.AnnAssign(target=ast.Name(id=target), annotation=annotation, value=default):
+                annotations[target] = annotation
+                if default is not None:
+                    values[target] = default
+    bases = tuple(base.id for base in statement.bases if isinstance(base, ast.Name))
+    return ClassSource(
+        name=statement.name, module=module.name, bases=bases, values=values, annotations=annotations
+    )
+
+
+def _absolute(module: Module, statement: ast.ImportFrom) -> str:
+    if not statement.level:
+        return statement.module or ""
+    parts = module.name.split(".")
+    package = parts if module.path.name == "__init__.py" else parts[:-1]
+    kept = package[: len(package) - statement.level + 1]
+    return ".".join([*kept, statement.module] if statement.module else kept)
+
+
+def _merge(orders: list[list[ClassSource]]) -> list[ClassSource]:
+    """Python's C3 linearization: a class comes before its bases, and bases in the order they are written."""
+    merged: list[ClassSource] = []
+    while orders := [order for order in orders if order]:
+        heads = [order[0] for order in orders]
+        # Python refuses a hierarchy without a good head, and leaving classes out can't make one.
+        head = next((h for h in heads if not any(h in order[1:] for order in orders)), heads[0])
+        merged.append(head)
+        orders = [[each for each in order if each is not head] for order in orders]
+    return merged

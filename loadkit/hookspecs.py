@@ -1,0 +1,330 @@
+"""The hooks of loadkit, in the order in which they are called. This file is the manual for plugin authors.
+
+A plugin is a module (or any object) with functions of these names, each marked with `@loadkit.hookimpl` and
+taking those of the parameters that it needs, by name. Announce it in your distribution's pyproject.toml:
+
+    [project.entry-points.loadkit]
+    my-plugin = "my_package.my_module"
+
+Three kinds of hooks:
+
+* **Poll** (`choose_*`, `contribute_kwargs`): every plugin is asked, each answers with a `Claim`, several, or None for
+  no opinion; the strongest claim wins, and two of equal strength that differ are an error for the user to settle.
+  Registration order decides nothing. Claim only what concerns you, and say why in one line. Where you would decide but
+  can't, answer with a `Problem` that says why: it is shown if nobody else claims either.
+* **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `audit_model`): every answer counts.
+* **Act** (`build_quantization_config`, `load_model`, `prepare_model`, `attach_adapter`): the first result that isn't None
+  is used; return None for what isn't yours.
+
+Hooks up to `check_plan` run while planning: they must not import torch or transformers, and must not look at the machine,
+the environment or the network. All they need is in the frozen facts of `context`. The others run while loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import pluggy
+
+from loadkit.claims import Claim
+from loadkit.context import Context
+from loadkit.errors import Finding, Problem
+from loadkit.options import Option
+from loadkit.plans import Plan
+from loadkit.profiles import Profile
+from loadkit.values import (
+    Adapter,
+    Architecture,
+    ModelClass,
+    Placement,
+    Preparation,
+    Processing,
+    Quantization,
+)
+
+if TYPE_CHECKING:
+    from loadkit.report import Loading
+
+PROJECT = "loadkit"
+
+T = TypeVar("T")
+Answer: TypeAlias = Claim[T] | Problem | Sequence[Claim[T] | Problem] | None
+"""What a decision hook returns."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# --- What there is ---------------------------------------------------------------------------------------------------
+
+
+@hookspec
+def loadkit_options() -> Sequence[Option]:  # type: ignore[empty-body]
+    """Declare options that `plan()`, `load()` and the command line accept for your plugin.
+
+    Called once per plugin manager. Returns the declarations; a name that another plugin declares too is an error.
+    """
+
+
+@hookspec
+def loadkit_profiles() -> Sequence[Profile]:  # type: ignore[empty-body]
+    """Provide profiles: named sets of options with a sentence each.
+
+    Called once per plugin manager. Returns the profiles; two of one name are an error.
+    """
+
+
+@hookspec
+def loadkit_architectures() -> Sequence[Architecture]:  # type: ignore[empty-body]
+    """Register model families: classes, attention support, LoRA targets, what not to quantize.
+
+    Called once per plugin manager. Returns the facts; two for one model type are an error.
+    """
+
+
+# --- The decisions, in this order ------------------------------------------------------------------------------------
+
+
+@hookspec
+def loadkit_choose_architecture(context: Context) -> Answer[ModelClass]:
+    """Choose the class that loads the checkpoint. Some plugin must.
+
+    Parameters:
+        context: the facts.
+
+    Returns:
+        A claim with the class's name; None where the model type isn't yours.
+    """
+
+
+@hookspec
+def loadkit_choose_dtype(
+    context: Context, architecture: ModelClass
+) -> Answer[str]:
+    """Choose the dtype of the weights, such as "bfloat16". Some plugin must.
+
+    It is also the compute dtype of quantized layers and the dtype of a new adapter.
+
+    Parameters:
+        context: the facts.
+        architecture: the class decided before.
+
+    Returns:
+        A claim with the dtype's name in torch, without "torch.".
+    """
+
+
+@hookspec
+def loadkit_choose_attention(
+    context: Context, architecture: ModelClass, dtype: str
+) -> Answer[str | dict[str, str]]:
+    """Choose `attn_implementation`. Some plugin must.
+
+    Parameters:
+        context: the facts.
+        architecture: the class decided before.
+        dtype: the dtype decided before.
+
+    Returns:
+        A claim with one name, or with a name for each sub-config ("" for the outermost); a preference chain is one
+        claim, whose `passed_over` says why each earlier link can't be had.
+    """
+
+
+@hookspec
+def loadkit_choose_quantization(
+    context: Context, architecture: ModelClass, dtype: str
+) -> Answer[Quantization | None]:
+    """Choose how the weights are quantized, if at all. Nobody's claim means that they aren't.
+
+    Parameters:
+        context: the facts.
+        architecture: the class decided before.
+        dtype: the dtype decided before: the compute dtype unless the user asks otherwise.
+
+    Returns:
+        A claim with a `Quantization`, or with None to speak against quantizing.
+    """
+
+
+@hookspec
+def loadkit_choose_device_map(
+    context: Context, architecture: ModelClass, quantization: Quantization | None
+) -> Answer[Placement]:
+    """Choose where the weights go. Some plugin must.
+
+    Parameters:
+        context: the facts.
+        architecture: the class decided before.
+        quantization: the quantization decided before.
+
+    Returns:
+        A claim with a `Placement`.
+    """
+
+
+@hookspec
+def loadkit_choose_preparation(
+    context: Context, architecture: ModelClass, quantization: Quantization | None
+) -> Answer[Preparation]:
+    """Choose what is done to the model between loading and attaching an adapter. Some plugin must.
+
+    Parameters:
+        context: the facts.
+        architecture: the class decided before.
+        quantization: the quantization decided before.
+
+    Returns:
+        A claim with a `Preparation`.
+    """
+
+
+@hookspec
+def loadkit_choose_use_cache(
+    context: Context, architecture: ModelClass, preparation: Preparation
+) -> Answer[bool | None]:
+    """Choose whether the model keeps a key-value cache. It is set on every (sub-)config that has the field.
+
+    Parameters:
+        context: the facts.
+        architecture: the class decided before.
+        preparation: the preparation decided before: checkpointing and a cache exclude each other.
+
+    Returns:
+        A claim with True or False, or with None to leave the checkpoint's own value.
+    """
+
+
+@hookspec
+def loadkit_choose_processing(
+    context: Context, architecture: ModelClass
+) -> Answer[Processing]:
+    """Choose the tokenizer or processor. Some plugin must.
+
+    Parameters:
+        context: the facts.
+        architecture: the class decided before.
+
+    Returns:
+        A claim with a `Processing`; its `kind` is "none" for a checkpoint without one.
+    """
+
+
+@hookspec
+def loadkit_choose_adapter(
+    context: Context, architecture: ModelClass, dtype: str, quantization: Quantization | None
+) -> Answer[Adapter | None]:
+    """Choose the adapter, new or existing. Nobody's claim means that there is none.
+
+    Parameters:
+        context: the facts.
+        architecture: the class decided before.
+        dtype: the dtype decided before.
+        quantization: the quantization decided before.
+
+    Returns:
+        A claim with an `Adapter`, or with None for a bare model.
+    """
+
+
+@hookspec
+def loadkit_contribute_kwargs(
+    context: Context, plan: Plan
+) -> Mapping[str, Claim[Any] | Sequence[Claim[Any]]] | None:
+    """Contribute further keyword arguments of `from_pretrained`, each decided on its own.
+
+    Parameters:
+        context: the facts.
+        plan: the decisions so far.
+
+    Returns:
+        Keyword to claim. A keyword that a stage owns (`dtype`, `device_map`, …) is refused: answer that stage's hook.
+    """
+
+
+@hookspec
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:  # type: ignore[empty-body]
+    """Look at the whole plan for what can't work on these facts.
+
+    Parameters:
+        context: the facts.
+        plan: all decisions.
+
+    Returns:
+        Problems, each with a remedy. One of severity "error" stops the request; all are reported together.
+    """
+
+
+# --- Loading ---------------------------------------------------------------------------------------------------------
+
+
+@hookspec(firstresult=True)
+def loadkit_build_quantization_config(
+    plan: Plan, quantization: Quantization, skip_modules: Sequence[str] | None
+) -> Any | None:
+    """Build the object that `from_pretrained` takes as `quantization_config`. May import what it needs.
+
+    Parameters:
+        plan: the plan.
+        quantization: what was decided.
+        skip_modules: full paths of every module to leave alone, the automatic ones included; None where the
+            method's own choice is enough.
+
+    Returns:
+        The object; None where the method isn't yours.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_load_model(plan: Plan) -> Any | None:
+    """Load the model another way than by calling `from_pretrained`. Wrappers are allowed on this hook only.
+
+    Parameters:
+        plan: the plan.
+
+    Returns:
+        A `transformers.PreTrainedModel` that fits the plan; None to leave it to others and at last to loadkit.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_prepare_model(plan: Plan, model: Any, preparation: Preparation) -> Any | None:
+    """Carry out the preparation on the loaded model: k-bit preparation, gradient checkpointing, input gradients.
+
+    Parameters:
+        plan: the plan.
+        model: the loaded `transformers.PreTrainedModel`.
+        preparation: what was decided.
+
+    Returns:
+        The prepared model (the same object, as a rule); None where it isn't yours.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_attach_adapter(plan: Plan, model: Any, adapter: Adapter) -> Any | None:
+    """Attach the adapter to the prepared model.
+
+    Parameters:
+        plan: the plan.
+        model: the prepared `transformers.PreTrainedModel`.
+        adapter: what was decided.
+
+    Returns:
+        The `peft.PeftModel`; None where that type of adapter isn't yours.
+    """
+
+
+@hookspec
+def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Finding]:  # type: ignore[empty-body]
+    """Compare the loaded model with what your stage decided.
+
+    Parameters:
+        plan: the plan.
+        model: the final model, with its adapter.
+        loading: what `from_pretrained` reported: missing, unexpected and mismatched tensors.
+
+    Returns:
+        Findings; one of severity "error" fails the load unless `strict=False`.
+    """

@@ -1,0 +1,318 @@
+"""The plugin manager: a typed facade over pluggy that isolates broken plugins and stamps every answer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar
+
+import msgspec
+import pluggy
+
+from loadkit import hookspecs
+from loadkit.claims import Claim, StampedClaim
+from loadkit.errors import PluginError, Problem
+from loadkit.options import CORE_OPTIONS, Option, nearest
+from loadkit.profiles import Profile
+from loadkit.values import Architecture
+
+__all__ = ["PluginInfo", "PluginManager", "Polled", "Provision", "default_manager"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+WRAPPABLE = "loadkit_load_model"
+"""The one hook that may be wrapped: a wrapper around a decision would be an opinion without a name."""
+
+
+class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One plugin, whether it works or not.
+
+    Parameters:
+        name: the entry point's name, or what it was registered as.
+        state: "active", "blocked" (by the environment) or "broken".
+        distribution: the distribution that brings it; "" where it was registered by hand.
+        version: that distribution's version.
+        hooks: the hooks it implements, sorted.
+        reason: why it is blocked or broken; "" where it is active.
+    """
+
+    name: str
+    state: Literal["active", "blocked", "broken"]
+    distribution: str = ""
+    version: str = ""
+    hooks: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class Provision(NamedTuple, Generic[T]):
+    """What plugins provide of one kind.
+
+    Parameters:
+        found: name to (plugin, item).
+        conflicts: a name that several plugins provide, to those plugins. It breaks only who asks for that name.
+    """
+
+    found: Mapping[str, tuple[str, T]]
+    conflicts: Mapping[str, tuple[str, ...]]
+
+
+class Polled(NamedTuple):
+    """The answers to a decision hook: claims, and explanations for when nobody claims."""
+
+    claims: list[StampedClaim]
+    explanations: list[Problem]
+
+
+class _Provided(NamedTuple):
+    options: tuple[Option, ...]
+    profiles: tuple[Profile, ...]
+    architectures: tuple[Architecture, ...]
+
+
+class PluginManager:
+    """A set of plugins. Managers are independent: a test or an application can have its own.
+
+    Parameters:
+        entry_points: whether to load the plugins that installed distributions announce in the group "loadkit".
+        environ: where LOADKIT_DISABLE, LOADKIT_PLUGINS and LOADKIT_STRICT are read; the process's environment by default.
+
+    Raises:
+        PluginError: LOADKIT_STRICT=1 and a plugin is broken.
+    """
+
+    def __init__(self, *, entry_points: bool = True, environ: Mapping[str, str] | None = None) -> None:
+        env = os.environ if environ is None else environ
+        self._disabled = _names(env.get("LOADKIT_DISABLE", ""))
+        self._allowed = _names(env.get("LOADKIT_PLUGINS", ""))
+        self._strict = env.get("LOADKIT_STRICT", "") not in ("", "0")
+        self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
+        self._pluggy.add_hookspecs(hookspecs)
+        self._infos: dict[str, PluginInfo] = {}
+        self._provided: dict[str, _Provided] = {}
+        if entry_points:
+            self._load_entry_points()
+
+    # --- Registering -------------------------------------------------------------------------------------------------
+
+    def register(self, plugin: object, name: str) -> None:
+        """Add a plugin by hand.
+
+        Parameters:
+            plugin: a module or object with functions marked `@loadkit.hookimpl`.
+            name: what it is called in plans and messages.
+
+        Raises:
+            PluginError: the name is taken, or the plugin doesn't fit the hooks. Nothing of it stays registered.
+        """
+        if name in self._infos:
+            raise PluginError(name, "a plugin of that name is registered already; unregister it or choose another name")
+        try:
+            hooks = self._register(plugin, name)
+        except Exception as error:
+            raise PluginError(name, f"it doesn't fit: {error}") from error
+        self._infos[name] = PluginInfo(name=name, state="active", hooks=hooks)
+
+    def unregister(self, name: str) -> None:
+        """Remove a plugin; unknown names are ignored."""
+        if self._pluggy.get_plugin(name) is not None:
+            self._pluggy.unregister(name=name)
+        self._infos.pop(name, None)
+        self._provided.pop(name, None)
+
+    @property
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """Every plugin found, sorted by name: active, blocked and broken ones."""
+        return tuple(self._infos[name] for name in sorted(self._infos))
+
+    def _load_entry_points(self) -> None:
+        found = metadata.entry_points(group=hookspecs.PROJECT)
+        for entry in sorted(found, key=lambda e: (e.name, _distribution(e), e.value)):
+            about = PluginInfo(
+                name=entry.name,
+                state="active",
+                distribution=_distribution(entry),
+                version=entry.dist.version if entry.dist else "",
+            )
+            taken = self._infos.get(entry.name)
+            if taken is None:
+                self._infos[entry.name] = self._try(entry, about)
+            elif taken.distribution != about.distribution:  # else: one distribution that is on the path twice
+                reason = f"{taken.distribution} has a plugin of the same name; block one, or have one renamed"
+                self._infos[f"{entry.name} ({about.distribution})"] = self._broken(about, reason)
+
+    def _try(self, entry: metadata.EntryPoint, about: PluginInfo) -> PluginInfo:
+        """Import and register one plugin, or note why not."""
+        if about.name in self._disabled:
+            return msgspec.structs.replace(about, state="blocked", reason="LOADKIT_DISABLE names it")
+        if self._allowed and about.name not in self._allowed:
+            return msgspec.structs.replace(about, state="blocked", reason="LOADKIT_PLUGINS doesn't name it")
+        try:
+            hooks = self._register(entry.load(), about.name)
+        except Exception as error:
+            return self._broken(about, f"{type(error).__name__}: {error}", error)
+        return msgspec.structs.replace(about, hooks=hooks)
+
+    def _register(self, plugin: object, name: str) -> tuple[str, ...]:
+        try:
+            self._pluggy.register(plugin, name=name)
+            hooks = self._validated(plugin)
+            self._provided[name] = self._collected(name)
+        except Exception:
+            # pluggy leaves a plugin half registered when its check fails (pluggy 1.7): roll it back whole.
+            if self._pluggy.get_plugin(name) is not None:
+                self._pluggy.unregister(name=name)
+            raise
+        return hooks
+
+    def _validated(self, plugin: object) -> tuple[str, ...]:
+        callers = self._pluggy.get_hookcallers(plugin) or []
+        for caller in callers:
+            if not caller.has_spec():
+                known = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
+                raise TypeError(f"{caller.name} isn't a hook of loadkit{nearest(caller.name, known)}")
+            wraps = any(i.plugin is plugin and (i.wrapper or i.hookwrapper) for i in caller.get_hookimpls())
+            if wraps and caller.name != WRAPPABLE:
+                raise TypeError(f"{caller.name} can't be wrapped: answer it with a claim instead")
+        if not callers:
+            raise TypeError("it implements no hook: mark its functions with @loadkit.hookimpl")
+        return tuple(sorted(caller.name for caller in callers))
+
+    def _collected(self, name: str) -> _Provided:
+        """What one plugin declares, asked once; a declaration of the wrong type makes the plugin a broken one."""
+
+        def given(hook: Callable[[], Sequence[T]], kind: type[T]) -> tuple[T, ...]:
+            impls = [i for i in getattr(self._pluggy.hook, hook.__name__).get_hookimpls() if i.plugin_name == name]
+            items = tuple(item for impl in impls for item in _called(impl, {}) or ())
+            for item in items:
+                if not isinstance(item, kind):
+                    raise TypeError(f"{hook.__name__} gave {item!r}; it gives {kind.__name__} values")
+            return items
+
+        return _Provided(
+            given(hookspecs.loadkit_options, Option),
+            given(hookspecs.loadkit_profiles, Profile),
+            given(hookspecs.loadkit_architectures, Architecture),
+        )
+
+    def _broken(self, about: PluginInfo, reason: str, error: Exception | None = None) -> PluginInfo:
+        if self._strict:
+            raise PluginError(about.name, f"{reason} (LOADKIT_STRICT is set)") from error
+        return msgspec.structs.replace(about, state="broken", reason=reason)
+
+    # --- Asking ------------------------------------------------------------------------------------------------------
+
+    def poll(self, hook: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Polled:
+        """Ask every plugin a decision hook, sorted by plugin name; each claim is stamped with its plugin.
+
+        Raises:
+            PluginError: a plugin raised, or answered something that is neither a claim nor a problem.
+        """
+        claims: list[StampedClaim] = []
+        explanations: list[Problem] = []
+        for plugin, answer in self.answers(hook, *args, **kwargs):
+            for given in answer if isinstance(answer, Sequence) else [answer]:
+                if isinstance(given, Claim):
+                    claims.append(StampedClaim(plugin, given))
+                elif isinstance(given, Problem):
+                    explanations.append(given)
+                else:
+                    raise PluginError(
+                        plugin,
+                        f"it answered {answer!r}; a decision hook returns a Claim, several, or None",
+                        hook=hook.__name__,
+                    )
+        return Polled(claims, explanations)
+
+    def answers(self, hook: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[tuple[str, T]]:
+        """Call a hook of every plugin, sorted by name, and yield (plugin, answer) for answers other than None.
+
+        Raises:
+            PluginError: a plugin raised; its exception is the cause.
+        """
+        caller = getattr(self._pluggy.hook, hook.__name__)
+        for impl in sorted(caller.get_hookimpls(), key=lambda i: i.plugin_name):
+            answer = _called(impl, kwargs)
+            if answer is not None:
+                yield impl.plugin_name, answer
+
+    def first(self, hook: Callable[P, T | None], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Call an action hook: the first result that isn't None, wrappers included.
+
+        Raises:
+            PluginError: a plugin raised something that isn't a loadkit error.
+        """
+        caller = getattr(self._pluggy.hook, hook.__name__)
+        result: T | None = caller(**kwargs)
+        return result
+
+    # --- What plugins provide ----------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> Provision[Option]:
+        """Every declared option, by its name and its aliases; "loadkit" declares the core's own."""
+        items = [("loadkit", option) for option in CORE_OPTIONS]
+        items += [(plugin, option) for plugin, given in self._provided.items() for option in given.options]
+        return _provision((name, plugin, option) for plugin, option in items for name in (option.name, *option.aliases))
+
+    @property
+    def profiles(self) -> Provision[Profile]:
+        """Every profile, by its name."""
+        return _provision((p.name, plugin, p) for plugin, given in self._provided.items() for p in given.profiles)
+
+    @property
+    def architectures(self) -> Provision[Architecture]:
+        """Every registered architecture, by its model type."""
+        return _provision(
+            (a.model_type, plugin, a) for plugin, given in self._provided.items() for a in given.architectures
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Active plugins, name to "distribution version"."""
+        return {i.name: f"{i.distribution} {i.version}".strip() for i in self.plugins if i.state == "active"}
+
+
+@functools.lru_cache(maxsize=1)
+def default_manager() -> PluginManager:
+    """The manager that `plan()` and `load()` use: all installed plugins, discovered once a process."""
+    return PluginManager()
+
+
+def _called(impl: pluggy.HookImpl, kwargs: Mapping[str, object]) -> Any:
+    try:
+        return impl.function(*(kwargs[name] for name in impl.argnames))
+    except Exception as error:
+        raise _attributed(impl.plugin_name, impl.function.__name__, error) from error
+
+
+def _attributed(plugin: str, hook: str, error: Exception) -> PluginError:
+    if isinstance(error, PluginError):
+        return error
+    where = inspect.trace()[-1]
+    return PluginError(
+        plugin,
+        f"it raised {type(error).__name__}: {error} ({os.path.basename(where.filename)}, line {where.lineno}); "
+        f"tell its author, or go on without it: LOADKIT_DISABLE={plugin}",
+        hook=hook,
+    )
+
+
+def _provision(items: Iterable[tuple[str, str, T]]) -> Provision[T]:
+    found: dict[str, tuple[str, T]] = {}
+    conflicts: dict[str, tuple[str, ...]] = {}
+    for name, plugin, item in items:
+        if name in found:
+            conflicts[name] = tuple(sorted({*conflicts.get(name, ()), found[name][0], plugin}))
+        found[name] = (plugin, item)
+    return Provision(found={n: f for n, f in found.items() if n not in conflicts}, conflicts=conflicts)
+
+
+def _distribution(entry: metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist else ""
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,206 @@
+"""The options of a request: declared as data, checked against the declarations, turned into plain values."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import msgspec
+
+from loadkit.claims import Strength
+from loadkit.errors import Problem
+from loadkit.facts.request import Asked
+
+__all__ = ["CORE_OPTIONS", "Option", "ask", "nearest", "plain"]
+
+TYPES: Mapping[str, Any] = {
+    "bool": bool,
+    "float": float,
+    "int": int,
+    "list": list[str],
+    "mapping": dict[str, Any],
+    "str": str,
+    "bool or mapping": bool | dict[str, Any],
+    "list or str": list[str] | str,
+    "mapping or str": dict[str, Any] | str,
+    "bool or mapping or str": bool | dict[str, Any] | str,
+}
+"""What an option's value may be, by the name its declaration uses."""
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One option of `plan()` and `load()`, declared by the plugin that owns it.
+
+    Parameters:
+        name: as the user writes it, in the ecosystem's own terms.
+        type: a key of `TYPES`.
+        help: one line for the reference and for `--help`.
+        stage: the stage it settles.
+        choices: the values it may have; empty for any.
+        aliases: older or other spellings, such as `torch_dtype` for `dtype`.
+    """
+
+    name: str
+    type: str
+    help: str
+    stage: str
+    choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+CORE_OPTIONS: tuple[Option, ...] = (
+    Option(name="revision", type="str", stage="checkpoint", help="branch, tag or commit of the repository"),
+    Option(
+        name="adapter_revision",
+        type="str",
+        stage="checkpoint",
+        help="branch, tag or commit of the adapter's repository",
+    ),
+    Option(
+        name="trust_remote_code",
+        type="bool",
+        stage="architecture",
+        help="run the checkpoint's own Python code where transformers has none for it",
+    ),
+    Option(
+        name="allow_pickle",
+        type="bool",
+        stage="checkpoint",
+        help="accept .bin weights, which are pickles and can run code while loading",
+    ),
+    Option(name="cache_dir", type="str", stage="checkpoint", help="where Hub files are cached"),
+    Option(
+        name="local_files_only", type="bool", stage="checkpoint", help="use only what is cached; don't ask the Hub"
+    ),
+    Option(
+        name="model_kwargs",
+        type="mapping",
+        stage="kwargs",
+        help="further keyword arguments of from_pretrained, and fields of the config to set",
+    ),
+)
+"""Options that the core reads itself."""
+
+
+def plain(value: object) -> Any:
+    """Turn an option's value into plain data, without importing the library it comes from.
+
+    A torch dtype becomes its name, a configuration object its `to_dict()`, an enum its value, a path a string,
+    sets sorted lists.
+
+    Raises:
+        TypeError: the value has no plain form.
+    """
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Set):
+        return sorted((plain(item) for item in value), key=str)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [plain(item) for item in value]
+    kind = type(value)
+    if kind.__module__.split(".")[0] == "torch" and kind.__name__ in ("dtype", "device"):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    to_dict = getattr(value, "to_dict", None)
+    if callable(to_dict):
+        return plain(to_dict())
+    raise TypeError(f"a {kind.__module__}.{kind.__qualname__} has no plain form")
+
+
+def ask(
+    given: Mapping[str, object], declared: Mapping[str, tuple[str, Option]], *, by: str, strength: Strength
+) -> tuple[dict[str, Asked], list[Problem]]:
+    """Check options against their declarations.
+
+    Parameters:
+        given: option to value, as the user or the profile wrote them.
+        declared: option to (declaring plugin, declaration).
+        by: who gives them: "you", "profile 'qlora'".
+        strength: how much that weighs.
+
+    Returns:
+        The options that are well-formed, under their canonical names, and a problem for each that isn't.
+    """
+    names = {name: name for name in declared}
+    names |= {alias: option.name for _, option in declared.values() for alias in option.aliases}
+    asked: dict[str, Asked] = {}
+    problems: list[Problem] = []
+    for given_name, value in given.items():
+        name = names.get(given_name)
+        if name is None:
+            problems.append(_unknown(given_name, by, names))
+            continue
+        if value is None:
+            continue
+        plugin, option = declared[name]
+        try:
+            clean = msgspec.convert(plain(value), TYPES[option.type])
+        except (TypeError, msgspec.ValidationError):
+            problems.append(_wrong_type(given_name, value, plugin, option, by))
+            continue
+        if option.choices and clean not in option.choices:
+            problems.append(_no_choice(given_name, clean, plugin, option, by))
+            continue
+        if name in asked and asked[name].value != clean:
+            problems.append(_twice(name, given_name, asked[name].value, clean, plugin, option, by))
+            continue
+        asked[name] = Asked(name=name, value=clean, by=by, strength=strength)
+    return asked, problems
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """" (did you mean 'X'?)" for the nearest of the words, "" where none is near."""
+    found = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.6)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _unknown(name: str, by: str, names: Mapping[str, str]) -> Problem:
+    return Problem(
+        stage="request",
+        plugin="loadkit",
+        code="unknown-option",
+        message=f"{by} gave {name!r}, which isn't an option{nearest(name, names)}",
+        remedy="`loadkit plan --help` lists the options; pass anything else that from_pretrained takes in model_kwargs",
+    )
+
+
+def _wrong_type(name: str, value: object, plugin: str, option: Option, by: str) -> Problem:
+    return Problem(
+        stage=option.stage,
+        plugin=plugin,
+        code="bad-option",
+        message=f"{by} gave {name}={value!r}, a {type(value).__name__}; it takes a {option.type}",
+        remedy=f"{name}: {option.help}",
+    )
+
+
+def _no_choice(name: str, value: object, plugin: str, option: Option, by: str) -> Problem:
+    return Problem(
+        stage=option.stage,
+        plugin=plugin,
+        code="bad-choice",
+        message=f"{by} gave {name}={value!r}{nearest(str(value), option.choices)}",
+        remedy=f"choose one of {', '.join(option.choices)}",
+    )
+
+
+def _twice(name: str, alias: str, first: object, second: object, plugin: str, option: Option, by: str) -> Problem:
+    return Problem(
+        stage=option.stage,
+        plugin=plugin,
+        code="option-twice",
+        message=f"{by} gave {name!r} twice under two names: {first!r}, and {alias}={second!r}",
+        remedy=f"keep {name}={first!r} or {name}={second!r}",
+    )

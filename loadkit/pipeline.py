@@ -1,0 +1,310 @@
+"""From a request to a plan: read the facts, ask the stages in order, check the whole, report every problem at once."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from loadkit import hookspecs as hooks
+from loadkit.claims import Claim, Decision, StampedClaim, Strength, decide
+from loadkit.context import Context
+from loadkit.errors import PlanError, PluginError, Problem
+from loadkit.facts.checkpoint import Checkpoint
+from loadkit.facts.library import read_library
+from loadkit.facts.machine import Machine, read_machine
+from loadkit.facts.reading import read_checkpoint
+from loadkit.facts.request import Asked, Request
+from loadkit.facts.topology import Topology, read_topology
+from loadkit.manager import PluginManager, default_manager
+from loadkit.options import ask
+from loadkit.plans import KWARGS, CheckpointSummary, Plan
+from loadkit.profiles import find_profile
+from loadkit.stages import OWNED_KWARGS, STAGES, Stage, stage_named
+from loadkit.values import ModelClass, Preparation
+
+__all__ = ["make_plan", "make_request", "plan_context"]
+
+T = TypeVar("T")
+Progress = Callable[[str], None]
+
+
+def make_plan(
+    source: str | os.PathLike[str],
+    profile: str | None = None,
+    *,
+    token: str | bool | None = None,
+    machine: Machine | None = None,
+    topology: Topology | None = None,
+    plugin_manager: PluginManager | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Plan:
+    """Plan a load without loading anything. Public as `loadkit.plan`.
+
+    Parameters:
+        source: a folder, a Hub id, or an adapter repository (its base is found).
+        profile: a profile's name, or the path of a profile file; None for none.
+        token: the Hub token, as huggingface_hub takes it; it appears in no plan and no message.
+        machine: facts to plan for; this machine's by default.
+        topology: processes to plan for; those of this launch by default.
+        plugin_manager: the plugins to ask; all installed ones by default.
+        progress: called with a short sentence while something takes long.
+        **options: what is wanted, by the options' names (`loadkit plan --help` lists them).
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: it can't be met; all problems are listed.
+    """
+    manager = plugin_manager or default_manager()
+    request, problems = make_request(source, profile, options, manager)
+    checkpoint, found = read_checkpoint(
+        source,
+        revision=request.value("revision", ""),
+        adapter_revision=request.value("adapter_revision", ""),
+        token=token,
+        cache_dir=request.value("cache_dir"),
+        local_files_only=request.value("local_files_only", False),
+        allow_pickle=request.value("allow_pickle", False),
+        progress=progress,
+    )
+    problems += found
+    if not checkpoint.config:
+        raise PlanError(request.source, problems)
+    architectures = manager.architectures
+    if checkpoint.model_type in architectures.conflicts:
+        problems.append(_several("architecture", "model type", checkpoint.model_type, architectures.conflicts))
+    context = Context(
+        request=request,
+        checkpoint=checkpoint,
+        machine=machine or _this_machine(),
+        topology=topology or read_topology(),
+        library=read_library(checkpoint.config, progress=progress),
+        architectures={name: item for name, (_, item) in architectures.found.items()},
+    )
+    return plan_context(context, manager, problems)
+
+
+def make_request(
+    source: str | os.PathLike[str], profile: str | None, options: Mapping[str, Any], manager: PluginManager
+) -> tuple[Request, list[Problem]]:
+    """Check the options and merge them over the profile's, keeping who asked for what."""
+    declared = manager.options
+    yours, problems = ask(options, declared, by="you", strength=Strength.YOU)
+    theirs: dict[str, Asked] = {}
+    if profile:
+        profiles = manager.profiles
+        if profile in profiles.conflicts:
+            problems.append(_several("request", "profile", profile, profiles.conflicts))
+        else:
+            wanted, found = find_profile(profile, profiles.found)
+            theirs, unfit = ask(wanted, declared, by=f"profile {profile!r}", strength=Strength.PROFILE)
+            problems += [*found, *unfit]
+    request = Request(
+        source=os.fspath(source),
+        profile=profile or "",
+        options={**theirs, **yours},
+        hidden=tuple(asked for name, asked in theirs.items() if name in yours),
+    )
+    return request, problems
+
+
+def plan_context(context: Context, manager: PluginManager, problems: Iterable[Problem] = ()) -> Plan:
+    """Make the plan for given facts.
+
+    Parameters:
+        context: the facts.
+        manager: the plugins to ask.
+        problems: those found so far.
+
+    Raises:
+        PlanError: the plan can't be met; all problems are listed.
+    """
+    made = _Decisions(context, manager, list(problems))
+    made.run()
+    errors = [p for p in made.problems if p.severity == "error"]
+    if errors:
+        raise PlanError(context.request.source, made.problems) from made.cause
+    return msgspec.structs.replace(made.plan(), warnings=tuple(made.problems))
+
+
+class _Decisions:
+    """The decisions of one request while they are being made."""
+
+    def __init__(self, context: Context, manager: PluginManager, problems: list[Problem]) -> None:
+        self.context = context
+        self.manager = manager
+        self.problems = problems
+        self.decisions: list[Decision] = []
+        self.cause: PluginError | None = None
+
+    def run(self) -> None:
+        """Ask every stage, each with the values decided before it."""
+        about = {"context": self.context}
+        model: ModelClass | None = self.conclude("architecture", hooks.loadkit_choose_architecture, **about)
+        if model is None:
+            return  # every other stage depends on the class
+        about["architecture"] = model
+        dtype = self.conclude("dtype", hooks.loadkit_choose_dtype, **about) or "float32"
+        self.conclude("attention", hooks.loadkit_choose_attention, **about, dtype=dtype)
+        quantization = self.conclude("quantization", hooks.loadkit_choose_quantization, **about, dtype=dtype)
+        about["quantization"] = quantization
+        self.conclude("device_map", hooks.loadkit_choose_device_map, **about)
+        preparation = self.conclude("preparation", hooks.loadkit_choose_preparation, **about) or Preparation()
+        self.conclude("use_cache", hooks.loadkit_choose_use_cache, **about, preparation=preparation)
+        self.conclude("processing", hooks.loadkit_choose_processing, **about)
+        self.conclude("adapter", hooks.loadkit_choose_adapter, **about, dtype=dtype)
+        self.further_kwargs()
+        self.check()
+
+    def conclude(self, name: str, hook: Callable[..., Any], **given: Any) -> Any:
+        """Decide one stage. A stage in conflict goes on with one of the claims, to find the other problems too."""
+        stage = stage_named(name)
+        assert stage is not None
+        polled = self._guarded(name, lambda: self.manager.poll(hook, **given))
+        if polled is None:
+            return None
+        claims = self._guarded(name, lambda: [self._fitting(stage, c) for c in polled.claims])
+        if claims is None:
+            return None
+        decided = decide(name, claims, option=stage.option)
+        if isinstance(decided, Problem):
+            self.problems.append(decided)
+            decided = decide(name, [max(claims, key=lambda c: (c.claim.strength.rank, c.plugin))])
+        if decided is None or isinstance(decided, Problem):
+            if stage.required:
+                self.problems += polled.explanations or [self._undecided(stage)]
+            return None
+        self.decisions.append(decided)
+        return decided.value
+
+    def further_kwargs(self) -> None:
+        """Decide every further keyword argument on its own."""
+        claims: dict[str, list[StampedClaim]] = {}
+        answers = self._guarded(
+            "kwargs",
+            lambda: list(
+                self.manager.answers(hooks.loadkit_contribute_kwargs, context=self.context, plan=self.plan())
+            ),
+        )
+        for plugin, contributed in answers or ():
+            for key, given in contributed.items():
+                if key in OWNED_KWARGS:
+                    self.problems.append(_owned(key, plugin))
+                    continue
+                claims.setdefault(key, []).extend(
+                    StampedClaim(plugin, claim) for claim in ([given] if isinstance(given, Claim) else given)
+                )
+        for key in sorted(claims):
+            decided = decide(KWARGS + key, claims[key], option=f"model_kwargs={{{key!r}: …}}")
+            if isinstance(decided, Problem):
+                self.problems.append(decided)
+            elif decided is not None:
+                self.decisions.append(decided)
+
+    def check(self) -> None:
+        """Let every plugin look at the whole plan, if it is whole."""
+        plan = self.plan()
+        if {s.name for s in STAGES if s.required} - {d.stage for d in plan.decisions}:
+            return
+        answers = self._guarded(
+            "check",
+            lambda: list(self.manager.answers(hooks.loadkit_check_plan, context=self.context, plan=plan)),
+        )
+        self.problems += [problem for _, given in answers or () for problem in given]
+
+    def plan(self) -> Plan:
+        """The plan as far as it is decided."""
+        return Plan(
+            request=self.context.request,
+            checkpoint=_summary(self.context.checkpoint),
+            decisions=tuple(self.decisions),
+            machine=self.context.machine.describe(),
+            plugins=self.manager.versions(),
+        )
+
+    def _guarded(self, stage: str, asking: Callable[[], T]) -> T | None:
+        """Turn a plugin's failure into a problem that names it, so that the others are still asked."""
+        try:
+            return asking()
+        except PluginError as error:
+            self.cause = error
+            self.problems.append(
+                Problem(
+                    stage=stage,
+                    plugin=error.plugin,
+                    code="plugin-failed",
+                    message=str(error),
+                    remedy=f"tell the plugin's author, or go on without it: LOADKIT_DISABLE={error.plugin}",
+                )
+            )
+            return None
+
+    def _fitting(self, stage: Stage, stamped: StampedClaim) -> StampedClaim:
+        try:
+            msgspec.convert(msgspec.to_builtins(stamped.claim.value), stage.type)
+        except (msgspec.ValidationError, TypeError) as error:
+            raise PluginError(
+                stamped.plugin,
+                f"its claim has a value of the wrong type: {stamped.claim.value!r} ({error})",
+                hook=f"loadkit_choose_{stage.name}",
+            ) from error
+        return stamped
+
+    def _undecided(self, stage: Stage) -> Problem:
+        blocked = [f"{p.name} ({p.state}: {p.reason})" for p in self.manager.plugins if p.state != "active"]
+        return Problem(
+            stage=stage.name,
+            plugin="loadkit",
+            code="undecided",
+            message="no plugin decided it" + (f"; not taking part: {', '.join(blocked)}" if blocked else ""),
+            remedy="`loadkit plugins` shows which plugins are there; loadkit's own come with the distribution",
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _this_machine() -> Machine:
+    return read_machine()
+
+
+def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
+    return CheckpointSummary(
+        source=checkpoint.source,
+        location=checkpoint.location,
+        kind=checkpoint.kind,
+        revision=checkpoint.revision,
+        commit=checkpoint.commit,
+        model_type=checkpoint.model_type,
+        weight_bytes=checkpoint.weight_bytes,
+        weight_format=checkpoint.weight_format,
+        tensors=len(checkpoint.tensors),
+    )
+
+
+def _owned(key: str, plugin: str) -> Problem:
+    owner = OWNED_KWARGS[key]
+    stage = stage_named(owner)
+    return Problem(
+        stage="kwargs",
+        plugin=plugin,
+        code="owned-kwarg",
+        message=f"{key!r} was given as a further keyword argument, but it belongs to the {owner} "
+        + ("stage" if stage else "step, which decides it itself"),
+        remedy=f"give it as an option of its own ({stage.option}=…) rather than in model_kwargs" if stage else f"leave {key} out of model_kwargs",
+    )
+
+
+def _several(stage: str, what: str, name: str, conflicts: Mapping[str, tuple[str, ...]]) -> Problem:
+    plugins = conflicts[name]
+    return Problem(
+        stage=stage,
+        plugin="loadkit",
+        code="conflict",
+        message=f"{what} {name!r} is provided by several plugins: {', '.join(plugins)}",
+        remedy=f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}",
+    )

@@ -1,0 +1,198 @@
+"""The plan: every decision as pure data. It prints, compares, hashes and round-trips through JSON."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from loadkit.claims import Decision
+from loadkit.errors import LoadkitError, Problem
+from loadkit.facts.request import Request
+from loadkit.options import nearest
+from loadkit.stages import STAGES, stage_named
+from loadkit.values import Adapter, ModelClass, Placement, Preparation, Processing, Quantization
+
+__all__ = ["CheckpointSummary", "Plan"]
+
+T = TypeVar("T")
+
+KWARGS = "kwargs."
+
+
+class CheckpointSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan keeps of the checkpoint: enough to load it again and to tell whether it is the same.
+
+    Parameters:
+        source: what was asked for.
+        location: what `from_pretrained` is given.
+        kind: "folder" or "hub".
+        revision: the revision asked for; "" for none.
+        commit: the commit that serves everything; "" for a folder.
+        model_type: of its config.json.
+        weight_bytes: bytes of its tensors, by the headers.
+        weight_format: "safetensors" or "pickle".
+        tensors: how many tensors it has.
+    """
+
+    source: str
+    location: str
+    kind: str
+    revision: str = ""
+    commit: str = ""
+    model_type: str = ""
+    weight_bytes: int = 0
+    weight_format: str = "safetensors"
+    tensors: int = 0
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What will be loaded, and who decided it.
+
+    Parameters:
+        request: what was asked.
+        checkpoint: what it resolved to.
+        decisions: one a stage, in the stages' order, then one a further keyword argument, sorted.
+        warnings: problems that don't stop the plan.
+        machine: the machine planned for, in a line.
+        plugins: the plugins that took part, name to version.
+    """
+
+    request: Request
+    checkpoint: CheckpointSummary
+    decisions: tuple[Decision, ...]
+    warnings: tuple[Problem, ...] = ()
+    machine: str = ""
+    plugins: dict[str, str] = {}
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What `from_pretrained` will get, as plain data, derived from the decisions."""
+        found: dict[str, Any] = {}
+        if self.checkpoint.commit:
+            found["revision"] = self.checkpoint.commit
+        if self.checkpoint.weight_format == "safetensors":
+            found["use_safetensors"] = True  # a pickle can run code while loading
+        for decision in self.decisions:
+            stage = stage_named(decision.stage)
+            if stage is not None:
+                found |= stage.kwargs(decision.value)
+            else:
+                found[decision.stage.removeprefix(KWARGS)] = decision.value
+        return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan's JSON, in hexadecimal: equal plans have equal digests in every process."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+    def why(self, stage: str) -> Decision:
+        """The decision of a stage, or of a further keyword argument by its bare name.
+
+        Raises:
+            LoadkitError: there is no such decision in this plan.
+        """
+        found = self._find(stage) or self._find(KWARGS + stage) or self._find(_OPTION_STAGES.get(stage, ""))
+        if found is None:
+            names = [d.stage for d in self.decisions]
+            raise LoadkitError(
+                f"the plan has no decision {stage!r}{nearest(stage, names)}; it has {', '.join(names)}"
+            )
+        return found
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `Plan.from_json` reads it back."""
+        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=2).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read a plan that `to_json` wrote.
+
+        Raises:
+            LoadkitError: the text isn't one.
+        """
+        try:
+            raw = msgspec.json.decode(text, type=cls)
+            return msgspec.structs.replace(raw, decisions=tuple(_typed(d) for d in raw.decisions))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise LoadkitError(f"this isn't a plan that loadkit wrote: {error}") from error
+
+    # Typed access to what the stages decided, for plugins that load.
+
+    @property
+    def model_class(self) -> ModelClass:
+        """The class that loads the checkpoint."""
+        return cast("ModelClass", self.why("architecture").value)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights, by its name in torch."""
+        return cast("str", self.why("dtype").value)
+
+    @property
+    def attn_implementation(self) -> str | dict[str, str]:
+        """The attention implementation, one name or one a sub-config."""
+        return cast("str | dict[str, str]", self.why("attention").value)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the weights are quantized; None where they aren't."""
+        return cast("Quantization | None", self._value("quantization"))
+
+    @property
+    def placement(self) -> Placement:
+        """Where the weights go."""
+        return cast("Placement", self.why("device_map").value)
+
+    @property
+    def preparation(self) -> Preparation:
+        """What is done between loading and attaching an adapter."""
+        return cast("Preparation", self.why("preparation").value)
+
+    @property
+    def use_cache(self) -> bool | None:
+        """Whether the model keeps a key-value cache; None leaves the checkpoint's own."""
+        return cast("bool | None", self._value("use_cache"))
+
+    @property
+    def processing(self) -> Processing:
+        """The tokenizer or processor."""
+        return cast("Processing", self.why("processing").value)
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter; None for a bare model."""
+        return cast("Adapter | None", self._value("adapter"))
+
+    def _find(self, stage: str) -> Decision | None:
+        return next((d for d in self.decisions if d.stage == stage), None)
+
+    def _value(self, stage: str) -> Any:
+        found = self._find(stage)
+        return None if found is None else found.value
+
+    def __str__(self) -> str:
+        from loadkit.render import plan_text
+
+        return plan_text(self)
+
+    def __hash__(self) -> int:
+        return int(self.digest[:15], 16)
+
+
+_OPTION_STAGES = {stage.option: stage.name for stage in STAGES}
+
+
+def _typed(decision: Decision) -> Decision:
+    """Give a decision's value, plain after decoding, its stage's type again."""
+    stage = stage_named(decision.stage)
+    if stage is None:
+        return decision
+    return msgspec.structs.replace(
+        decision,
+        value=msgspec.convert(decision.value, stage.type),
+        instead_of=tuple(
+            msgspec.structs.replace(o, value=msgspec.convert(o.value, stage.type)) for o in decision.instead_of
+        ),
+    )

@@ -1,0 +1,81 @@
+"""The report of a load: what was made, what it weighs, how long it took, what the audit found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from loadkit.errors import Finding
+
+__all__ = ["Loading", "Measurements", "Report"]
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True):
+    """What `from_pretrained` said of the weights.
+
+    Parameters:
+        missing: tensors the model has and the checkpoint doesn't: they hold random values.
+        unexpected: tensors of the checkpoint that the model has no place for.
+        mismatched: tensors of different shapes, as "name: file shape, model shape".
+        errors: what went wrong while converting, a line each.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+
+class Measurements(msgspec.Struct, frozen=True, kw_only=True):
+    """What the loaded model consists of.
+
+    Parameters:
+        model_class: the class of the model, adapter aside.
+        modules: class name of each weight-bearing module to how many there are.
+        bytes_by_dtype: dtype to bytes of parameters and buffers, quantization constants included.
+        parameters: how many parameters there are, quantized ones counted unpacked.
+        trainable: how many of them train.
+        devices: device to bytes.
+        footprint: bytes of all parameters, buffers and quantization constants.
+    """
+
+    model_class: str
+    modules: dict[str, int]
+    bytes_by_dtype: dict[str, int]
+    parameters: int
+    trainable: int
+    devices: dict[str, int]
+    footprint: int
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a load did.
+
+    Parameters:
+        measurements: what the model consists of.
+        findings: what the audit found, errors first.
+        loading: what `from_pretrained` said of the weights.
+        seconds: phase to seconds, in order: "plan", "import", "load", "prepare", "adapter", "processing", "audit".
+        peak_memory: bytes: the process's highest resident set so far, and each accelerator's highest allocation.
+    """
+
+    measurements: Measurements
+    findings: tuple[Finding, ...] = ()
+    loading: Loading = Loading()
+    seconds: dict[str, float] = {}
+    peak_memory: dict[str, int] = {}
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+
+    def __str__(self) -> str:
+        from loadkit.render import report_text
+
+        return report_text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        result: dict[str, Any] = msgspec.to_builtins(self)
+        return result

@@ -1,0 +1,183 @@
+"""The plain values that stages decide. Nothing here knows torch: a dtype is "bfloat16", a class is a name."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+__all__ = [
+    "Adapter",
+    "Architecture",
+    "Experimental",
+    "ModelClass",
+    "Placement",
+    "Preparation",
+    "Processing",
+    "Quantization",
+    "Support",
+    "Supported",
+    "Unsupported",
+]
+
+
+class Supported(msgspec.Struct, frozen=True, tag="supported"):
+    """The architecture has it."""
+
+
+class Unsupported(msgspec.Struct, frozen=True, tag="unsupported"):
+    """The architecture doesn't have it, and why."""
+
+    reason: str
+
+
+class Experimental(msgspec.Struct, frozen=True, tag="experimental"):
+    """The architecture has it, with a caveat: used when asked for by name, never chosen."""
+
+    reason: str
+
+
+Support = Supported | Unsupported | Experimental
+
+
+class Architecture(msgspec.Struct, frozen=True, kw_only=True):
+    """Declarative facts of a model family, registered by a plugin.
+
+    Parameters:
+        model_type: the `model_type` of its config.json.
+        config: "module:Class" of its configuration, imported only when loading; "" to use transformers' own.
+        models: task ("causal-lm", "image-text-to-text", …) to "module:Class".
+        processing_class: "module:Class" of its tokenizer or processor; "" to use the Auto classes.
+        attention: `attn_implementation` name to what the family says of it; a name left out is unknown.
+        lora_target_modules: what LoRA adapts by default; empty for all linear layers.
+        skip_modules: modules never to quantize, as dotted paths or their last parts.
+        no_split_modules: classes that a device map keeps in one piece.
+        preferred: use these classes even where transformers knows the model type.
+    """
+
+    model_type: str
+    config: str = ""
+    models: dict[str, str] = {}
+    processing_class: str = ""
+    attention: dict[str, Support] = {}
+    lora_target_modules: tuple[str, ...] = ()
+    skip_modules: tuple[str, ...] = ()
+    no_split_modules: tuple[str, ...] = ()
+    preferred: bool = False
+
+
+class ModelClass(msgspec.Struct, frozen=True, kw_only=True):
+    """Which class loads the checkpoint.
+
+    Parameters:
+        task: "causal-lm", "image-text-to-text", "seq2seq-lm", "sequence-classification", "token-classification".
+        auto_class: the transformers Auto class that resolves it; "" where a class is named outright.
+        model_class: the class it resolves to: a bare name in transformers, or "module:Class".
+        implementation: whose code it is.
+        config_key: the sub-config that the class takes ("text_config" for the text half of a
+            vision-language checkpoint); "" for the whole config.
+        key_mapping: pattern to replacement for the checkpoint's tensor names, as `from_pretrained` takes it.
+        config_class: "module:Class" of a configuration to register first; "" for transformers' own.
+    """
+
+    task: str
+    auto_class: str
+    model_class: str
+    implementation: Literal["transformers", "plugin", "remote code"] = "transformers"
+    config_key: str = ""
+    key_mapping: dict[str, str] = {}
+    config_class: str = ""
+
+
+class Quantization(msgspec.Struct, frozen=True, kw_only=True):
+    """How the weights are quantized.
+
+    Parameters:
+        method: the quantizer, such as "bitsandbytes".
+        bits: bits a weight.
+        options: the method's own settings, as plain data in the method's own names.
+        skip_modules: modules kept out in addition to the automatic ones, as dotted paths or their last parts.
+        prequantized: the checkpoint is stored this way; nothing is passed to `from_pretrained`.
+    """
+
+    method: str
+    bits: float
+    options: dict[str, Any] = {}
+    skip_modules: tuple[str, ...] = ()
+    prequantized: bool = False
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the weights go.
+
+    Parameters:
+        device_map: as `from_pretrained` takes it; None leaves placing to the engine that trains.
+        max_memory: device ("0", "cpu") to bytes or to a string such as "20GiB"; None for no limit.
+    """
+
+    device_map: str | dict[str, int | str] | None
+    max_memory: dict[str, int | str] | None = None
+
+
+class Preparation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is done to the loaded model before an adapter is attached, in this order.
+
+    Parameters:
+        kbit: freeze the quantized base and keep its norms in float32.
+        gradient_checkpointing: recompute activations in the backward pass.
+        gradient_checkpointing_kwargs: as `gradient_checkpointing_enable` takes them.
+        input_gradients: let gradients flow from the embeddings (needed by reentrant checkpointing over a frozen base).
+        training: leave the model in training mode; False leaves `eval()`.
+    """
+
+    kbit: bool = False
+    gradient_checkpointing: bool = False
+    gradient_checkpointing_kwargs: dict[str, Any] = {}
+    input_gradients: bool = False
+    training: bool = False
+
+
+class Processing(msgspec.Struct, frozen=True, kw_only=True):
+    """The tokenizer or processor that goes with the model.
+
+    Parameters:
+        kind: which Auto class loads it; "none" for a checkpoint without one.
+        source: where it is loaded from: a folder or a repository id.
+        revision: the commit of that repository; "" for a folder.
+        processing_class: "module:Class" where a plugin registered one.
+        chat_template: a template to set; None keeps the checkpoint's own.
+        padding_side: "left" or "right"; None keeps the checkpoint's own.
+        options: further keyword arguments of its `from_pretrained`.
+    """
+
+    kind: Literal["tokenizer", "processor", "none"]
+    source: str = ""
+    revision: str = ""
+    processing_class: str = ""
+    chat_template: str | None = None
+    padding_side: Literal["left", "right"] | None = None
+    options: dict[str, Any] = {}
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """A PEFT adapter: a new one by its options, or an existing one by its source.
+
+    Parameters:
+        name: the adapter's name in the model.
+        peft_type: "LORA" or another of PEFT's types.
+        options: fields of that type's PEFT config, as plain data.
+        source: folder or repository of an existing adapter; "" for a new one.
+        revision: its commit; "" for a folder.
+        trainable: whether its parameters train.
+        dtype: dtype of its parameters.
+        exclude_vision: leave the towers of a multimodal model other than the text one alone.
+    """
+
+    name: str = "default"
+    peft_type: str = "LORA"
+    options: dict[str, Any] = {}
+    source: str = ""
+    revision: str = ""
+    trainable: bool = True
+    dtype: str = "float32"
+    exclude_vision: bool = True

@@ -1,0 +1,218 @@
+"""attention: the fastest implementation that package, accelerator, dtype and architecture allow.
+
+Nobody's wish means a chain: flash_attention_3, else flash_attention_2, else sdpa, else eager, decided for every nested
+config on its own. A name given by the user is a demand; one in a profile is where the chain starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from loadkit import (
+    Claim,
+    ConfigFacts,
+    Context,
+    Experimental,
+    Library,
+    Machine,
+    ModelClass,
+    Option,
+    PassedOver,
+    Plan,
+    Problem,
+    Strength,
+    Unsupported,
+    hookimpl,
+    nearest,
+)
+
+CHAIN = ("flash_attention_3", "flash_attention_2", "sdpa", "eager")
+ON_DEMAND = ("flash_attention_4", "flex_attention")
+HALF = ("bfloat16", "float16")
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """What a FlashAttention version needs of the machine: the package, and a range of compute capabilities."""
+
+    package: str
+    least: tuple[int, int]
+    most: tuple[int, int]
+    family: str
+
+
+FLASH: Mapping[str, Needs] = {
+    "flash_attention_2": Needs("flash-attn", (8, 0), (99, 0), "sm80 or newer"),
+    "flash_attention_3": Needs("flash-attn-3", (9, 0), (9, 9), "sm90 (Hopper)"),
+    "flash_attention_4": Needs("flash-attn-4", (9, 0), (99, 0), "sm90 or newer"),
+}
+
+
+@hookimpl
+def loadkit_options() -> Sequence[Option]:
+    return [
+        Option(
+            name="attn_implementation",
+            type="mapping or str",
+            stage="attention",
+            help=f"attention backend: {', '.join((*CHAIN, *ON_DEMAND))}, a Hub kernel by its full name, or a mapping of sub-configs",
+        )
+    ]
+
+
+@hookimpl
+def loadkit_choose_attention(
+    context: Context, architecture: ModelClass, dtype: str
+) -> Sequence[Claim[str | dict[str, str]]]:
+    fallback = _chain(CHAIN, context, architecture, dtype, Strength.FALLBACK)
+    asked = context.request.asked("attn_implementation")
+    if asked is None:
+        return [fallback]
+    if asked.demanded:
+        return [Claim(value=asked.value, because=asked.because, strength=asked.strength), fallback]
+    if isinstance(asked.value, str):
+        links = (asked.value, *(link for link in CHAIN if link != asked.value))
+        return [_chain(links, context, architecture, dtype, asked.strength, because=asked.because)]
+    return [Claim(value=asked.value, because=asked.because, strength=asked.strength), fallback]
+
+
+@hookimpl
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    decision = plan.why("attention")
+    chosen = plan.attn_implementation
+    by_part = {"": chosen} if isinstance(chosen, str) else chosen
+    parts = _parts(context, plan.model_class)
+    problems = []
+    by = "you asked for" if decision.strength is Strength.YOU else f"plugin {decision.plugin!r} chose"
+    for part, name in by_part.items():
+        if not known(name):
+            problems.append(
+                _problem(
+                    "unknown-attention",
+                    f"{by} attention {name!r}{nearest(name, (*CHAIN, *ON_DEMAND))}",
+                    f"choose one of {', '.join((*CHAIN, *ON_DEMAND))}, or a Hub kernel as owner/name",
+                )
+            )
+            continue
+        if part and part not in parts:
+            problems.append(
+                _problem(
+                    "unknown-sub-config",
+                    f"{by} attention for {part!r}, which this config doesn't have{nearest(part, parts)}",
+                    f"it has {', '.join(p or 'the outermost (an empty key)' for p in parts)}",
+                )
+            )
+            continue
+        concerned = parts if isinstance(chosen, str) else {part: parts.get(part, [])}
+        reasons = [r for classes in concerned.values() if (r := missing(name, context, classes, plan.dtype))]
+        if reasons:
+            where = f" for {part}" if part else ""
+            instead = _chain(CHAIN, context, plan.model_class, plan.dtype, Strength.FALLBACK).value
+            problems.append(
+                _problem(
+                    "attention-unavailable",
+                    f"{by} {name}{where}, but {'; '.join(dict.fromkeys(reasons))}",
+                    f"attn_implementation={instead!r} works here; leave the option out to have it chosen",
+                )
+            )
+    return problems
+
+
+def _problem(code: str, message: str, remedy: str) -> Problem:
+    return Problem(stage="attention", plugin="attention", code=code, message=message, remedy=remedy)
+
+
+def known(name: str) -> bool:
+    """Whether transformers can know the name: its own ones, and kernels on the Hub, which need an owner."""
+    return name in CHAIN or name in ON_DEMAND or "/" in name or name == "paged|eager"
+
+
+def _chain(
+    links: Sequence[str],
+    context: Context,
+    architecture: ModelClass,
+    dtype: str,
+    strength: Strength,
+    *,
+    because: str = "",
+) -> Claim[str | dict[str, str]]:
+    """Walk the links for every part of the config; one name where all parts agree."""
+    chosen: dict[str, str] = {}
+    passed: dict[str, PassedOver] = {}
+    for part, classes in _parts(context, architecture).items():
+        for link in links:
+            reason = missing(link, context, classes, dtype)
+            if not reason:
+                chosen[part] = link
+                break
+            passed.setdefault(link, PassedOver(link, reason))
+    value: str | dict[str, str] = chosen if len(set(chosen.values())) > 1 else chosen[""]
+    first = chosen[""]
+    reason = f"{because}; " if because else ""
+    reason += f"the first of {' > '.join(links)} that can be had" if first != links[0] else f"{first} can be had"
+    return Claim(value=value, because=reason, strength=strength, passed_over=tuple(passed.values()))
+
+
+def _parts(context: Context, architecture: ModelClass) -> dict[str, list[str]]:
+    """First-level sub-config ("" for the whole) to the classes that read it, as far as the library tells."""
+    library, checkpoint = context.library, context.checkpoint
+    parts = {"": [architecture.model_class]}
+    family = library.families.get(library.model_type_of(checkpoint.config))
+    if family is None or architecture.config_key or architecture.implementation != "transformers":
+        return parts
+    nested = dict(checkpoint.sub_configs())
+    for key in family.config.sub_configs:
+        given = nested.get(key, {}).get("model_type", "")
+        config = library.sub_config(family.config, key, given if isinstance(given, str) else "")
+        if config is not None and (readers := _readers(library, config)):
+            parts[key] = readers
+    return parts
+
+
+def _readers(library: Library, config: ConfigFacts) -> list[str]:
+    """The model classes that are built from a nested config."""
+    auto = library.model_class("AutoModel", config.model_type)
+    if auto is not None:
+        return [auto]
+    return [
+        facts.name for family in library.families.values() for facts in family.models.values() if facts.config_class == config.name
+    ]
+
+
+def missing(name: str, context: Context, classes: Sequence[str], dtype: str) -> str:
+    """Why the implementation can't be had here; "" where it can."""
+    if name in FLASH and (reason := _flash(name, context.machine, dtype)):
+        return reason
+    if "/" in name and context.machine.version("kernels") is None:
+        return f"{name} is a kernel on the Hub, and the package kernels isn't installed"
+    registered = context.registered
+    if registered is not None and name in registered.attention:
+        support = registered.attention[name]
+        if isinstance(support, Unsupported | Experimental):
+            return f"{registered.model_type}: {support.reason}"
+        return ""
+    for class_name in classes:
+        facts = context.library.class_facts(class_name)
+        if facts is None:
+            continue
+        supported = {"sdpa": facts.supports_sdpa, "flex_attention": facts.supports_flex_attn}
+        if name in FLASH:
+            supported[name] = facts.supports_flash_attn
+        if not supported.get(name, True):
+            return f"{class_name} doesn't support it"
+    return ""
+
+
+def _flash(name: str, machine: Machine, dtype: str) -> str:
+    needs = FLASH[name]
+    if machine.kind != "cuda":
+        return f"{name} needs a CUDA device, and this machine has none"
+    if not needs.least <= machine.capability <= needs.most:
+        first = machine.accelerators[0]
+        return f"{name} needs {needs.family}, and {first.name} is sm{machine.capability[0]}{machine.capability[1]}"
+    if machine.version(needs.package) is None:
+        return f"the package {needs.package} isn't installed"
+    if dtype not in HALF:
+        return f"{name} computes in bfloat16 or float16, and the dtype is {dtype}"
+    return ""

@@ -1,0 +1,84 @@
+"""What bitsandbytes really quantized, counted in modules and in bytes. Not a plugin itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from loadkit import Finding, Plan
+
+__all__ = ["audit"]
+
+MOST_UNQUANTIZED = 0.5
+"""Share of the weight bytes, embeddings and output head aside, above which being left in 16 bits is a finding."""
+
+
+def audit(plan: Plan, model: Any) -> Sequence[Finding]:
+    """Compare the quantized modules with the plan."""
+    quantization = plan.quantization
+    if quantization is None or quantization.method != "bitsandbytes":
+        return []
+    import bitsandbytes as bnb
+
+    kind = bnb.nn.Linear4bit if quantization.bits == 4 else bnb.nn.Linear8bitLt
+    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, kind)]
+    if not modules:
+        what = f"no module is a {kind.__name__}"
+        return [_finding("not-quantized", what, f"{quantization.bits:g} bits", "no quantized module")]
+    findings = list(_share(model, kind))
+    if quantization.bits == 4:
+        findings += _settings(plan, modules)
+    return findings
+
+
+def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Finding]:
+    assert plan.quantization is not None
+    options = plan.quantization.options
+    effective = {
+        "bnb_4bit_quant_type": lambda m: m.weight.quant_state.quant_type,
+        "bnb_4bit_use_double_quant": lambda m: m.weight.quant_state.nested,
+        "bnb_4bit_compute_dtype": lambda m: str(m.compute_dtype).removeprefix("torch."),
+        "bnb_4bit_quant_storage": lambda m: str(m.weight.dtype).removeprefix("torch."),
+    }
+    for name, read in effective.items():
+        if name not in options:
+            continue
+        found = {read(m) for _, m in modules if m.weight.quant_state is not None}
+        if found - {options[name]}:
+            yield _finding("4bit-setting", f"{name} isn't as planned", str(options[name]), ", ".join(sorted(map(str, found))))
+
+
+def _share(model: Any, kind: type) -> Iterator[Finding]:
+    """How much of the weights stayed as it was: fused experts and subclasses of Linear are passed over in silence."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    apart = {id(m) for m in (base.get_input_embeddings(), base.get_output_embeddings()) if m is not None}
+    packed, left = 0, 0
+    largest: dict[str, int] = {}
+    for name, module in base.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            size = parameter.numel() * parameter.element_size()
+            if isinstance(module, kind) and key == "weight":
+                packed += size
+            elif id(module) not in apart and parameter.ndim > 1 and "lora_" not in name:
+                left += size
+                family = ".".join("*" if part.isdigit() else part for part in f"{name}.{key}".split("."))
+                largest[family] = largest.get(family, 0) + size
+    if left > MOST_UNQUANTIZED * (left + packed):
+        family = max(largest, key=lambda f: largest[f])
+        yield Finding(
+            stage="quantization",
+            plugin="bitsandbytes",
+            code="mostly-unquantized",
+            severity="warning",
+            message=f"{left / 2**20:.1f} MiB of weights ({left / (left + packed):.0%}) stay unquantized, most of them in "
+            f"{family}: bitsandbytes replaces plain Linear layers only",
+            planned=f"at most {MOST_UNQUANTIZED:.0%}",
+            effective=f"{left / (left + packed):.0%}",
+            remedy="count on that much memory, or choose another quantizer for this architecture",
+        )
+
+
+def _finding(code: str, message: str, planned: str, effective: str) -> Finding:
+    return Finding(
+        stage="quantization", plugin="bitsandbytes", code=code, message=message, planned=planned, effective=effective
+    )

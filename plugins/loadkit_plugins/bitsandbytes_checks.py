@@ -1,0 +1,140 @@
+"""What can't work with bitsandbytes, found before anything is loaded. Not a plugin itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from loadkit import Context, Plan, Problem, Quantization, nearest
+from loadkit_plugins import bitsandbytes as bnb
+
+__all__ = ["check"]
+
+
+def check(context: Context, plan: Plan) -> Sequence[Problem]:
+    """Every problem of the plan's quantization that bitsandbytes or a quantized checkpoint makes."""
+    wishes = bnb.settings(context.request)
+    demanded = {name: asked.value for name, asked in wishes.items() if asked.demanded}
+    quantization = plan.quantization
+    if quantization is not None and quantization.prequantized:
+        return _contradictions(quantization, demanded)
+    if quantization is None or quantization.method != bnb.METHOD:
+        return _unused(demanded, quantization)
+    return [
+        *_both_widths(demanded),
+        *_other_width(quantization, demanded),
+        *_package(context),
+        *_storage(context, plan, quantization),
+        *_unmatched(context, quantization),
+        *_platform(context),
+    ]
+
+
+def _both_widths(demanded: dict[str, Any]) -> Iterable[Problem]:
+    if demanded.get("load_in_4bit") and demanded.get("load_in_8bit"):
+        yield _problem(
+            "4bit-and-8bit", "you asked for load_in_4bit=True and load_in_8bit=True", "choose one of the two"
+        )
+
+
+def _other_width(quantization: Quantization, demanded: dict[str, Any]) -> Iterable[Problem]:
+    others = bnb.FOUR_BIT if quantization.bits == 8 else ("llm_int8_threshold", "llm_int8_has_fp16_weight")
+    wrong = [f"{name}={demanded[name]!r}" for name in others if demanded.get(name)]
+    if wrong:
+        other = 4 if quantization.bits == 8 else 8
+        yield _problem(
+            f"{other}bit-setting-with-{quantization.bits:.0f}bit",
+            f"you asked for {', '.join(wrong)}, which {'is' if len(wrong) == 1 else 'are'} for {other} bits, and the weights "
+            f"are quantized to {quantization.bits:.0f}",
+            f"leave {'it' if len(wrong) == 1 else 'them'} out, or give load_in_{other}bit=True instead",
+        )
+
+
+def _package(context: Context) -> Iterable[Problem]:
+    if context.machine.version("bitsandbytes") is None:
+        yield _problem(
+            "no-bitsandbytes", "quantizing was asked for, and bitsandbytes isn't installed", "pip install bitsandbytes"
+        )
+
+
+def _storage(context: Context, plan: Plan, quantization: Quantization) -> Iterable[Problem]:
+    """FSDP flattens parameters of one dtype only: packed data must have that of the others."""
+    storage = quantization.options.get("bnb_4bit_quant_storage")
+    if quantization.bits == 4 and context.topology.engine in ("fsdp", "fsdp2") and storage != plan.dtype:
+        yield _problem(
+            "storage-dtype-under-fsdp",
+            f"bnb_4bit_quant_storage={storage!r} was asked for, but {context.topology.engine} shards the packed weights with "
+            f"the others, which are {plan.dtype}",
+            f"give bnb_4bit_quant_storage={plan.dtype!r}, or leave it out",
+        )
+
+
+def _unmatched(context: Context, quantization: Quantization) -> Iterable[Problem]:
+    """A skip entry is a path or the end of one; here only its last part is looked for, as loading may rename the rest."""
+    own = set(context.registered.skip_modules) if context.registered else set()
+    tensors = context.checkpoint.tensors
+    parts = {part for name in tensors for part in name.split(".")[:-1]}
+    for entry in quantization.skip_modules:
+        if tensors and entry not in own and entry.split(".")[-1] not in parts:
+            words = sorted(part for part in parts if not part.isdigit())
+            yield _problem(
+                "skip-matches-nothing",
+                f"skip_modules has {entry!r}, and no module is called so{nearest(entry.split('.')[-1], words)}",
+                f"modules here are called {', '.join(words[:12])}{', …' if len(words) > 12 else ''}",
+            )
+
+
+def _platform(context: Context) -> Iterable[Problem]:
+    if context.topology.engine == "tensor-parallel":
+        yield _problem(
+            "bitsandbytes-with-tensor-parallel",
+            "quantizing with bitsandbytes was asked for under tensor parallelism, which can't split its packed weights",
+            "leave out the quantization, or launch without tensor parallelism",
+        )
+
+
+def _unused(demanded: dict[str, Any], quantization: Quantization | None) -> Sequence[Problem]:
+    """Settings without the switch that they belong to would be dropped in silence."""
+    given = [f"{name}={value!r}" for name, value in sorted(demanded.items()) if name in (*bnb.FOUR_BIT, *bnb.EIGHT_BIT, "skip_modules")]
+    if not given:
+        return []
+    how = "isn't quantized" if quantization is None else f"is quantized by {quantization.method}"
+    return [
+        _problem(
+            "setting-without-quantization",
+            f"you asked for {', '.join(given)}, but the model {how}",
+            "add load_in_4bit=True or load_in_8bit=True, or leave them out",
+        )
+    ]
+
+
+def _contradictions(stored: Quantization, demanded: dict[str, Any]) -> Sequence[Problem]:
+    """A demand that a quantized checkpoint contradicts: transformers would drop it with a warning at most."""
+    problems = [
+        *_both_widths(demanded),
+        *(
+            _contradiction(stored, f"load_in_{bits}bit={demanded[f'load_in_{bits}bit']!r}", f"{stored.bits:g} bits by {stored.method}")
+            for bits in (4, 8)
+            if f"load_in_{bits}bit" in demanded
+            and demanded[f"load_in_{bits}bit"] != (stored.method == bnb.METHOD and stored.bits == bits)
+        ),
+    ]
+    fixed = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage", "skip_modules")
+    for name in fixed:
+        field = "llm_int8_skip_modules" if name == "skip_modules" else name
+        has = stored.options.get(field)
+        if name in demanded and demanded[name] != has:
+            problems.append(_contradiction(stored, f"{name}={demanded[name]!r}", f"{field}={has!r}"))
+    return problems
+
+
+def _contradiction(stored: Quantization, asked: str, has: str) -> Problem:
+    return _problem(
+        "quantized-already",
+        f"you asked for {asked}, but the checkpoint is stored quantized by {stored.method}, with {has}",
+        "leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from",
+    )
+
+
+def _problem(code: str, message: str, remedy: str) -> Problem:
+    return Problem(stage="quantization", plugin=bnb.METHOD, code=code, message=message, remedy=remedy)

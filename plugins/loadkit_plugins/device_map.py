@@ -1,0 +1,179 @@
+"""device map: one device a process, "auto" only for inference by one process over several, none where an engine places."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from loadkit import Asked, Claim, Context, Finding, Machine, Option, Placement, Plan, Problem, Strength, hookimpl
+
+SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?|meta|disk|\d+")
+
+
+@hookimpl
+def loadkit_options() -> Sequence[Option]:
+    return [
+        Option(
+            name="device_map",
+            type="mapping or str",
+            stage="device_map",
+            help="where the weights go: auto, a device such as cuda:0 or cpu, or a mapping of modules to devices",
+        ),
+        Option(
+            name="max_memory",
+            type="mapping",
+            stage="device_map",
+            help='most memory a device may take when spreading, such as {"0": "20GiB", "cpu": "60GiB"}',
+        ),
+    ]
+
+
+@hookimpl
+def loadkit_choose_device_map(context: Context) -> Sequence[Claim[Placement]]:
+    limits = context.request.value("max_memory")
+    device_map, because = _own(context)
+    fallback = Claim(
+        value=Placement(device_map=device_map), because=because, strength=Strength.FALLBACK
+    )
+    asked = context.request.asked("device_map")
+    if asked is None:
+        return [fallback]
+    if not asked.demanded and (reason := _not_spreadable(asked, context)):
+        return [
+            Claim(
+                value=Placement(device_map=device_map),
+                because=f"{asked.by} prefers {asked.value}, but {reason}; {because}",
+                strength=asked.strength,
+            )
+        ]
+    return [
+        Claim(
+            value=Placement(device_map=_mapping(asked.value), max_memory=limits),
+            because=asked.because,
+            strength=asked.strength,
+        ),
+        fallback,
+    ]
+
+
+@hookimpl
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    device_map = plan.placement.device_map
+    topology, machine = context.topology, context.machine
+    problems = []
+    if device_map is not None and topology.engine_places:
+        problems.append(
+            _problem(
+                "device-map-under-engine",
+                f"device_map={device_map!r} was chosen because {plan.why('device_map').because}, but {topology.engine} "
+                "places the weights itself and refuses one",
+                "leave device_map out",
+            )
+        )
+    elif isinstance(device_map, str) and device_map in SPREADING and topology.distributed:
+        problems.append(
+            _problem(
+                "auto-under-launcher",
+                f"device_map={device_map!r} spreads one model over all devices, but {topology.world_size} processes were "
+                "launched, and each would do so",
+                "leave device_map out: each process then loads on its own device",
+            )
+        )
+    if context.request.asked("max_memory") and not (isinstance(device_map, str) and device_map in SPREADING):
+        problems.append(
+            _problem(
+                "max-memory-unused",
+                f"max_memory was given, but device_map={device_map!r} doesn't spread",
+                "give device_map='auto' with it, or leave max_memory out",
+            )
+        )
+    names = [device_map] if isinstance(device_map, str) else list((device_map or {}).values())
+    problems += [_device_problem(str(name), reason) for name in names if (reason := _unknown(str(name), machine))]
+    return problems
+
+
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+    found = sorted({str(p.device) for p in model.parameters()})
+    device_map = plan.placement.device_map
+    if not isinstance(device_map, dict) or list(device_map) != [""]:
+        stray = [device for device in found if device == "meta"]
+        planned = "no parameter on meta"
+        wrong = bool(stray) and not plan.request.asked("device_map")
+    else:
+        planned = _torch_device(device_map[""])
+        wrong = any(_torch_device(device) != planned for device in found)
+    if not wrong:
+        return []
+    return [
+        Finding(
+            stage="device_map",
+            plugin="device-map",
+            code="device",
+            message="parameters are elsewhere than planned",
+            planned=planned,
+            effective=", ".join(found),
+        )
+    ]
+
+
+def _own(context: Context) -> tuple[dict[str, int | str] | None, str]:
+    topology, machine = context.topology, context.machine
+    if topology.engine_places:
+        return None, f"{topology.engine} places the weights itself"
+    if machine.kind == "cpu":
+        return {"": "cpu"}, "this machine has no accelerator that torch can use"
+    if machine.kind == "mps":
+        return {"": "mps"}, "the machine's GPU shares its memory"
+    if topology.distributed:
+        return {"": topology.local_rank}, f"each of {topology.world_size} processes loads on its own device"
+    if len(machine.accelerators) > 1:
+        return {"": 0}, "one process trains on one device; device_map='auto' spreads for inference"
+    return {"": 0}, "there is one accelerator"
+
+
+def _not_spreadable(asked: Asked, context: Context) -> str:
+    """Why a profile's wish to spread the model is of no use here."""
+    if asked.value not in SPREADING:
+        return ""
+    if context.topology.engine_places or context.topology.distributed:
+        return "several processes were launched"
+    return "" if len(context.machine.accelerators) > 1 else "there is nothing to spread over"
+
+
+def _mapping(value: Any) -> str | dict[str, int | str]:
+    """A lone device as the mapping it stands for; spreading strategies stay as they are."""
+    if isinstance(value, dict) or value in SPREADING:
+        return value  # type: ignore[no-any-return]
+    return {"": int(value) if str(value).isdigit() else value}
+
+
+def _unknown(name: str, machine: Machine) -> str:
+    if name in SPREADING:
+        return ""
+    if not DEVICE.fullmatch(name):
+        return f"it isn't a device; devices are {', '.join((*SPREADING, 'cpu', 'cuda:0', 'mps'))} and the like"
+    kind, _, index = ("cuda:" + name if name.isdigit() else name).partition(":")
+    if kind in ("cpu", "meta", "disk"):
+        return ""
+    here = [a for a in machine.accelerators if a.kind == kind or (name.isdigit() and a.kind != "mps")]
+    if not here or (index and int(index) >= len(here)):
+        return f"this machine has {machine.describe()}" + "".join(f"; {note}" for note in machine.notes)
+    return ""
+
+
+def _device_problem(name: str, reason: str) -> Problem:
+    return _problem(
+        "no-such-device", f"device {name!r} was asked for, but {reason}", "name a device that is here, or leave device_map out"
+    )
+
+
+def _problem(code: str, message: str, remedy: str) -> Problem:
+    return Problem(stage="device_map", plugin="device-map", code=code, message=message, remedy=remedy)
+
+
+def _torch_device(device: int | str) -> str:
+    text = f"cuda:{device}" if str(device).isdigit() else str(device)
+    return f"{text}:0" if text in ("cuda", "xpu", "npu") else text.removesuffix(":0") if text.startswith("mps") else text

@@ -1,0 +1,133 @@
+"""dtype: the checkpoint's own, as far as the hardware has it; one decision for weights, compute and adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loadkit import Claim, Context, ModelClass, Option, PassedOver, Plan, Problem, Strength, hookimpl, nearest
+
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+BF16_CAPABILITY = (8, 0)
+"""CUDA has bfloat16 arithmetic from sm80 (Ampere) on."""
+
+SHORT = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+    "fp64": "float64",
+    "double": "float64",
+}
+
+
+@hookimpl
+def loadkit_options() -> Sequence[Option]:
+    return [
+        Option(
+            name="dtype",
+            type="str",
+            stage="dtype",
+            help='dtype of the weights: "auto" (the checkpoint\'s, as far as the hardware has it) or a name such as "bfloat16"',
+            aliases=("torch_dtype",),
+        )
+    ]
+
+
+@hookimpl
+def loadkit_choose_dtype(context: Context) -> Sequence[Claim[str]]:
+    fallback = automatic(context)
+    asked = context.request.asked("dtype")
+    if asked is None:
+        return [fallback]
+    name = canonical(asked.value)
+    if name == "auto":
+        because = f"{fallback.because} (dtype='auto': {asked.because})"
+        return [Claim(value=fallback.value, because=because, strength=asked.strength, passed_over=fallback.passed_over)]
+    reason = missing(name, context)
+    if reason and not asked.demanded:
+        because = f"{asked.by} prefers {name}, but {reason}; {fallback.because}"
+        passed = (PassedOver(name, reason),)
+        return [Claim(value=fallback.value, because=because, strength=asked.strength, passed_over=passed)]
+    return [Claim(value=name, because=asked.because, strength=asked.strength), fallback]
+
+
+@hookimpl
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    decision = plan.why("dtype")
+    by = "you asked for" if decision.strength is Strength.YOU else f"plugin {decision.plugin!r} chose"
+    if decision.value not in FLOATS:
+        return [
+            Problem(
+                stage="dtype",
+                plugin="dtype",
+                code="unknown-dtype",
+                message=f"{by} dtype {decision.value!r}{nearest(str(decision.value), [*FLOATS, *SHORT, 'auto'])}",
+                remedy=f"choose auto or one of {', '.join(FLOATS)}",
+            )
+        ]
+    reason = missing(decision.value, context)
+    if not reason:
+        return []
+    return [
+        Problem(
+            stage="dtype",
+            plugin="dtype",
+            code="dtype-unavailable",
+            message=f"{by} {decision.value}, but {reason}",
+            remedy=f"choose dtype='{automatic(context).value}', or leave dtype out",
+        )
+    ]
+
+
+def automatic(context: Context) -> Claim[str]:
+    """The dtype nobody has to ask for: the files', else the config's, adjusted to the hardware."""
+    checkpoint = context.checkpoint
+    stored, stated = checkpoint.stored_dtype, checkpoint.config_dtype
+    if checkpoint.quantization_config and stated:
+        wanted, source = stated, "the config of the quantized checkpoint states it"
+    elif stored in FLOATS:
+        wanted, source = stored, "the checkpoint's files have it"
+        if stated and stated != stored:
+            source += f" (its config says {stated})"
+    elif stated in FLOATS:
+        wanted, source = stated, "the checkpoint's config states it"
+    else:
+        return _adjusted("float32", "neither the checkpoint's files nor its config name a dtype", context)
+    return _adjusted(wanted, source, context)
+
+
+def _adjusted(wanted: str, source: str, context: Context) -> Claim[str]:
+    reason = missing(wanted, context)
+    if reason:
+        instead = "float16" if context.machine.kind == "cuda" else "float32"
+    elif wanted == "float16" and context.machine.kind == "cpu":
+        reason = "float16 has no fast arithmetic on a CPU; float32 holds the same values exactly"
+        instead = "float32"
+    elif wanted == "float64":
+        reason, instead = "float64 brings nothing to a language model", "float32"
+    else:
+        return Claim(value=wanted, because=source, strength=Strength.FALLBACK)
+    return Claim(
+        value=instead,
+        because=f"{source}: {wanted}, but {reason}",
+        strength=Strength.FALLBACK,
+        passed_over=(PassedOver(wanted, reason),),
+    )
+
+
+def missing(name: str, context: Context) -> str:
+    """Why this machine can't have the dtype; "" where it can."""
+    machine = context.machine
+    if name == "bfloat16" and machine.kind == "cuda" and machine.capability < BF16_CAPABILITY:
+        first = min((a for a in machine.accelerators if a.kind == "cuda"), key=lambda a: a.capability)
+        return f"{first.name} is sm{first.capability[0]}{first.capability[1]}, and bfloat16 needs sm80"
+    if name == "float64" and machine.kind == "mps":
+        return "Apple's GPUs have no float64"
+    return ""
+
+
+def canonical(name: str) -> str:
+    """A dtype's name in torch: "bf16" and "torch.bfloat16" are "bfloat16"."""
+    bare = name.removeprefix("torch.")
+    return SHORT.get(bare, bare)

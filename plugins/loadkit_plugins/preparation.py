@@ -1,0 +1,161 @@
+"""preparation: k-bit preparation, then gradient checkpointing, then input gradients; always in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from loadkit import (
+    Claim,
+    Context,
+    Finding,
+    ModelClass,
+    Option,
+    Plan,
+    Preparation,
+    Problem,
+    Quantization,
+    Strength,
+    hookimpl,
+)
+
+REENTRANT = {"use_reentrant": False}
+"""torch's recommended checkpointing: it keeps working over frozen inputs and under DDP."""
+
+
+@hookimpl
+def loadkit_options() -> Sequence[Option]:
+    return [
+        Option(
+            name="training", type="bool", stage="preparation", help="prepare the model for training rather than inference"
+        ),
+        Option(
+            name="gradient_checkpointing",
+            type="bool",
+            stage="preparation",
+            help="recompute activations in the backward pass to save memory",
+        ),
+        Option(
+            name="gradient_checkpointing_kwargs",
+            type="mapping",
+            stage="preparation",
+            help='how, such as {"use_reentrant": false} (the default)',
+        ),
+    ]
+
+
+@hookimpl
+def loadkit_choose_preparation(
+    context: Context, architecture: ModelClass, quantization: Quantization | None
+) -> Claim[Preparation]:
+    request = context.request
+    training = bool(request.value("training", False))
+    wish = request.asked("gradient_checkpointing")
+    wanted = wish is not None and bool(wish.value)
+    reason = _unsupported(context, architecture) if wanted else ""
+    checkpointing = wanted and not (reason and wish is not None and not wish.demanded)
+    frozen = quantization is not None or bool(request.value("adapter", False) or request.value("peft_config", False))
+    value = Preparation(
+        kbit=training and quantization is not None,
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={**REENTRANT, **request.value("gradient_checkpointing_kwargs", {})} if checkpointing else {},
+        input_gradients=checkpointing and frozen,
+        training=training,
+    )
+    asked = request.asked("training") or wish
+    strength = max((a.strength for a in (request.asked("training"), wish) if a), key=lambda s: s.rank, default=Strength.FALLBACK)
+    because = f"{asked.by} asked for {'training' if training else 'inference'}" if asked else "nobody asked for training"
+    if reason and not checkpointing:
+        because += f"; no gradient checkpointing: {reason}"
+    return Claim(value=value, because=because, strength=strength)
+
+
+@hookimpl
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    problems = []
+    if plan.preparation.gradient_checkpointing and (reason := _unsupported(context, plan.model_class)):
+        problems.append(
+            Problem(
+                stage="preparation",
+                plugin="preparation",
+                code="no-gradient-checkpointing",
+                message=f"gradient_checkpointing=True was asked for, but {reason}",
+                remedy="leave gradient_checkpointing out",
+            )
+        )
+    kwargs = context.request.asked("gradient_checkpointing_kwargs")
+    if kwargs is not None and kwargs.demanded and not plan.preparation.gradient_checkpointing:
+        problems.append(
+            Problem(
+                stage="preparation",
+                plugin="preparation",
+                code="checkpointing-kwargs-unused",
+                message="gradient_checkpointing_kwargs was given, but gradient checkpointing is off",
+                remedy="give gradient_checkpointing=True with it, or leave it out",
+            )
+        )
+    return problems
+
+
+@hookimpl
+def loadkit_prepare_model(plan: Plan, model: Any, preparation: Preparation) -> Any:
+    if preparation.kbit:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for module in norms(model):
+            _in_float32(module)
+    if preparation.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(preparation.gradient_checkpointing_kwargs))
+    if preparation.input_gradients:
+        model.enable_input_require_grads()
+    return model.train(preparation.training)
+
+
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+    findings = []
+    checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
+    if checkpointing != plan.preparation.gradient_checkpointing:
+        findings.append(_finding("gradient-checkpointing", "gradient checkpointing", plan.preparation.gradient_checkpointing, checkpointing))
+    if model.training != plan.preparation.training:
+        findings.append(_finding("training-mode", "training mode", plan.preparation.training, model.training))
+    return findings
+
+
+def norms(model: Any) -> list[Any]:
+    """Every normalisation layer with a weight: those whose class is called a norm."""
+    return [m for m in model.modules() if type(m).__name__.endswith("Norm") and list(m.parameters(recurse=False))]
+
+
+def _in_float32(module: Any) -> None:
+    """Compute a frozen norm in float32 and hand its result on in the dtype that came in.
+
+    PEFT's prepare_model_for_kbit_training casts every other parameter to float32 too, embeddings and head included
+    (it adds 18 GB to an 8 B model), and leaves float32 activations behind each norm; neither is needed.
+    """
+    import torch
+
+    module.to(torch.float32)
+
+    def hand_on(_: Any, args: tuple[Any, ...], output: Any) -> Any:
+        return output.to(args[0].dtype) if args and isinstance(output, torch.Tensor) else output
+
+    module.register_forward_hook(hand_on)
+
+
+def _unsupported(context: Context, architecture: ModelClass) -> str:
+    facts = context.library.class_facts(architecture.model_class)
+    if facts is None or facts.supports_gradient_checkpointing:
+        return ""
+    return f"{architecture.model_class} doesn't support it"
+
+
+def _finding(code: str, what: str, planned: bool, effective: bool) -> Finding:
+    return Finding(
+        stage="preparation",
+        plugin="preparation",
+        code=code,
+        message=f"{what} isn't as planned",
+        planned=str(planned),
+        effective=str(effective),
+    )

@@ -1,0 +1,93 @@
+"""KV cache: off while activations are recomputed or training, on for inference, at every depth of the config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from loadkit import (
+    Claim,
+    Context,
+    Finding,
+    Option,
+    Plan,
+    Preparation,
+    Problem,
+    Strength,
+    hookimpl,
+)
+
+
+@hookimpl
+def loadkit_options() -> Sequence[Option]:
+    return [
+        Option(
+            name="use_cache",
+            type="bool",
+            stage="use_cache",
+            help="keep a key-value cache; by default off when training, on for inference",
+        )
+    ]
+
+
+@hookimpl
+def loadkit_choose_use_cache(context: Context, preparation: Preparation) -> Sequence[Claim[bool | None]]:
+    if preparation.gradient_checkpointing:
+        opinion: Claim[bool | None] = Claim(
+            value=False,
+            because="gradient checkpointing recomputes the forward pass, which a cache would corrupt",
+            strength=Strength.FALLBACK,
+        )
+    elif preparation.training:
+        opinion = Claim(
+            value=False, because="a cache is of no use in a training step", strength=Strength.FALLBACK
+        )
+    else:
+        opinion = Claim(value=None, because="nothing speaks for another value than the checkpoint's own", strength=Strength.FALLBACK)
+    asked = context.request.asked("use_cache")
+    if asked is None:
+        return [opinion]
+    return [Claim(value=asked.value, because=asked.because, strength=asked.strength), opinion]
+
+
+@hookimpl
+def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
+    if not (plan.use_cache and plan.preparation.gradient_checkpointing):
+        return []
+    return [
+        Problem(
+            stage="use_cache",
+            plugin="use-cache",
+            code="cache-with-checkpointing",
+            message="use_cache=True and gradient checkpointing exclude each other: "
+            f"the cache because {plan.why('use_cache').because}, checkpointing because {plan.why('preparation').because}",
+            remedy="give use_cache=False or gradient_checkpointing=False",
+        )
+    ]
+
+
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+    if plan.use_cache is None:
+        return []
+    return [
+        Finding(
+            stage="use_cache",
+            plugin="use-cache",
+            code="use-cache",
+            message=f"{path or 'the config'} has another use_cache",
+            planned=str(plan.use_cache),
+            effective=str(config.use_cache),
+        )
+        for path, config in configs(model.config)
+        if hasattr(config, "use_cache") and config.use_cache != plan.use_cache
+    ]
+
+
+def configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, config) for a transformers config and everything nested in it."""
+    yield path, config
+    for key in config.sub_configs:
+        nested = getattr(config, key, None)
+        if nested is not None and hasattr(nested, "sub_configs"):
+            yield from configs(nested, f"{path}.{key}".lstrip("."))
