@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loadkit.claims import Claim, Decision, Overruled, PassedOver, Strength
     from loadkit.context import Context
-    from loadkit.errors import AuditError, Finding, LoadError, LoadkitError, PlanError, PluginError, Problem
+    from loadkit.errors import AuditError, Finding, LoadError, LoadkitError, PlanError, PluginError, Problem, Severity
     from loadkit.facts.checkpoint import AdapterFacts, Checkpoint, File, TensorHeader
     from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts
     from loadkit.facts.machine import Accelerator, Machine
     from loadkit.facts.request import Asked, Request
     from loadkit.facts.topology import Topology
     from loadkit.hookspecs import hookimpl
-    from loadkit.loading import Loaded, load
+    from loadkit.loading import Loaded, LoadkitWarning, load
     from loadkit.manager import PluginInfo, PluginManager
     from loadkit.options import Option, nearest
     from loadkit.pipeline import make_plan as plan
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
 _HOMES: dict[str, tuple[str, ...]] = {
     "claims": ("Claim", "Decision", "Overruled", "PassedOver", "Strength"),
     "context": ("Context",),
-    "errors": ("AuditError", "Finding", "LoadError", "LoadkitError", "PlanError", "PluginError", "Problem"),
+    "errors": ("AuditError", "Finding", "LoadError", "LoadkitError", "PlanError", "PluginError", "Problem", "Severity"),
     "facts.checkpoint": ("AdapterFacts", "Checkpoint", "File", "TensorHeader"),
     "facts.library": ("ConfigFacts", "Family", "Library", "ModelFacts"),
     "facts.machine": ("Accelerator", "Machine"),
     "facts.request": ("Asked", "Request"),
     "facts.topology": ("Topology",),
     "hookspecs": ("hookimpl",),
-    "loading": ("Loaded", "load"),
+    "loading": ("Loaded", "LoadkitWarning", "load"),
     "manager": ("PluginInfo", "PluginManager"),
     "options": ("Option", "nearest"),
     "pipeline": ("plan",),

@@ -13,8 +13,8 @@ from loadkit.facts.library_source import ClassSource, SourceTree, evaluate
 
 __all__ = ["Reader"]
 
-_MODEL_ROOTS = ("PreTrainedModel",)
-_CONFIG_ROOTS = ("PreTrainedConfig", "PretrainedConfig")
+_MODEL_ROOT = "PreTrainedModel"
+_CONFIG_ROOT = "PreTrainedConfig"
 
 
 class Reader:
@@ -27,10 +27,14 @@ class Reader:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._package = root.name
-        # `_LazyAutoMapping(config map, model map)` is the model map, keyed by config class.
         self._tree = SourceTree(
             root,
-            roots=(*_MODEL_ROOTS, *_CONFIG_ROOTS),
+            roots={
+                _MODEL_ROOT: f"{self._package}.modeling_utils",
+                _CONFIG_ROOT: f"{self._package}.configuration_utils",
+                "PretrainedConfig": f"{self._package}.configuration_utils",  # the older spelling, an alias
+            },
+            # `_LazyAutoMapping(config map, model map)` is the model map, keyed by config class.
             functions={"_LazyAutoMapping": lambda configs, models: models},
         )
 
@@ -63,10 +67,8 @@ class Reader:
     def folder(self, name: str) -> tuple[dict[str, ConfigFacts], dict[str, ModelFacts], set[Path]]:
         """The config and model classes of a folder below models, by name, and every file it was read from."""
         self._tree.start()
-        configs = [
-            self._config_facts(mro) for mro in self._derived(name, "configuration_*.py", _CONFIG_ROOTS)
-        ]
-        models = [_model_facts(mro) for mro in self._derived(name, "modeling_*.py", _MODEL_ROOTS)]
+        configs = [self._config_facts(mro) for mro in self._derived(name, "configuration_*.py", _CONFIG_ROOT)]
+        models = [_model_facts(mro) for mro in self._derived(name, "modeling_*.py", _MODEL_ROOT)]
         return {c.name: c for c in configs}, {m.name: m for m in models}, set(self._tree.visited)
 
     def _auto_classes(self, module: str) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -82,14 +84,14 @@ class Reader:
     def _classes(self, module: str, name: str) -> dict[str, tuple[str, ...]]:
         return _class_names(_dictionary(self._tree.namespace(module), name))
 
-    def _derived(self, folder: str, pattern: str, roots: tuple[str, ...]) -> list[list[ClassSource]]:
-        """The resolution orders of a folder's classes that derive from one of the roots."""
+    def _derived(self, folder: str, pattern: str, root: str) -> list[list[ClassSource]]:
+        """The resolution orders of a folder's classes that derive from the root."""
         parts = folder.split(".")
         prefix = ".".join([self._package, "models", *parts])
         paths = sorted(self._root.joinpath("models", *parts).glob(pattern))
         modules = [module for path in paths if (module := self._tree.module(f"{prefix}.{path.stem}"))]
         orders = [self._tree.mro(source) for module in modules for source in module.classes.values()]
-        return [order for order in orders if any(each.name in roots for each in order[1:])]
+        return [order for order in orders if any(each.name == root for each in order[1:])]
 
     def _config_facts(self, mro: list[ClassSource]) -> ConfigFacts:
         sub_configs, sub_config_classes = self._sub_configs(mro)
@@ -107,11 +109,11 @@ class Reader:
         """A dataclass's rule: annotated attributes of all bases that are dataclasses, nearest first."""
         found: dict[str, Any] = {}
         for source in reversed(mro):
-            if not any(each.name in _CONFIG_ROOTS for each in self._tree.mro(source)):
+            if not any(each.name == _CONFIG_ROOT for each in self._tree.mro(source)):
                 continue  # a mixin isn't a dataclass
             for name, annotation in source.annotations.items():
                 if "ClassVar" not in ast.dump(annotation):
-                    found[name] = _plain(_value(source.values.get(name)))
+                    found[name] = _plain(_value(_default(source.values.get(name))))
         return found
 
     def _sub_configs(self, mro: list[ClassSource]) -> tuple[dict[str, str], dict[str, str]]:
@@ -195,6 +197,12 @@ def _specification(node: ast.expr) -> tuple[ast.expr, ast.expr | None]:
     given = dict(zip(("config_class", "model_type"), node.args, strict=False))
     given.update({keyword.arg: keyword.value for keyword in node.keywords if keyword.arg})
     return given.get("config_class", node), given.get("model_type")
+
+
+def _default(node: ast.expr | None) -> ast.expr | None:
+    """A field's default: the value, or what it is called with: `field(default=0.02)`."""
+    keywords = node.keywords if isinstance(node, ast.Call) else []
+    return next((keyword.value for keyword in keywords if keyword.arg == "default"), node)
 
 
 def _nearest(mro: list[ClassSource], attribute: str) -> Any:

@@ -66,7 +66,7 @@ class SourceTree:
 
     Parameters:
         root: the package's folder.
-        roots: names of classes whose own bases don't matter: inheritance is followed up to them.
+        roots: names of classes that inheritance is followed up to, to the module that defines them.
         functions: names to callables that `namespace` may call, beyond the builtin containers.
     """
 
@@ -74,13 +74,13 @@ class SourceTree:
         self,
         root: Path,
         *,
-        roots: Iterable[str] = (),
+        roots: Mapping[str, str] | None = None,
         functions: Mapping[str, Callable[..., object]] | None = None,
     ) -> None:
         self.root = root
         self.visited: set[Path] = set()
         """Every file read for an answer since this was last emptied (with `start`)."""
-        self._roots = frozenset(roots)
+        self._roots = dict(roots or {})
         self._functions = {**_CONTAINERS, **(functions or {})}
         self._modules: dict[str, Module | None] = {}
         self._namespaces: dict[str, dict[str, Any]] = {}
@@ -107,6 +107,8 @@ class SourceTree:
         places = [(module, name)]
         while places:
             place = places.pop(0)
+            if place[0] == self.root.name and place[1] in self._roots:
+                place = (self._roots[place[1]], place[1])  # the package itself exports them, by lazy import
             found = self.module(place[0]) if place not in seen else None
             seen.add(place)
             if found is None:
@@ -196,11 +198,11 @@ def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
         case ast.Name(id=name) if name in names:
             return names[name]
         case ast.Tuple(elts=elements):
-            return tuple(evaluate(element, names) for element in elements)
+            return tuple(_elements(elements, names))
         case ast.List(elts=elements):
-            return [evaluate(element, names) for element in elements]
+            return list(_elements(elements, names))
         case ast.Set(elts=elements):
-            return {evaluate(element, names) for element in elements}
+            return set(_elements(elements, names))
         case ast.Dict(keys=keys, values=values):
             return dict(_items(keys, values, names))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -211,8 +213,10 @@ def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
             return _either(node, names)
         case ast.Subscript(value=value) if callable(generic := evaluate(value, names)):
             return generic  # OrderedDict[str, str] is OrderedDict
+        case ast.Call(func=ast.Attribute(value=owner, attr="items"), args=[], keywords=[]):
+            return list(_dictionary(evaluate(owner, names)).items())
         case ast.Call(func=func, args=args, keywords=keywords) if callable(function := evaluate(func, names)):
-            given = [evaluate(arg, names) for arg in args]
+            given = [*_elements(args, names)]
             try:
                 return function(
                     *given, **dict(_items(map(_key, keywords), [k.value for k in keywords], names))
@@ -238,6 +242,16 @@ def _key(keyword: ast.keyword) -> ast.expr | None:
     return None if keyword.arg is None else ast.Constant(value=keyword.arg)
 
 
+def _elements(nodes: Iterable[ast.expr], names: Mapping[str, Any]) -> Iterator[Any]:
+    for node in nodes:
+        if not isinstance(node, ast.Starred):
+            yield evaluate(node, names)
+        elif isinstance(several := evaluate(node.value, names), list | tuple | set | dict):
+            yield from several
+        else:
+            raise ValueError(f"line {node.lineno} unpacks what isn't a container")
+
+
 def _items(
     keys: Iterable[ast.expr | None], values: Iterable[ast.expr], names: Mapping[str, Any]
 ) -> Iterator[tuple[Any, Any]]:
@@ -245,10 +259,14 @@ def _items(
         evaluated = evaluate(value, names)
         if key is not None:
             yield evaluate(key, names), evaluated
-        elif isinstance(evaluated, dict):
-            yield from evaluated.items()
         else:
-            raise ValueError(f"line {value.lineno} unpacks what isn't a dictionary")
+            yield from _dictionary(evaluated).items()
+
+
+def _dictionary(value: Any) -> dict[Any, Any]:
+    if isinstance(value, dict):
+        return value
+    raise ValueError(f"{value!r} isn't a dictionary")
 
 
 def _number(value: Any) -> Any:

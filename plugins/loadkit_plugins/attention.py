@@ -7,6 +7,7 @@ config on its own. A name given by the user is a demand; one in a profile is whe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -15,6 +16,7 @@ from loadkit import (
     ConfigFacts,
     Context,
     Experimental,
+    Finding,
     Library,
     Machine,
     ModelClass,
@@ -27,6 +29,7 @@ from loadkit import (
     hookimpl,
     nearest,
 )
+from loadkit_plugins.use_cache import configs
 
 CHAIN = ("flash_attention_3", "flash_attention_2", "sdpa", "eager")
 ON_DEMAND = ("flash_attention_4", "flex_attention")
@@ -117,6 +120,29 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
                 )
             )
     return problems
+
+
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+    """Every sub-config runs the planned implementation; transformers may change one while building the model."""
+    chosen = plan.attn_implementation
+    by_part = {"": chosen} if isinstance(chosen, str) else chosen
+    findings = []
+    for path, config in configs(model.config):
+        planned = by_part.get(path.split(".")[0], by_part.get("", "") if isinstance(chosen, str) else "")
+        effective = getattr(config, "_attn_implementation", None)
+        if planned and effective is not None and effective != planned:
+            findings.append(
+                Finding(
+                    stage="attention",
+                    plugin="attention",
+                    code="attention",
+                    message=f"{path or 'the model'} runs another attention",
+                    planned=planned,
+                    effective=str(effective),
+                )
+            )
+    return findings
 
 
 def _problem(code: str, message: str, remedy: str) -> Problem:

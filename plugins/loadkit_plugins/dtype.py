@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from loadkit import Claim, Context, ModelClass, Option, PassedOver, Plan, Problem, Strength, hookimpl, nearest
+from loadkit import Claim, Context, Finding, Option, PassedOver, Plan, Problem, Strength, hookimpl, nearest
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 BF16_CAPABILITY = (8, 0)
@@ -76,6 +77,35 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             code="dtype-unavailable",
             message=f"{by} {decision.value}, but {reason}",
             remedy=f"choose dtype='{automatic(context).value}', or leave dtype out",
+        )
+    ]
+
+
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+    """Every floating parameter of the base has the planned dtype, but for what the model or the plan keeps in float32."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept = {*(base._keep_in_fp32_modules or ()), *(base._keep_in_fp32_modules_strict or ())}
+    stray: dict[str, int] = {}
+    for path, module in base.named_modules():
+        quantized = hasattr(getattr(module, "weight", None), "quant_state")
+        norm = plan.preparation.kbit and type(module).__name__.endswith("Norm")
+        if quantized or norm or kept & set(path.split(".")) or "lora_" in path:
+            continue
+        for parameter in module.parameters(recurse=False):
+            found = str(parameter.dtype).removeprefix("torch.")
+            if parameter.is_floating_point() and found != plan.dtype:
+                stray[found] = stray.get(found, 0) + 1
+    if not stray or (plan.quantization is not None and plan.quantization.prequantized):
+        return []
+    return [
+        Finding(
+            stage="dtype",
+            plugin="dtype",
+            code="dtype",
+            message=f"{sum(stray.values())} parameters have another dtype",
+            planned=plan.dtype,
+            effective=", ".join(f"{count} of {name}" for name, count in sorted(stray.items())),
         )
     ]
 

@@ -1,0 +1,32 @@
+"""The audit: every plugin looks whether the loaded model is what its stage decided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loadkit import hookspecs as hooks
+from loadkit.errors import Finding
+from loadkit.manager import PluginManager
+from loadkit.plans import Plan
+from loadkit.report import Loading
+
+__all__ = ["audit"]
+
+ORDER = ("error", "warning", "note")
+
+
+def audit(plan: Plan, model: Any, loading: Loading, manager: PluginManager) -> tuple[Finding, ...]:
+    """Collect what the plugins find, errors first.
+
+    Parameters:
+        plan: what was planned.
+        model: the final model.
+        loading: what `from_pretrained` said of the weights.
+        manager: the plugins.
+
+    Raises:
+        PluginError: a plugin failed while looking.
+    """
+    answers = manager.answers(hooks.loadkit_audit_model, plan=plan, model=model, loading=loading)
+    found = [finding for _, given in answers for finding in given]
+    return tuple(sorted(found, key=lambda f: (ORDER.index(f.severity), f.stage, f.code, f.message)))
