@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loadkit.claims import Claim, Decision, Overruled, PassedOver, Strength
     from loadkit.context import Context
-    from loadkit.errors import AuditError, Finding, LoadError, LoadkitError, PlanError, PluginError, Problem, Severity
+    from loadkit.errors import (
+        AuditError,
+        Finding,
+        LoadError,
+        LoadkitError,
+        PlanError,
+        PluginError,
+        Problem,
+        Severity,
+    )
     from loadkit.facts.checkpoint import AdapterFacts, Checkpoint, File, TensorHeader
     from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts
     from loadkit.facts.machine import Accelerator, Machine
@@ -50,7 +59,16 @@ if TYPE_CHECKING:
 _HOMES: dict[str, tuple[str, ...]] = {
     "claims": ("Claim", "Decision", "Overruled", "PassedOver", "Strength"),
     "context": ("Context",),
-    "errors": ("AuditError", "Finding", "LoadError", "LoadkitError", "PlanError", "PluginError", "Problem", "Severity"),
+    "errors": (
+        "AuditError",
+        "Finding",
+        "LoadError",
+        "LoadkitError",
+        "PlanError",
+        "PluginError",
+        "Problem",
+        "Severity",
+    ),
     "facts.checkpoint": ("AdapterFacts", "Checkpoint", "File", "TensorHeader"),
     "facts.library": ("ConfigFacts", "Family", "Library", "ModelFacts"),
     "facts.machine": ("Accelerator", "Machine"),
@@ -81,7 +99,62 @@ _HOMES: dict[str, tuple[str, ...]] = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _ELSEWHERE = {"plan": "make_plan"}
 
-__all__ = sorted(_HOME_OF)
+__all__ = [
+    "Accelerator",
+    "Adapter",
+    "AdapterFacts",
+    "Architecture",
+    "Asked",
+    "AuditError",
+    "Checkpoint",
+    "Claim",
+    "ConfigFacts",
+    "Context",
+    "Decision",
+    "Experimental",
+    "Family",
+    "File",
+    "Finding",
+    "Library",
+    "LoadError",
+    "Loaded",
+    "Loading",
+    "LoadkitError",
+    "LoadkitWarning",
+    "Machine",
+    "Measurements",
+    "ModelClass",
+    "ModelFacts",
+    "Option",
+    "Overruled",
+    "PassedOver",
+    "Placement",
+    "Plan",
+    "PlanError",
+    "PluginError",
+    "PluginInfo",
+    "PluginManager",
+    "Preparation",
+    "Problem",
+    "Processing",
+    "Profile",
+    "Quantization",
+    "Report",
+    "Request",
+    "Severity",
+    "Strength",
+    "Support",
+    "Supported",
+    "TensorHeader",
+    "Topology",
+    "Unsupported",
+    "hookimpl",
+    "load",
+    "nearest",
+    "plan",
+    "read_profile",
+    "read_profiles",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -122,7 +122,9 @@ def decide(stage: str, claims: Sequence[StampedClaim], *, option: str = "") -> D
         strength=top,
         concurring=tuple(dict.fromkeys(c.plugin for c in contenders if c.plugin != winner.plugin)),
         instead_of=tuple(
-            Overruled(value=c.claim.value, plugin=c.plugin, because=c.claim.because, strength=c.claim.strength)
+            Overruled(
+                value=c.claim.value, plugin=c.plugin, because=c.claim.because, strength=c.claim.strength
+            )
             for c in ordered
             if c.claim.strength is not top and _canonical(c.claim.value) != _canonical(winner.claim.value)
         ),
@@ -132,7 +134,8 @@ def decide(stage: str, claims: Sequence[StampedClaim], *, option: str = "") -> D
 
 def _conflict(stage: str, contenders: Sequence[StampedClaim], option: str) -> Problem:
     said = "; ".join(
-        f"{c.plugin!r} says {msgspec.to_builtins(c.claim.value)!r} because {c.claim.because}" for c in contenders
+        f"{c.plugin!r} says {msgspec.to_builtins(c.claim.value)!r} because {c.claim.because}"
+        for c in contenders
     )
     plugins = sorted({c.plugin for c in contenders})
     choose = f"choose with {option}=…, or " if option else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from loadkit import hookspecs as hooks
@@ -128,7 +129,9 @@ def _quantization_config(plan: Plan, config: Any, manager: PluginManager) -> Any
     assert quantization is not None
     skip: Sequence[str] | None = None
     if quantization.skip_modules:
-        skip = modules_to_skip(_class(plan), config, quantization.skip_modules, plan.model_class.implementation == "remote code")
+        skip = modules_to_skip(
+            _class(plan), config, quantization.skip_modules, plan.model_class.implementation == "remote code"
+        )
     built = manager.first(
         hooks.loadkit_build_quantization_config, plan=plan, quantization=quantization, skip_modules=skip
     )
@@ -175,29 +178,27 @@ def _loading(info: dict[str, Any]) -> Loading:
         missing=tuple(sorted(info.get("missing_keys", ()))),
         unexpected=tuple(sorted(info.get("unexpected_keys", ()))),
         mismatched=tuple(
-            sorted(f"{key[0]}: {tuple(key[1])} in the file, {tuple(key[2])} in the model" for key in info.get("mismatched_keys", ()))
+            sorted(
+                f"{key[0]}: {tuple(key[1])} in the file, {tuple(key[2])} in the model"
+                for key in info.get("mismatched_keys", ())
+            )
         ),
         errors=tuple(str(e) for e in info.get("error_msgs", ()) or ()),
     )
 
 
-class _explained:
+@contextmanager
+def _explained(plan: Plan, what: str) -> Iterator[None]:
     """Say what was being loaded when a library underneath raises."""
-
-    def __init__(self, plan: Plan, what: str) -> None:
-        self.plan = plan
-        self.what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, LoadkitError) or not isinstance(error, Exception):
-            return
-        checkpoint = self.plan.checkpoint
+    try:
+        yield
+    except LoadkitError:
+        raise
+    except Exception as error:
+        checkpoint = plan.checkpoint
         at = f" at {checkpoint.commit}" if checkpoint.commit else ""
         raise LoadError(
-            f"{self.what} of {checkpoint.source!r}{at} couldn't be loaded as planned "
-            f"({self.plan.model_class.model_class}, {self.plan.dtype}): {type(error).__name__}: {error}\n"
+            f"{what} of {checkpoint.source!r}{at} couldn't be loaded as planned "
+            f"({plan.model_class.model_class}, {plan.dtype}): {type(error).__name__}: {error}\n"
             "    fix: `loadkit plan` shows what was to happen and who decided it"
         ) from error

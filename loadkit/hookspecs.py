@@ -99,9 +99,7 @@ def loadkit_choose_architecture(context: Context) -> Answer[ModelClass]:
 
 
 @hookspec
-def loadkit_choose_dtype(
-    context: Context, architecture: ModelClass
-) -> Answer[str]:
+def loadkit_choose_dtype(context: Context, architecture: ModelClass) -> Answer[str]:
     """Choose the dtype of the weights, such as "bfloat16". Some plugin must.
 
     It is also the compute dtype of quantized layers and the dtype of a new adapter.
@@ -197,9 +195,7 @@ def loadkit_choose_use_cache(
 
 
 @hookspec
-def loadkit_choose_processing(
-    context: Context, architecture: ModelClass
-) -> Answer[Processing]:
+def loadkit_choose_processing(context: Context, architecture: ModelClass) -> Answer[Processing]:
     """Choose the tokenizer or processor. Some plugin must.
 
     Parameters:

@@ -15,9 +15,9 @@ from loadkit.audit import audit
 from loadkit.errors import AuditError, LoadError, LoadkitError
 from loadkit.from_pretrained import load_model, load_processing_class
 from loadkit.manager import PluginManager, default_manager
+from loadkit.measure import measure, peak_memory
 from loadkit.pipeline import make_plan
 from loadkit.plans import Plan
-from loadkit.measure import measure, peak_memory
 from loadkit.report import Report
 
 __all__ = ["Loaded", "LoadkitWarning", "load"]
@@ -114,11 +114,19 @@ def load(
         model, loading = load_model(plan, manager, token)
     say("preparing")
     with clock("prepare"):
-        model = _acted(manager.first(hooks.loadkit_prepare_model, plan=plan, model=model, preparation=plan.preparation), "prepare_model", "preparation")
+        model = _acted(
+            manager.first(hooks.loadkit_prepare_model, plan=plan, model=model, preparation=plan.preparation),
+            "prepare_model",
+            "preparation",
+        )
     if plan.adapter is not None:
         say("attaching the adapter")
         with clock("adapter"):
-            model = _acted(manager.first(hooks.loadkit_attach_adapter, plan=plan, model=model, adapter=plan.adapter), "attach_adapter", plan.adapter.peft_type)
+            model = _acted(
+                manager.first(hooks.loadkit_attach_adapter, plan=plan, model=model, adapter=plan.adapter),
+                "attach_adapter",
+                plan.adapter.peft_type,
+            )
     with clock("processing"):
         processing_class = load_processing_class(plan, token)
     say("auditing")
@@ -126,16 +134,24 @@ def load(
         findings = audit(plan, model, loading, manager)
         measurements = measure(model)
     report = Report(
-        measurements=measurements, findings=findings, loading=loading, seconds=clock.seconds, peak_memory=peak_memory()
+        measurements=measurements,
+        findings=findings,
+        loading=loading,
+        seconds=clock.seconds,
+        peak_memory=peak_memory(),
     )
     return _judged(Loaded(model, processing_class, plan, report), strict)
 
 
-def _planned(source: str | os.PathLike[str] | Plan, profile: str | None, options: Mapping[str, Any], **about: Any) -> Plan:
+def _planned(
+    source: str | os.PathLike[str] | Plan, profile: str | None, options: Mapping[str, Any], **about: Any
+) -> Plan:
     if not isinstance(source, Plan):
         return make_plan(source, profile, **about, **options)
     if profile is not None or options:
-        given = ", ".join(([f"profile={profile!r}"] if profile else []) + [f"{k}={v!r}" for k, v in options.items()])
+        given = ", ".join(
+            ([f"profile={profile!r}"] if profile else []) + [f"{k}={v!r}" for k, v in options.items()]
+        )
         raise LoadkitError(
             f"load() was given a plan and {given}: a plan is run as it is; make another with loadkit.plan(…, {given})"
         )

@@ -109,7 +109,9 @@ class PluginManager:
             PluginError: the name is taken, or the plugin doesn't fit the hooks. Nothing of it stays registered.
         """
         if name in self._infos:
-            raise PluginError(name, "a plugin of that name is registered already; unregister it or choose another name")
+            raise PluginError(
+                name, "a plugin of that name is registered already; unregister it or choose another name"
+            )
         try:
             hooks = self._register(plugin, name)
         except Exception as error:
@@ -185,7 +187,9 @@ class PluginManager:
         """What one plugin declares, asked once; a declaration of the wrong type makes the plugin a broken one."""
 
         def given(hook: Callable[[], Sequence[T]], kind: type[T]) -> tuple[T, ...]:
-            impls = [i for i in getattr(self._pluggy.hook, hook.__name__).get_hookimpls() if i.plugin_name == name]
+            impls = [
+                i for i in getattr(self._pluggy.hook, hook.__name__).get_hookimpls() if i.plugin_name == name
+            ]
             items = tuple(item for impl in impls for item in _called(impl, {}) or ())
             for item in items:
                 if not isinstance(item, kind):
@@ -256,12 +260,16 @@ class PluginManager:
         """Every declared option, by its name and its aliases; "loadkit" declares the core's own."""
         items = [("loadkit", option) for option in CORE_OPTIONS]
         items += [(plugin, option) for plugin, given in self._provided.items() for option in given.options]
-        return _provision((name, plugin, option) for plugin, option in items for name in (option.name, *option.aliases))
+        return _provision(
+            (name, plugin, option) for plugin, option in items for name in (option.name, *option.aliases)
+        )
 
     @property
     def profiles(self) -> Provision[Profile]:
         """Every profile, by its name."""
-        return _provision((p.name, plugin, p) for plugin, given in self._provided.items() for p in given.profiles)
+        return _provision(
+            (p.name, plugin, p) for plugin, given in self._provided.items() for p in given.profiles
+        )
 
     @property
     def architectures(self) -> Provision[Architecture]:

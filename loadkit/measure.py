@@ -65,7 +65,11 @@ def _constants(parameter: Any) -> list[Any]:
     state = getattr(parameter, "quant_state", None)
     nested = getattr(state, "state2", None)
     found = [getattr(s, name, None) for s in (state, nested) if s is not None for name in ("absmax", "code")]
-    found += [getattr(parameter, name, None) for name in ("SCB", "CB") if getattr(parameter, name, None) is not parameter.data]
+    found += [
+        getattr(parameter, name, None)
+        for name in ("SCB", "CB")
+        if getattr(parameter, name, None) is not parameter.data
+    ]
     offset = getattr(state, "offset", None)
     seen = {parameter.data_ptr()}
     kept = []

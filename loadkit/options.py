@@ -73,7 +73,10 @@ CORE_OPTIONS: tuple[Option, ...] = (
     ),
     Option(name="cache_dir", type="str", stage="checkpoint", help="where Hub files are cached"),
     Option(
-        name="local_files_only", type="bool", stage="checkpoint", help="use only what is cached; don't ask the Hub"
+        name="local_files_only",
+        type="bool",
+        stage="checkpoint",
+        help="use only what is cached; don't ask the Hub",
     ),
     Option(
         name="model_kwargs",
@@ -120,58 +123,79 @@ def plain(value: object) -> Any:
 
 
 def ask(
-    given: Mapping[str, object], declared: Mapping[str, tuple[str, Option]], *, by: str, strength: Strength
+    given: Mapping[str, object],
+    declared: Mapping[str, tuple[str, Option]],
+    conflicts: Mapping[str, Sequence[str]],
+    *,
+    by: str,
+    strength: Strength,
 ) -> tuple[dict[str, Asked], list[Problem]]:
     """Check options against their declarations.
 
     Parameters:
         given: option to value, as the user or the profile wrote them.
-        declared: option to (declaring plugin, declaration).
+        declared: every spelling of an option to (declaring plugin, declaration).
+        conflicts: a spelling that several plugins declare, to those plugins.
         by: who gives them: "you", "profile 'qlora'".
         strength: how much that weighs.
 
     Returns:
         The options that are well-formed, under their canonical names, and a problem for each that isn't.
     """
-    names = {name: name for name in declared}
-    names |= {alias: option.name for _, option in declared.values() for alias in option.aliases}
     asked: dict[str, Asked] = {}
     problems: list[Problem] = []
-    for given_name, value in given.items():
-        name = names.get(given_name)
-        if name is None:
-            problems.append(_unknown(given_name, by, names))
-            continue
-        if value is None:
-            continue
-        plugin, option = declared[name]
-        try:
-            clean = msgspec.convert(plain(value), TYPES[option.type])
-        except (TypeError, msgspec.ValidationError):
-            problems.append(_wrong_type(given_name, value, plugin, option, by))
-            continue
-        if option.choices and clean not in option.choices:
-            problems.append(_no_choice(given_name, clean, plugin, option, by))
-            continue
-        if name in asked and asked[name].value != clean:
-            problems.append(_twice(name, given_name, asked[name].value, clean, plugin, option, by))
-            continue
-        asked[name] = Asked(name=name, value=clean, by=by, strength=strength)
+    for name, value in given.items():
+        if name not in declared:
+            problems.append(_undeclared(name, by, declared, conflicts))
+        elif value is not None:
+            plugin, option = declared[name]
+            checked = _checked(name, value, plugin, option, by)
+            if isinstance(checked, Problem):
+                problems.append(checked)
+                continue
+            clean = checked[0]
+            earlier = asked.get(option.name)
+            if earlier is not None and earlier.value != clean:
+                problems.append(_twice(name, earlier.value, clean, plugin, option, by))
+                continue
+            asked[option.name] = Asked(name=option.name, value=clean, by=by, strength=strength)
     return asked, problems
 
 
+def _checked(name: str, value: object, plugin: str, option: Option, by: str) -> tuple[Any] | Problem:
+    """The value as plain data of the option's type, in a tuple of one; else what is wrong with it."""
+    try:
+        clean = msgspec.convert(plain(value), TYPES[option.type])
+    except (TypeError, msgspec.ValidationError):
+        return _wrong_type(name, value, plugin, option, by)
+    if option.choices and clean not in option.choices:
+        return _no_choice(name, clean, plugin, option, by)
+    return (clean,)
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
-    """" (did you mean 'X'?)" for the nearest of the words, "" where none is near."""
+    """ " (did you mean 'X'?)" for the nearest of the words, "" where none is near."""
     found = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.6)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
-def _unknown(name: str, by: str, names: Mapping[str, str]) -> Problem:
+def _undeclared(
+    name: str, by: str, declared: Mapping[str, object], conflicts: Mapping[str, Sequence[str]]
+) -> Problem:
+    if name in conflicts:
+        plugins = conflicts[name]
+        return Problem(
+            stage="request",
+            plugin="loadkit",
+            code="conflict",
+            message=f"{by} gave {name!r}, which several plugins declare as theirs: {', '.join(plugins)}",
+            remedy=f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}",
+        )
     return Problem(
         stage="request",
         plugin="loadkit",
         code="unknown-option",
-        message=f"{by} gave {name!r}, which isn't an option{nearest(name, names)}",
+        message=f"{by} gave {name!r}, which isn't an option{nearest(name, declared)}",
         remedy="`loadkit plan --help` lists the options; pass anything else that from_pretrained takes in model_kwargs",
     )
 
@@ -196,11 +220,12 @@ def _no_choice(name: str, value: object, plugin: str, option: Option, by: str) -
     )
 
 
-def _twice(name: str, alias: str, first: object, second: object, plugin: str, option: Option, by: str) -> Problem:
+def _twice(alias: str, first: object, second: object, plugin: str, option: Option, by: str) -> Problem:
+    name = option.name
     return Problem(
         stage=option.stage,
         plugin=plugin,
         code="option-twice",
-        message=f"{by} gave {name!r} twice under two names: {first!r}, and {alias}={second!r}",
+        message=f"{by} gave {name!r} twice under two names, with {first!r} and with {second!r} ({alias})",
         remedy=f"keep {name}={first!r} or {name}={second!r}",
     )

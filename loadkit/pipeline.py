@@ -78,7 +78,9 @@ def make_plan(
         raise PlanError(request.source, problems)
     architectures = manager.architectures
     if checkpoint.model_type in architectures.conflicts:
-        problems.append(_several("architecture", "model type", checkpoint.model_type, architectures.conflicts))
+        problems.append(
+            _several("architecture", "model type", checkpoint.model_type, architectures.conflicts)
+        )
     context = Context(
         request=request,
         checkpoint=checkpoint,
@@ -95,7 +97,7 @@ def make_request(
 ) -> tuple[Request, list[Problem]]:
     """Check the options and merge them over the profile's, keeping who asked for what."""
     declared = manager.options
-    yours, problems = ask(options, declared, by="you", strength=Strength.YOU)
+    yours, problems = ask(options, declared.found, declared.conflicts, by="you", strength=Strength.YOU)
     theirs: dict[str, Asked] = {}
     if profile:
         profiles = manager.profiles
@@ -103,7 +105,13 @@ def make_request(
             problems.append(_several("request", "profile", profile, profiles.conflicts))
         else:
             wanted, found = find_profile(profile, profiles.found)
-            theirs, unfit = ask(wanted, declared, by=f"profile {profile!r}", strength=Strength.PROFILE)
+            theirs, unfit = ask(
+                wanted,
+                declared.found,
+                declared.conflicts,
+                by=f"profile {profile!r}",
+                strength=Strength.PROFILE,
+            )
             problems += [*found, *unfit]
     request = Request(
         source=os.fspath(source),
@@ -145,7 +153,7 @@ class _Decisions:
 
     def run(self) -> None:
         """Ask every stage, each with the values decided before it."""
-        about = {"context": self.context}
+        about: dict[str, Any] = {"context": self.context}
         model: ModelClass | None = self.conclude("architecture", hooks.loadkit_choose_architecture, **about)
         if model is None:
             return  # every other stage depends on the class
@@ -193,7 +201,7 @@ class _Decisions:
             ),
         )
         for plugin, contributed in answers or ():
-            for key, given in contributed.items():
+            for key, given in (contributed or {}).items():
                 if key in OWNED_KWARGS:
                     self.problems.append(_owned(key, plugin))
                     continue
@@ -295,7 +303,9 @@ def _owned(key: str, plugin: str) -> Problem:
         code="owned-kwarg",
         message=f"{key!r} was given as a further keyword argument, but it belongs to the {owner} "
         + ("stage" if stage else "step, which decides it itself"),
-        remedy=f"give it as an option of its own ({stage.option}=…) rather than in model_kwargs" if stage else f"leave {key} out of model_kwargs",
+        remedy=f"give it as an option of its own ({stage.option}=…) rather than in model_kwargs"
+        if stage
+        else f"leave {key} out of model_kwargs",
     )
 
 

@@ -193,6 +193,7 @@ def _typed(decision: Decision) -> Decision:
         decision,
         value=msgspec.convert(decision.value, stage.type),
         instead_of=tuple(
-            msgspec.structs.replace(o, value=msgspec.convert(o.value, stage.type)) for o in decision.instead_of
+            msgspec.structs.replace(o, value=msgspec.convert(o.value, stage.type))
+            for o in decision.instead_of
         ),
     )

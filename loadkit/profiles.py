@@ -79,7 +79,13 @@ def find_profile(name: str, known: Mapping[str, tuple[str, Profile]]) -> tuple[d
         if not profile.extends:
             break
         if profile.extends in {p.name for p in chain}:
-            return {}, [_problem("profile-loop", f"profile {profile.name!r} extends {profile.extends!r}, which leads back to it", "break the loop")]
+            return {}, [
+                _problem(
+                    "profile-loop",
+                    f"profile {profile.name!r} extends {profile.extends!r}, which leads back to it",
+                    "break the loop",
+                )
+            ]
         profile, problem = _one(profile.extends, known, asked_by=f"profile {profile.name!r}")
     if problem is not None:
         return {}, [problem]

@@ -146,7 +146,11 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 def _nested(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for key, value in config.items():
-        if isinstance(value, dict) and ("model_type" in value or key.endswith("_config")) and key != "quantization_config":
+        if (
+            isinstance(value, dict)
+            and ("model_type" in value or key.endswith("_config"))
+            and key != "quantization_config"
+        ):
             dotted = f"{prefix}{key}"
             yield dotted, value
             yield from _nested(f"{dotted}.", value)

@@ -105,15 +105,14 @@ class _Index:
         name = maps.config_classes[model_type]
         own = self.folder(maps.modules[model_type])
         config = own.configs.get(name)
+        aliases = [key for key, other in maps.config_classes.items() if other == name]
         if config is None:  # gpt-sw3, say, has its own folder and gpt2's classes
-            others = [
-                key for key, other in maps.config_classes.items() if other == name and key != model_type
-            ]
-            found = (self.folder(maps.modules[key]).configs.get(name) for key in others)
+            found = (self.folder(maps.modules[key]).configs.get(name) for key in aliases)
             config = next((each for each in found if each), None)
         if config is None:
             return None
-        listed = {each for classes in maps.auto_classes.values() for each in classes.get(model_type, ())}
+        auto_classes = maps.auto_classes.values()
+        listed = {each for classes in auto_classes for key in aliases for each in classes.get(key, ())}
         foreign = {each: facts for each in sorted(listed - set(own.models)) if (facts := self._foreign(each))}
         return Family(
             model_type=model_type, config=config, configs=own.configs, models={**own.models, **foreign}

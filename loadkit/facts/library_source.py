@@ -160,8 +160,10 @@ class SourceTree:
     def _execute(self, module: Module, body: list[ast.stmt], names: dict[str, Any]) -> None:
         for statement in body:
             match statement:
-                case ast.Assign(targets=[ast.Name(id=target)], value=value):
-                    _assign(names, target, value)
+                case ast.Assign(targets=targets, value=value):
+                    for each in targets:
+                        if isinstance(each, ast.Name):
+                            _assign(names, each.id, value)
                 case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value):
                     _assign(names, target, value)
                 case ast.Expr(
@@ -335,8 +337,8 @@ def _class_source(module: Module, statement: ast.ClassDef) -> ClassSource:
     annotations: dict[str, ast.expr] = {}
     for line in statement.body:
         match line:
-            case ast.Assign(targets=[ast.Name(id=target)], value=value):
-                values[target] = value
+            case ast.Assign(targets=targets, value=value):
+                values |= {target.id: value for target in targets if isinstance(target, ast.Name)}
             case ast.AnnAssign(target=ast.Name(id=target), annotation=annotation, value=default):
                 annotations[target] = annotation
                 if default is not None:

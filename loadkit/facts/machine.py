@@ -132,12 +132,16 @@ def _memory() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
-def _accelerators(env: Mapping[str, str], torch_version: str) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
+def _accelerators(
+    env: Mapping[str, str], torch_version: str
+) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return (Accelerator(kind="mps", name="Apple silicon"),), ()
     found, note = _nvidia(env)
     if found and torch_version.endswith("+cpu"):
-        return (), (f"{len(found)} × {found[0].name} found, but torch {torch_version} is built for the CPU only",)
+        return (), (
+            f"{len(found)} × {found[0].name} found, but torch {torch_version} is built for the CPU only",
+        )
     return found, (note,) if note else ()
 
 

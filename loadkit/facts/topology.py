@@ -53,12 +53,25 @@ def read_topology(environ: Mapping[str, str] | None = None) -> Topology:
         The topology; a single process where no launcher is seen.
     """
     env = os.environ if environ is None else environ
-    world = _number(env, "WORLD_SIZE", "SLURM_NTASKS" if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env else "", default=1)
+    world = _number(
+        env,
+        "WORLD_SIZE",
+        "SLURM_NTASKS" if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env else "",
+        default=1,
+    )
     rank = _number(env, "RANK", "SLURM_PROCID" if world > 1 else "", default=0)
-    local_world = _number(env, "LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE" if world > 1 else "", default=world)
-    local = _number(env, "LOCAL_RANK", "SLURM_LOCALID" if world > 1 else "", default=rank % max(local_world, 1))
+    local_world = _number(
+        env, "LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE" if world > 1 else "", default=world
+    )
+    local = _number(
+        env, "LOCAL_RANK", "SLURM_LOCALID" if world > 1 else "", default=rank % max(local_world, 1)
+    )
     return Topology(
-        world_size=world, rank=rank, local_rank=local, local_world_size=local_world, engine=_engine(env, world)
+        world_size=world,
+        rank=rank,
+        local_rank=local,
+        local_world_size=local_world,
+        engine=_engine(env, world),
     )
 
 

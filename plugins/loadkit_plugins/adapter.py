@@ -43,8 +43,8 @@ TASK_TYPES: Mapping[str, str] = {
 
 @hookimpl
 def loadkit_options() -> Sequence[Option]:
-    def option(name: str, type: str, help: str) -> Option:
-        return Option(name=name, type=type, help=help, stage="adapter")
+    def option(name: str, kind: str, line: str) -> Option:
+        return Option(name=name, type=kind, help=line, stage="adapter")
 
     return [
         option("adapter", "bool", "attach a new LoRA adapter; false leaves the base bare"),
@@ -60,7 +60,9 @@ def loadkit_options() -> Sequence[Option]:
 
 
 @hookimpl
-def loadkit_choose_adapter(context: Context, architecture: ModelClass, dtype: str) -> Sequence[Claim[Adapter | None]]:
+def loadkit_choose_adapter(
+    context: Context, architecture: ModelClass, dtype: str
+) -> Sequence[Claim[Adapter | None]]:
     request, existing = context.request, context.checkpoint.adapter
     switch = request.asked("adapter")
     if switch is not None and switch.demanded and not switch.value:
@@ -73,7 +75,11 @@ def loadkit_choose_adapter(context: Context, architecture: ModelClass, dtype: st
             trainable=bool(request.value("training", False)),
             dtype=dtype,
         )
-        return [Claim(value=value, because="what you asked for is an adapter, and this is it", strength=Strength.YOU)]
+        return [
+            Claim(
+                value=value, because="what you asked for is an adapter, and this is it", strength=Strength.YOU
+            )
+        ]
     whole = request.asked("peft_config")
     asked = whole or (switch if switch is not None and switch.value else None)
     if asked is None:
@@ -93,9 +99,17 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     problems = []
     if plan.adapter is None and demanded:
         problems.append(
-            _problem("lora-option-unused", f"you asked for {', '.join(demanded)}, but no adapter is attached", "add adapter=True, or leave them out")
+            _problem(
+                "lora-option-unused",
+                f"you asked for {', '.join(demanded)}, but no adapter is attached",
+                "add adapter=True, or leave them out",
+            )
         )
-    if plan.adapter is not None and plan.adapter.source and (demanded or context.request.asked("peft_config")):
+    if (
+        plan.adapter is not None
+        and plan.adapter.source
+        and (demanded or context.request.asked("peft_config"))
+    ):
         problems.append(
             _problem(
                 "adapter-exists",
@@ -104,7 +118,9 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             )
         )
     if plan.adapter is not None and context.machine.version("peft") is None:
-        problems.append(_problem("no-peft", "an adapter was asked for, and peft isn't installed", "pip install peft"))
+        problems.append(
+            _problem("no-peft", "an adapter was asked for, and peft isn't installed", "pip install peft")
+        )
     return problems
 
 
@@ -147,9 +163,15 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     wanted = adapter.dtype
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     dtypes = {str(p.dtype).removeprefix("torch.") for n, p in trained if "lora_" in n}
-    findings = [_finding("adapter-dtype", wanted, ", ".join(sorted(dtypes)))] if dtypes - {wanted} and not adapter.source else []
+    findings = (
+        [_finding("adapter-dtype", wanted, ", ".join(sorted(dtypes)))]
+        if dtypes - {wanted} and not adapter.source
+        else []
+    )
     if adapter.trainable != bool(trained):
-        findings.append(_finding("trainable", f"trainable: {adapter.trainable}", f"{len(trained)} trainable tensors"))
+        findings.append(
+            _finding("trainable", f"trainable: {adapter.trainable}", f"{len(trained)} trainable tensors")
+        )
     return findings
 
 
@@ -170,8 +192,16 @@ def _towers(model: Any) -> list[str]:
     text = model.config.get_text_config()
     if text is model.config:
         return []
-    others = [c for key in model.config.sub_configs if (c := getattr(model.config, key, None)) is not None and c is not text]
-    return [name for name, module in model.named_modules() if name and any(getattr(module, "config", None) is c for c in others)]
+    others = [
+        c
+        for key in model.config.sub_configs
+        if (c := getattr(model.config, key, None)) is not None and c is not text
+    ]
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and any(getattr(module, "config", None) is c for c in others)
+    ]
 
 
 def _cast(model: Any, dtype: str) -> Any:
@@ -189,5 +219,10 @@ def _problem(code: str, message: str, remedy: str) -> Problem:
 
 def _finding(code: str, planned: str, effective: str) -> Finding:
     return Finding(
-        stage="adapter", plugin="adapter", code=code, message="the adapter isn't as planned", planned=planned, effective=effective
+        stage="adapter",
+        plugin="adapter",
+        code=code,
+        message="the adapter isn't as planned",
+        planned=planned,
+        effective=effective,
     )

@@ -16,7 +16,10 @@ TEXT = "text"
 
 TEXT_LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "model.language_model.": {r"^model\.language_model\.": "model."},
-    "language_model.model.": {r"^language_model\.model\.": "model.", r"^language_model\.lm_head\.": "lm_head."},
+    "language_model.model.": {
+        r"^language_model\.model\.": "model.",
+        r"^language_model\.lm_head\.": "lm_head.",
+    },
     "model.text_model.": {r"^model\.text_model\.": "model."},
 }
 """How vision-language checkpoints name their language model's tensors, and how its own class names them."""
@@ -54,7 +57,10 @@ def loadkit_choose_architecture(context: Context) -> Claim[ModelClass] | Problem
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    if not context.request.value("trust_remote_code", False) or plan.model_class.implementation == "remote code":
+    if (
+        not context.request.value("trust_remote_code", False)
+        or plan.model_class.implementation == "remote code"
+    ):
         return []
     own = f"{plan.model_class.model_class} of {plan.model_class.implementation} serves, and is preferred"
     return [
@@ -134,11 +140,17 @@ def _inferred(context: Context) -> tuple[str, str]:
         # One class may serve both kinds (Gemma3ForConditionalGeneration does): then it is the richer one.
         task = "image-text-to-text" if "image-text-to-text" in matching else matching[0]
         return task, f"config.json names {possible[task]}"
-    named = f"config.json names {', '.join(checkpoint.architectures)}" if checkpoint.architectures else "config.json names no class"
+    named = (
+        f"config.json names {', '.join(checkpoint.architectures)}"
+        if checkpoint.architectures
+        else "config.json names no class"
+    )
     for task in ("image-text-to-text", "causal-lm", "seq2seq-lm"):
         if task in possible:
             return task, f"{named}; {checkpoint.model_type} is {possible[task]} for {task}"
-    return next(((task, f"{named}; it is the only task of {checkpoint.model_type}") for task in possible), ("", ""))
+    return next(
+        ((task, f"{named}; it is the only task of {checkpoint.model_type}") for task in possible), ("", "")
+    )
 
 
 def _text(context: Context) -> Claim[ModelClass] | None:
@@ -150,11 +162,19 @@ def _text(context: Context) -> Claim[ModelClass] | None:
     inner = context.library.text_class(model_type, context.checkpoint.config)
     if causal is not None and causal != whole:
         value = ModelClass(task="causal-lm", auto_class=TASKS["causal-lm"].auto_class, model_class=causal)
-        because = f"{causal} is the language model of {model_type}" if whole else f"{model_type} is a text model already"
+        because = (
+            f"{causal} is the language model of {model_type}"
+            if whole
+            else f"{model_type} is a text model already"
+        )
     elif inner is not None:
         name, config_key = inner
         value = ModelClass(
-            task="causal-lm", auto_class="", model_class=name, config_key=config_key, key_mapping=_text_layout(context)
+            task="causal-lm",
+            auto_class="",
+            model_class=name,
+            config_key=config_key,
+            key_mapping=_text_layout(context),
         )
         because = f"{name} is the language model of {model_type}"
     else:
@@ -211,7 +231,9 @@ def _explain(context: Context) -> Problem:
             f"it has {', '.join(possible)}",
         )
     if checkpoint.auto_map:
-        code = ", ".join(sorted({str(v).split("--")[-1].split(".")[0] + ".py" for v in checkpoint.auto_map.values()}))
+        code = ", ".join(
+            sorted({str(v).split("--")[-1].split(".")[0] + ".py" for v in checkpoint.auto_map.values()})
+        )
         return _problem(
             "remote-code-needed",
             f"transformers {library.version} has no class for model type {model_type!r}; the checkpoint brings its own code ({code})",

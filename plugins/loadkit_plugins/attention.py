@@ -176,7 +176,9 @@ def _chain(
     value: str | dict[str, str] = chosen if len(set(chosen.values())) > 1 else chosen[""]
     first = chosen[""]
     reason = f"{because}; " if because else ""
-    reason += f"the first of {' > '.join(links)} that can be had" if first != links[0] else f"{first} can be had"
+    reason += (
+        f"the first of {' > '.join(links)} that can be had" if first != links[0] else f"{first} can be had"
+    )
     return Claim(value=value, because=reason, strength=strength, passed_over=tuple(passed.values()))
 
 
@@ -202,7 +204,10 @@ def _readers(library: Library, config: ConfigFacts) -> list[str]:
     if auto is not None:
         return [auto]
     return [
-        facts.name for family in library.families.values() for facts in family.models.values() if facts.config_class == config.name
+        facts.name
+        for family in library.families.values()
+        for facts in family.models.values()
+        if facts.config_class == config.name
     ]
 
 

@@ -21,27 +21,39 @@ from loadkit_plugins.bitsandbytes_audit import audit
 from loadkit_plugins.prequantized import stored
 
 METHOD = "bitsandbytes"
-FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
+FOUR_BIT = (
+    "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant",
+    "bnb_4bit_compute_dtype",
+    "bnb_4bit_quant_storage",
+)
 EIGHT_BIT = ("llm_int8_threshold", "llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 @hookimpl
 def loadkit_options() -> Sequence[Option]:
-    def option(name: str, type: str, help: str, **more: Any) -> Option:
-        return Option(name=name, type=type, help=help, stage="quantization", **more)
+    def option(name: str, kind: str, line: str, **more: Any) -> Option:
+        return Option(name=name, type=kind, help=line, stage="quantization", **more)
 
     return [
         option("load_in_4bit", "bool", "quantize to 4 bits with bitsandbytes"),
         option("load_in_8bit", "bool", "quantize to 8 bits with bitsandbytes"),
-        option("bnb_4bit_quant_type", "str", "4-bit code: nf4 (the default here) or fp4", choices=("nf4", "fp4")),
+        option(
+            "bnb_4bit_quant_type", "str", "4-bit code: nf4 (the default here) or fp4", choices=("nf4", "fp4")
+        ),
         option(
             "bnb_4bit_use_double_quant",
             "bool",
             "quantize the 4-bit constants too",
             aliases=("use_bnb_nested_quant", "double_quant"),
         ),
-        option("bnb_4bit_compute_dtype", "str", "dtype of 4-bit arithmetic; by default the dtype of the weights", choices=DTYPES),
+        option(
+            "bnb_4bit_compute_dtype",
+            "str",
+            "dtype of 4-bit arithmetic; by default the dtype of the weights",
+            choices=DTYPES,
+        ),
         option(
             "bnb_4bit_quant_storage",
             "str",
@@ -64,7 +76,9 @@ def loadkit_options() -> Sequence[Option]:
 def loadkit_choose_quantization(context: Context, dtype: str) -> Sequence[Claim[Quantization | None]]:
     already = stored(context.checkpoint)
     if already is not None:
-        because = f"the checkpoint is stored quantized ({already.method}); what it fixes can't be chosen again"
+        because = (
+            f"the checkpoint is stored quantized ({already.method}); what it fixes can't be chosen again"
+        )
         return [Claim(value=already, because=because, strength=Strength.YOU)]
     wishes = settings(context.request)
     bits = _bits(wishes)

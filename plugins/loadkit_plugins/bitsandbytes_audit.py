@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from loadkit import Finding, Plan
@@ -34,7 +34,7 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
 def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Finding]:
     assert plan.quantization is not None
     options = plan.quantization.options
-    effective = {
+    effective: dict[str, Callable[[Any], Any]] = {
         "bnb_4bit_quant_type": lambda m: m.weight.quant_state.quant_type,
         "bnb_4bit_use_double_quant": lambda m: m.weight.quant_state.nested,
         "bnb_4bit_compute_dtype": lambda m: str(m.compute_dtype).removeprefix("torch."),
@@ -45,7 +45,12 @@ def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Findin
             continue
         found = {read(m) for _, m in modules if m.weight.quant_state is not None}
         if found - {options[name]}:
-            yield _finding("4bit-setting", f"{name} isn't as planned", str(options[name]), ", ".join(sorted(map(str, found))))
+            yield _finding(
+                "4bit-setting",
+                f"{name} isn't as planned",
+                str(options[name]),
+                ", ".join(sorted(map(str, found))),
+            )
 
 
 def _share(model: Any, kind: type) -> Iterator[Finding]:
@@ -80,5 +85,10 @@ def _share(model: Any, kind: type) -> Iterator[Finding]:
 
 def _finding(code: str, message: str, planned: str, effective: str) -> Finding:
     return Finding(
-        stage="quantization", plugin="bitsandbytes", code=code, message=message, planned=planned, effective=effective
+        stage="quantization",
+        plugin="bitsandbytes",
+        code=code,
+        message=message,
+        planned=planned,
+        effective=effective,
     )

@@ -53,7 +53,9 @@ def _other_width(quantization: Quantization, demanded: dict[str, Any]) -> Iterab
 def _package(context: Context) -> Iterable[Problem]:
     if context.machine.version("bitsandbytes") is None:
         yield _problem(
-            "no-bitsandbytes", "quantizing was asked for, and bitsandbytes isn't installed", "pip install bitsandbytes"
+            "no-bitsandbytes",
+            "quantizing was asked for, and bitsandbytes isn't installed",
+            "pip install bitsandbytes",
         )
 
 
@@ -95,7 +97,11 @@ def _platform(context: Context) -> Iterable[Problem]:
 
 def _unused(demanded: dict[str, Any], quantization: Quantization | None) -> Sequence[Problem]:
     """Settings without the switch that they belong to would be dropped in silence."""
-    given = [f"{name}={value!r}" for name, value in sorted(demanded.items()) if name in (*bnb.FOUR_BIT, *bnb.EIGHT_BIT, "skip_modules")]
+    given = [
+        f"{name}={value!r}"
+        for name, value in sorted(demanded.items())
+        if name in (*bnb.FOUR_BIT, *bnb.EIGHT_BIT, "skip_modules")
+    ]
     if not given:
         return []
     how = "isn't quantized" if quantization is None else f"is quantized by {quantization.method}"
@@ -113,7 +119,11 @@ def _contradictions(stored: Quantization, demanded: dict[str, Any]) -> Sequence[
     problems = [
         *_both_widths(demanded),
         *(
-            _contradiction(stored, f"load_in_{bits}bit={demanded[f'load_in_{bits}bit']!r}", f"{stored.bits:g} bits by {stored.method}")
+            _contradiction(
+                stored,
+                f"load_in_{bits}bit={demanded[f'load_in_{bits}bit']!r}",
+                f"{stored.bits:g} bits by {stored.method}",
+            )
             for bits in (4, 8)
             if f"load_in_{bits}bit" in demanded
             and demanded[f"load_in_{bits}bit"] != (stored.method == bnb.METHOD and stored.bits == bits)

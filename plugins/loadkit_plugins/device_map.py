@@ -6,7 +6,19 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from loadkit import Asked, Claim, Context, Finding, Machine, Option, Placement, Plan, Problem, Strength, hookimpl
+from loadkit import (
+    Asked,
+    Claim,
+    Context,
+    Finding,
+    Machine,
+    Option,
+    Placement,
+    Plan,
+    Problem,
+    Strength,
+    hookimpl,
+)
 
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?|meta|disk|\d+")
@@ -34,9 +46,7 @@ def loadkit_options() -> Sequence[Option]:
 def loadkit_choose_device_map(context: Context) -> Sequence[Claim[Placement]]:
     limits = context.request.value("max_memory")
     device_map, because = _own(context)
-    fallback = Claim(
-        value=Placement(device_map=device_map), because=because, strength=Strength.FALLBACK
-    )
+    fallback = Claim(value=Placement(device_map=device_map), because=because, strength=Strength.FALLBACK)
     asked = context.request.asked("device_map")
     if asked is None:
         return [fallback]
@@ -90,7 +100,9 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             )
         )
     names = [device_map] if isinstance(device_map, str) else list((device_map or {}).values())
-    problems += [_device_problem(str(name), reason) for name in names if (reason := _unknown(str(name), machine))]
+    problems += [
+        _device_problem(str(name), reason) for name in names if (reason := _unknown(str(name), machine))
+    ]
     return problems
 
 
@@ -154,7 +166,9 @@ def _unknown(name: str, machine: Machine) -> str:
     if name in SPREADING:
         return ""
     if not DEVICE.fullmatch(name):
-        return f"it isn't a device; devices are {', '.join((*SPREADING, 'cpu', 'cuda:0', 'mps'))} and the like"
+        return (
+            f"it isn't a device; devices are {', '.join((*SPREADING, 'cpu', 'cuda:0', 'mps'))} and the like"
+        )
     kind, _, index = ("cuda:" + name if name.isdigit() else name).partition(":")
     if kind in ("cpu", "meta", "disk"):
         return ""
@@ -166,7 +180,9 @@ def _unknown(name: str, machine: Machine) -> str:
 
 def _device_problem(name: str, reason: str) -> Problem:
     return _problem(
-        "no-such-device", f"device {name!r} was asked for, but {reason}", "name a device that is here, or leave device_map out"
+        "no-such-device",
+        f"device {name!r} was asked for, but {reason}",
+        "name a device that is here, or leave device_map out",
     )
 
 
@@ -176,4 +192,10 @@ def _problem(code: str, message: str, remedy: str) -> Problem:
 
 def _torch_device(device: int | str) -> str:
     text = f"cuda:{device}" if str(device).isdigit() else str(device)
-    return f"{text}:0" if text in ("cuda", "xpu", "npu") else text.removesuffix(":0") if text.startswith("mps") else text
+    return (
+        f"{text}:0"
+        if text in ("cuda", "xpu", "npu")
+        else text.removesuffix(":0")
+        if text.startswith("mps")
+        else text
+    )

@@ -44,7 +44,14 @@ def loadkit_choose_dtype(context: Context) -> Sequence[Claim[str]]:
     name = canonical(asked.value)
     if name == "auto":
         because = f"{fallback.because} (dtype='auto': {asked.because})"
-        return [Claim(value=fallback.value, because=because, strength=asked.strength, passed_over=fallback.passed_over)]
+        return [
+            Claim(
+                value=fallback.value,
+                because=because,
+                strength=asked.strength,
+                passed_over=fallback.passed_over,
+            )
+        ]
     reason = missing(name, context)
     if reason and not asked.demanded:
         because = f"{asked.by} prefers {name}, but {reason}; {fallback.because}"

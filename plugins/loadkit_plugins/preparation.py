@@ -27,7 +27,10 @@ REENTRANT = {"use_reentrant": False}
 def loadkit_options() -> Sequence[Option]:
     return [
         Option(
-            name="training", type="bool", stage="preparation", help="prepare the model for training rather than inference"
+            name="training",
+            type="bool",
+            stage="preparation",
+            help="prepare the model for training rather than inference",
         ),
         Option(
             name="gradient_checkpointing",
@@ -54,17 +57,29 @@ def loadkit_choose_preparation(
     wanted = wish is not None and bool(wish.value)
     reason = _unsupported(context, architecture) if wanted else ""
     checkpointing = wanted and not (reason and wish is not None and not wish.demanded)
-    frozen = quantization is not None or bool(request.value("adapter", False) or request.value("peft_config", False))
+    frozen = quantization is not None or bool(
+        request.value("adapter", False) or request.value("peft_config", False)
+    )
     value = Preparation(
         kbit=training and quantization is not None,
         gradient_checkpointing=checkpointing,
-        gradient_checkpointing_kwargs={**REENTRANT, **request.value("gradient_checkpointing_kwargs", {})} if checkpointing else {},
+        gradient_checkpointing_kwargs={**REENTRANT, **request.value("gradient_checkpointing_kwargs", {})}
+        if checkpointing
+        else {},
         input_gradients=checkpointing and frozen,
         training=training,
     )
     asked = request.asked("training") or wish
-    strength = max((a.strength for a in (request.asked("training"), wish) if a), key=lambda s: s.rank, default=Strength.FALLBACK)
-    because = f"{asked.by} asked for {'training' if training else 'inference'}" if asked else "nobody asked for training"
+    strength = max(
+        (a.strength for a in (request.asked("training"), wish) if a),
+        key=lambda s: s.rank,
+        default=Strength.FALLBACK,
+    )
+    because = (
+        f"{asked.by} asked for {'training' if training else 'inference'}"
+        if asked
+        else "nobody asked for training"
+    )
     if reason and not checkpointing:
         because += f"; no gradient checkpointing: {reason}"
     return Claim(value=value, because=because, strength=strength)
@@ -105,7 +120,9 @@ def loadkit_prepare_model(plan: Plan, model: Any, preparation: Preparation) -> A
         for module in norms(model):
             _in_float32(module)
     if preparation.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(preparation.gradient_checkpointing_kwargs))
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs=dict(preparation.gradient_checkpointing_kwargs)
+        )
     if preparation.input_gradients:
         model.enable_input_require_grads()
     return model.train(preparation.training)
@@ -116,7 +133,14 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     findings = []
     checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
     if checkpointing != plan.preparation.gradient_checkpointing:
-        findings.append(_finding("gradient-checkpointing", "gradient checkpointing", plan.preparation.gradient_checkpointing, checkpointing))
+        findings.append(
+            _finding(
+                "gradient-checkpointing",
+                "gradient checkpointing",
+                plan.preparation.gradient_checkpointing,
+                checkpointing,
+            )
+        )
     if model.training != plan.preparation.training:
         findings.append(_finding("training-mode", "training mode", plan.preparation.training, model.training))
     return findings
@@ -124,7 +148,9 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
 
 def norms(model: Any) -> list[Any]:
     """Every normalisation layer with a weight: those whose class is called a norm."""
-    return [m for m in model.modules() if type(m).__name__.endswith("Norm") and list(m.parameters(recurse=False))]
+    return [
+        m for m in model.modules() if type(m).__name__.endswith("Norm") and list(m.parameters(recurse=False))
+    ]
 
 
 def _in_float32(module: Any) -> None:

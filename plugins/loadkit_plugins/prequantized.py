@@ -9,7 +9,14 @@ from loadkit import Checkpoint, Quantization
 
 __all__ = ["stored"]
 
-WIDTHS: Mapping[str, float] = {"fp8": 8, "fbgemm_fp8": 8, "finegrained_fp8": 8, "mxfp4": 4, "nvfp4": 4, "bitnet": 2}
+WIDTHS: Mapping[str, float] = {
+    "fp8": 8,
+    "fbgemm_fp8": 8,
+    "finegrained_fp8": 8,
+    "mxfp4": 4,
+    "nvfp4": 4,
+    "bitnet": 2,
+}
 """Bits a weight of the methods whose name says it."""
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from loadkit import Checkpoint, Claim, Context, ModelClass, Option, Plan, Problem, Processing, Strength, hookimpl
+from loadkit import (
+    Checkpoint,
+    Claim,
+    Context,
+    ModelClass,
+    Option,
+    Plan,
+    Problem,
+    Processing,
+    Strength,
+    hookimpl,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -32,7 +43,12 @@ def loadkit_options() -> Sequence[Option]:
             choices=("auto", "tokenizer", "processor", "none"),
             help="what to load beside the model; by default a processor for multimodal models, else a tokenizer",
         ),
-        Option(name="chat_template", type="str", stage="processing", help="a chat template, as Jinja text, to set"),
+        Option(
+            name="chat_template",
+            type="str",
+            stage="processing",
+            help="a chat template, as Jinja text, to set",
+        ),
         Option(
             name="padding_side",
             type="str",
@@ -50,7 +66,10 @@ def loadkit_choose_processing(context: Context, architecture: ModelClass) -> Seq
     asked = context.request.asked("processing_class")
     if asked is None or asked.value == "auto":
         return [fallback]
-    return [Claim(value=_value(asked.value, context), because=asked.because, strength=asked.strength), fallback]
+    return [
+        Claim(value=_value(asked.value, context), because=asked.because, strength=asked.strength),
+        fallback,
+    ]
 
 
 @hookimpl
@@ -92,12 +111,19 @@ def _own(checkpoint: Checkpoint, architecture: ModelClass) -> tuple[Kind, str]:
     if architecture.task == "image-text-to-text" and _has(checkpoint, "processor"):
         return "processor", "the model takes images and text"
     if _has(checkpoint, "tokenizer"):
-        return "tokenizer", "the model takes text" if architecture.task != "image-text-to-text" else "the checkpoint has no processor"
+        return (
+            "tokenizer",
+            "the model takes text"
+            if architecture.task != "image-text-to-text"
+            else "the checkpoint has no processor",
+        )
     return "none", "the checkpoint has neither"
 
 
 def _has(checkpoint: Checkpoint, kind: str) -> bool:
-    return any(checkpoint.has_file(name) for name in (TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES))
+    return any(
+        checkpoint.has_file(name) for name in (TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES)
+    )
 
 
 def _value(kind: Kind, context: Context) -> Processing:

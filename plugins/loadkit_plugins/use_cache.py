@@ -43,7 +43,11 @@ def loadkit_choose_use_cache(context: Context, preparation: Preparation) -> Sequ
             value=False, because="a cache is of no use in a training step", strength=Strength.FALLBACK
         )
     else:
-        opinion = Claim(value=None, because="nothing speaks for another value than the checkpoint's own", strength=Strength.FALLBACK)
+        opinion = Claim(
+            value=None,
+            because="nothing speaks for another value than the checkpoint's own",
+            strength=Strength.FALLBACK,
+        )
     asked = context.request.asked("use_cache")
     if asked is None:
         return [opinion]

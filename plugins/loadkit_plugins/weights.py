@@ -16,7 +16,9 @@ SHOWN = 5
 def loadkit_audit_model(plan: Plan, loading: Loading) -> Sequence[Finding]:
     findings = []
     if loading.missing:
-        new_head = plan.model_class.task in HEADED and all("." not in n.removesuffix(".weight").removesuffix(".bias") or _in_head(n) for n in loading.missing)
+        new_head = plan.model_class.task in HEADED and all(
+            "." not in n.removesuffix(".weight").removesuffix(".bias") or _in_head(n) for n in loading.missing
+        )
         findings.append(
             _finding(
                 "missing-weights",
@@ -36,7 +38,9 @@ def loadkit_audit_model(plan: Plan, loading: Loading) -> Sequence[Finding]:
             )
         )
     if loading.errors:
-        findings.append(_finding("conversion-errors", f"weights couldn't be converted: {_some(loading.errors)}"))
+        findings.append(
+            _finding("conversion-errors", f"weights couldn't be converted: {_some(loading.errors)}")
+        )
     if loading.unexpected and not plan.model_class.config_key:
         findings.append(
             _finding(
@@ -58,4 +62,6 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _finding(code: str, message: str, severity: Severity = "error", remedy: str = "") -> Finding:
-    return Finding(stage="weights", plugin="weights", code=code, message=message, severity=severity, remedy=remedy)
+    return Finding(
+        stage="weights", plugin="weights", code=code, message=message, severity=severity, remedy=remedy
+    )

@@ -1,0 +1,77 @@
+"""`loadkit load`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loadkit.cli.options import chosen, model_options
+from loadkit.errors import LoadkitError
+
+__all__ = ["command"]
+
+
+@click.command("load")
+@click.option(
+    "--save",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Save the model and its tokenizer in a folder.",
+)
+@click.option("--generate", metavar="TEXT", help="Continue TEXT and print the result.")
+@click.option("--max-new-tokens", default=40, show_default=True, help="With --generate: how far.")
+@click.option(
+    "--strict/--no-strict",
+    default=True,
+    show_default=True,
+    help="Whether a finding of the audit fails the load.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print plan and report as JSON.")
+@model_options
+def command(
+    model: str,
+    profile: str | None,
+    save: Path | None,
+    generate: str | None,
+    max_new_tokens: int,
+    strict: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Load MODEL (a folder, a Hub id, an adapter), audit it against the plan, and report."""
+    from loadkit.cli.terminal import console, working
+    from loadkit.loading import load
+    from loadkit.render import plan_table, report_table
+
+    with working(f"planning {model}") as progress:
+        loaded = load(model, profile, strict=strict, progress=progress, **chosen(options))
+    if as_json:
+        import msgspec
+
+        both = {"plan": loaded.plan, "report": loaded.report}
+        click.echo(msgspec.json.format(msgspec.json.encode(both), indent=2).decode())
+    else:
+        console.print(plan_table(loaded.plan))
+        console.print()
+        console.print(report_table(loaded.report))
+    if generate is not None:
+        click.echo(_continued(loaded, generate, max_new_tokens), err=as_json)
+    if save is not None:
+        loaded.save_pretrained(save)
+        click.echo(f"saved in {save}", err=as_json)
+
+
+def _continued(loaded: Any, text: str, max_new_tokens: int) -> str:
+    if loaded.tokenizer is None or not loaded.model.can_generate():
+        raise LoadkitError(
+            f"--generate needs a tokenizer and a model that generates; {loaded.plan.model_class.model_class} was loaded "
+            f"with {loaded.plan.processing.kind if loaded.tokenizer is None else 'no way to generate'}"
+        )
+    import torch
+
+    loaded.model.eval()
+    inputs = loaded.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(loaded.model.device)
+    with torch.inference_mode():
+        output = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return str(loaded.tokenizer.decode(output[0], skip_special_tokens=True))

@@ -1,0 +1,70 @@
+"""The command group. Each command's module is imported when the command is called, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from loadkit.errors import AuditError, LoadkitError, PlanError, PluginError
+
+__all__ = ["EXIT_CODES", "main"]
+
+EXIT_CODES: Mapping[type[BaseException], int] = {PlanError: 3, AuditError: 5, PluginError: 6, LoadkitError: 4}
+"""Error to exit code, the first that fits. 0 is success, 1 an unexpected failure, 2 a wrong command line, 130 Ctrl-C."""
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "demo": ("loadkit.cli.demo", "Make a small real checkpoint, load it, report, and train a few steps."),
+    "plan": ("loadkit.cli.plan", "Print what would be loaded, who decided it, and why."),
+    "load": ("loadkit.cli.load", "Load a model, audit it and report; save it or generate from it."),
+    "plugins": ("loadkit.cli.plugins", "List the plugins: active, blocked and broken ones."),
+    "profiles": ("loadkit.cli.profiles", "List the profiles and their options."),
+}
+"""Command to its module and its line in the help."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LoadkitError as error:
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(str(error), err=True)
+            sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        click.echo(f"loadkit {version('loadkit')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 done, 1 unexpected failure, 2 wrong command line, 3 the request can't be met, 4 loading failed, "
+    "5 the loaded model isn't what was planned, 6 a plugin failed, 130 interrupted.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+def main() -> None:
+    """Ask for a model; get exactly what you asked for, see who decided what, and have it proved."""

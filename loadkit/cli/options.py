@@ -1,0 +1,74 @@
+"""Command-line flags made from the declared options, so that a plugin's option is a flag without more ado."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+import msgspec
+
+from loadkit.manager import default_manager
+from loadkit.options import TYPES, Option
+
+__all__ = ["chosen", "model_options"]
+
+
+class Plain(click.ParamType[Any]):
+    """A value of one of the plain types: as it is written, or as JSON where it is a list or a mapping."""
+
+    def __init__(self, type_name: str) -> None:
+        self.name = type_name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Turn the text into the option's type, or fail with what it takes."""
+        if not isinstance(value, str):
+            return value
+        read: Any = value
+        if value[:1] in ("[", "{"):
+            try:
+                read = msgspec.json.decode(value)
+            except msgspec.DecodeError as error:
+                self.fail(f"{value!r} isn't JSON: {error}", param, ctx)
+        elif self.name == "list":
+            read = [part.strip() for part in value.split(",") if part.strip()]
+        try:
+            return msgspec.convert(read, TYPES[self.name], strict=False)
+        except msgspec.ValidationError:
+            self.fail(f"{value!r} isn't a {self.name}", param, ctx)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add MODEL, --profile and a flag for every declared option to a command."""
+    seen: set[str] = set()
+    for plugin, option in sorted(
+        default_manager().options.found.values(), key=lambda f: (f[1].stage, f[1].name), reverse=True
+    ):
+        if option.name not in seen:
+            seen.add(option.name)
+            command = _flag(option, plugin)(command)
+    command = click.option("-p", "--profile", help="A profile's name, or a profile file (.toml).")(command)
+    return click.argument("model", metavar="MODEL")(command)
+
+
+def chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _flag(option: Option, plugin: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    dashed = option.name.replace("_", "-")
+    spellings = [f"--{alias.replace('_', '-')}" for alias in option.aliases]
+    text = f"{option.help}  [{plugin}]"
+    if option.type == "bool":
+        return click.option(f"--{dashed}/--no-{dashed}", option.name, default=None, help=text)
+    kind: Any = click.Choice(option.choices) if option.choices else Plain(option.type)
+    return click.option(
+        f"--{dashed}",
+        *spellings,
+        option.name,
+        type=kind,
+        default=None,
+        metavar=None if option.choices else option.type.split()[0].upper(),
+        help=text,
+    )

@@ -1,0 +1,48 @@
+"""`loadkit plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loadkit.cli.options import chosen, model_options
+from loadkit.pipeline import make_plan
+
+__all__ = ["command"]
+
+
+@click.command("plan")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the plan as JSON, which `loadkit.Plan.from_json` reads."
+)
+@click.option(
+    "--kwargs", "kwargs_only", is_flag=True, help="Print only what from_pretrained would get, as JSON."
+)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON to a file too."
+)
+@model_options
+def command(
+    model: str, profile: str | None, as_json: bool, kwargs_only: bool, output: Path | None, **options: Any
+) -> None:
+    """Print what would be loaded from MODEL (a folder, a Hub id, an adapter), who decided it, and why."""
+    from loadkit.cli.terminal import errors
+
+    made = make_plan(
+        model, profile, progress=lambda step: errors.print(f"{step} …", style="dim"), **chosen(options)
+    )
+    if output is not None:
+        output.write_text(made.to_json() + "\n", encoding="utf-8")
+    if as_json:
+        click.echo(made.to_json())
+    elif kwargs_only:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(made.kwargs), indent=2).decode())
+    else:
+        from loadkit.cli.terminal import console
+        from loadkit.render import plan_table
+
+        console.print(plan_table(made))

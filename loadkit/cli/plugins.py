@@ -1,0 +1,45 @@
+"""`loadkit plugins`."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from loadkit import hookspecs
+from loadkit.errors import LoadkitError
+from loadkit.manager import PluginInfo, default_manager
+from loadkit.options import nearest
+
+__all__ = ["command"]
+
+COLOURS = {"active": "green", "blocked": "yellow", "broken": "red"}
+
+
+@click.command("plugins")
+@click.option("--hook", help="Only those that implement this hook.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(hook: str | None, as_json: bool) -> None:
+    """List the plugins: name, version, distribution, hooks, and why a blocked or broken one takes no part."""
+    known = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
+    if hook is not None and hook not in known:
+        raise LoadkitError(f"{hook!r} isn't a hook{nearest(hook, known)}; the hooks are {', '.join(known)}")
+    found = [p for p in default_manager().plugins if hook is None or hook in p.hooks]
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        return
+    _print(found)
+
+
+def _print(found: list[PluginInfo]) -> None:
+    from rich.table import Table
+
+    from loadkit.cli.terminal import console
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("plugin", "state", "distribution", "hooks"):
+        table.add_column(column, no_wrap=column != "hooks")
+    for plugin in found:
+        about = ", ".join(h.removeprefix("loadkit_") for h in plugin.hooks) or plugin.reason
+        state = f"[{COLOURS[plugin.state]}]{plugin.state}[/]"
+        table.add_row(plugin.name, state, f"{plugin.distribution} {plugin.version}", about)
+    console.print(table)

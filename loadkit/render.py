@@ -1,0 +1,187 @@
+"""How plans and reports read in a terminal. Rich lays them out; plain text is the same without colour."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loadkit.values import Adapter, ModelClass, Placement, Preparation, Processing, Quantization
+
+if TYPE_CHECKING:
+    from loadkit.claims import Decision
+    from loadkit.errors import Finding, Problem
+    from loadkit.plans import Plan
+    from loadkit.report import Report
+
+__all__ = ["plan_table", "plan_text", "problem_lines", "report_table", "report_text", "size", "value_text"]
+
+WIDTH = 140
+"""Columns of plain text, where there is no terminal to ask."""
+
+COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as plain text."""
+    return _text(plan_table(plan))
+
+
+def report_text(report: Report) -> str:
+    """A report as plain text."""
+    return _text(report_table(report))
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """A plan as a table: stage, value, plugin, because, instead of."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("stage", no_wrap=True)
+    table.add_column("value", ratio=3, overflow="fold")
+    table.add_column("plugin", no_wrap=True)
+    table.add_column("because", ratio=4)
+    table.add_column("instead of", ratio=3, style="dim")
+    for decision in plan.decisions:
+        table.add_row(
+            decision.stage.removeprefix("kwargs."),
+            value_text(decision.value),
+            decision.plugin + "".join(f", {name}" for name in decision.concurring),
+            decision.because,
+            _instead_of(decision),
+        )
+    checkpoint = plan.checkpoint
+    head = Text()
+    head.append(checkpoint.source, style="bold")
+    if checkpoint.location not in (checkpoint.source, ""):
+        head.append(f"  ({checkpoint.location})" if checkpoint.kind == "hub" else "")
+    if checkpoint.commit:
+        head.append(f"  at {checkpoint.commit[:12]}")
+    weights = (
+        f"{size(checkpoint.weight_bytes)} in {checkpoint.tensors} tensors"
+        if checkpoint.tensors
+        else checkpoint.weight_format
+    )
+    head.append(f"\n{checkpoint.model_type}, {weights}; on {plan.machine}", style="dim")
+    if plan.request.profile:
+        head.append(f"; profile {plan.request.profile}", style="dim")
+    head.append("\n")
+    return Group(head, table, *problem_lines(plan.warnings))
+
+
+def report_table(report: Report) -> RenderableType:
+    """A report as a table of facts, with the findings below."""
+    m = report.measurements
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = {
+        "model": m.model_class,
+        "parameters": f"{m.parameters:,}, of which {m.trainable:,} train ({m.trainable / max(m.parameters, 1):.2%})",
+        "footprint": size(m.footprint),
+        "by dtype": ", ".join(f"{dtype} {size(count)}" for dtype, count in m.bytes_by_dtype.items()),
+        "on": ", ".join(f"{device} {size(count)}" for device, count in m.devices.items()),
+        "modules": ", ".join(f"{count} {name}" for name, count in m.modules.items()),
+        "seconds": ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in report.seconds.items()),
+        "peak memory": ", ".join(f"{where} {size(count)}" for where, count in report.peak_memory.items()),
+        "audit": _verdict(report),
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return Group(table, *problem_lines(report.findings))
+
+
+def problem_lines(items: tuple[Problem, ...] | tuple[Finding, ...]) -> list[RenderableType]:
+    """Problems or findings, one paragraph each, coloured by severity."""
+    return [Text.assemble("\n", (f"{i.severity}: ", COLOURS[i.severity]), str(i)) for i in items]
+
+
+def value_text(value: Any) -> str:
+    """A stage's value in few words; the JSON has all of it."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value)
+        case ModelClass():
+            auto = f"{value.auto_class} → " if value.auto_class else ""
+            part = f" ({value.config_key} only)" if value.config_key else ""
+            own = f" [{value.implementation}]" if value.implementation != "transformers" else ""
+            return f"{auto}{value.model_class}{part}{own}"
+        case Quantization():
+            return (
+                f"{value.method} {value.bits:g}-bit"
+                + (" (stored)" if value.prequantized else "")
+                + _fields(_told(value))
+            )
+        case Placement():
+            device_map = value.device_map
+            limits = f", at most {value.max_memory}" if value.max_memory else ""
+            if isinstance(device_map, dict) and list(device_map) == [""]:
+                return f"all on {device_map['']}{limits}"
+            return f"{'left to the engine' if device_map is None else device_map}{limits}"
+        case Preparation():
+            steps = ["k-bit preparation"] if value.kbit else []
+            if value.gradient_checkpointing:
+                steps.append("gradient checkpointing" + _fields(value.gradient_checkpointing_kwargs))
+            steps += ["input gradients"] if value.input_gradients else []
+            return " → ".join([*steps, "train()" if value.training else "eval()"])
+        case Processing():
+            template = ", own chat template" if value.chat_template else ""
+            side = f", padding {value.padding_side}" if value.padding_side else ""
+            return f"{value.kind}{template}{side}"
+        case Adapter():
+            about = (
+                f" from {value.source}"
+                if value.source
+                else _fields({k: v for k, v in value.options.items() if v is not None})
+            )
+            return f"{value.peft_type}{about} in {value.dtype}" + ("" if value.trainable else ", frozen")
+        case dict():
+            return ", ".join(f"{k or '(whole)'}: {v}" for k, v in value.items())
+    return str(value)
+
+
+def size(count: int) -> str:
+    """Bytes in the largest binary unit that leaves a number above one."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.2f} GiB"
+
+
+def _told(value: Quantization) -> dict[str, Any]:
+    """What is worth saying of a quantization: its settings without their prefixes, and not that it is on."""
+    shown = {
+        k.removeprefix("bnb_4bit_").removeprefix("llm_int8_"): v
+        for k, v in value.options.items()
+        if v not in (None, False, [])
+        and not k.startswith("load_in_")
+        and not (value.prequantized and isinstance(v, dict | list))
+    }
+    return {**shown, **({"skip": ", ".join(value.skip_modules)} if value.skip_modules else {})}
+
+
+def _fields(fields: dict[str, Any]) -> str:
+    return f" ({', '.join(k if v is True else f'{k}={v}' for k, v in fields.items())})" if fields else ""
+
+
+def _instead_of(decision: Decision) -> str:
+    overruled = [f"{value_text(o.value)} ({o.plugin}: {o.because})" for o in decision.instead_of]
+    return "; ".join(overruled + [f"{p.value}: {p.reason}" for p in decision.passed_over])
+
+
+def _verdict(report: Report) -> str:
+    counts = {s: sum(f.severity == s for f in report.findings) for s in COLOURS}
+    found = [f"{n} {s}{'s' if n > 1 else ''}" for s, n in counts.items() if n]
+    return ", ".join(found) if found else "what was planned is what was loaded"
+
+
+def _text(renderable: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, highlight=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
