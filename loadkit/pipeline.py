@@ -254,15 +254,16 @@ class _Decisions:
             return None
 
     def _fitting(self, stage: Stage, stamped: StampedClaim) -> StampedClaim:
+        """The claim with its value in exactly the stage's type, so that a plan equals its own round trip."""
         try:
-            msgspec.convert(msgspec.to_builtins(stamped.claim.value), stage.type)
+            value = msgspec.convert(msgspec.to_builtins(stamped.claim.value), stage.type)
         except (msgspec.ValidationError, TypeError) as error:
             raise PluginError(
                 stamped.plugin,
                 f"its claim has a value of the wrong type: {stamped.claim.value!r} ({error})",
                 hook=f"loadkit_choose_{stage.name}",
             ) from error
-        return stamped
+        return StampedClaim(stamped.plugin, msgspec.structs.replace(stamped.claim, value=value))
 
     def _undecided(self, stage: Stage) -> Problem:
         blocked = [f"{p.name} ({p.state}: {p.reason})" for p in self.manager.plugins if p.state != "active"]

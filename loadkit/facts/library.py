@@ -198,7 +198,8 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
 
         Returns:
             The class's name and the attribute of the nested config that it takes ("text_config"); None where
-            the type has no text config or transformers no causal language model for it.
+            the type has no text config, or it is for an encoder-decoder, or transformers has no causal
+            language model for it.
         """
         family = self.families.get(model_type)
         if family is None:
@@ -206,7 +207,11 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
         given = (config or {}).get(_TEXT_CONFIG)
         given_type = given.get("model_type") if isinstance(given, Mapping) else None
         text = self.sub_config(family.config, _TEXT_CONFIG, given_type if isinstance(given_type, str) else "")
-        name = self.model_class("AutoModelForCausalLM", text.model_type) if text else None
+        if text is None or text.fields.get("is_encoder_decoder"):
+            return (
+                None  # florence2's text part is a whole bart, of which the causal class is only the decoder
+            )
+        name = self.model_class("AutoModelForCausalLM", text.model_type)
         return (name, _TEXT_CONFIG) if name else None
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from loadkit.facts.library import ConfigFacts, Library, ModelFacts
-from loadkit.facts.library_source import ClassSource, SourceTree, evaluate
+from loadkit.facts.library_literals import evaluate
+from loadkit.facts.library_source import ClassSource, SourceTree
 
 __all__ = ["Reader"]
 

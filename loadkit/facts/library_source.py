@@ -1,24 +1,17 @@
-"""Read Python source without running it: literals, class attributes, inheritance across modules."""
+"""Python source, parsed and not run: a package's modules, their classes, and inheritance across them."""
 
 from __future__ import annotations
 
 import ast
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-__all__ = ["ClassSource", "Module", "SourceTree", "evaluate"]
+from loadkit.facts.library_literals import CONTAINERS, execute
 
-_ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
+__all__ = ["ClassSource", "Module", "SourceTree"]
 
 
 class ClassSource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -81,7 +74,7 @@ class SourceTree:
         self.visited: set[Path] = set()
         """Every file read for an answer since this was last emptied (with `start`)."""
         self._roots = dict(roots or {})
-        self._functions = {**_CONTAINERS, **(functions or {})}
+        self._functions = {**CONTAINERS, **(functions or {})}
         self._modules: dict[str, Module | None] = {}
         self._namespaces: dict[str, dict[str, Any]] = {}
         self._mros: dict[ClassSource, list[ClassSource]] = {}
@@ -135,15 +128,16 @@ class SourceTree:
     def namespace(self, name: str) -> dict[str, Any]:
         """The literal values of a module's top-level names, as its statements in order leave them.
 
-        Names imported from modules of the same folder are followed. Of an `if`, the first branch counts (of
-        `if TYPE_CHECKING` the other one): what is optional is taken as installed.
+        Names imported from modules of the same folder are followed.
         """
         if name not in self._namespaces:
             names = self._namespaces[name] = dict(self._functions)
-            module = self.module(name)
-            if module:
-                self._execute(module, module.body, names)
+            if module := self.module(name):
+                execute(module.body, names, lambda statement: self._imported(module, statement))
         return self._namespaces[name]
+
+    def _imported(self, module: Module, statement: ast.ImportFrom) -> Mapping[str, Any]:
+        return self.namespace(_absolute(module, statement)) if statement.level == 1 else {}
 
     def _path(self, name: str) -> Path | None:
         package, _, rest = name.partition(".")
@@ -156,152 +150,6 @@ class SourceTree:
         return next(
             (p for p in (path.with_name(path.name + ".py"), path / "__init__.py") if p.is_file()), None
         )
-
-    def _execute(self, module: Module, body: list[ast.stmt], names: dict[str, Any]) -> None:
-        for statement in body:
-            match statement:
-                case ast.Assign(targets=targets, value=value):
-                    for each in targets:
-                        if isinstance(each, ast.Name):
-                            _assign(names, each.id, value)
-                case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value):
-                    _assign(names, target, value)
-                case ast.Expr(
-                    value=ast.Call(func=ast.Attribute(value=ast.Name(id=target), attr="update")) as call
-                ):
-                    _update(names, target, call)
-                case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.UnaryOp(op=ast.Not())):
-                    self._execute(module, statement.orelse, names)
-                case ast.If(body=inner) | ast.Try(body=inner):
-                    self._execute(module, inner, names)
-                case ast.ImportFrom(level=1, names=imported):
-                    origin = _absolute(module, statement)
-                    known = self.namespace(origin)
-                    names |= {a.asname or a.name: known[a.name] for a in imported if a.name in known}
-
-
-def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
-    """The value of an expression made of literals, known names, containers and arithmetic.
-
-    A conditional whose test isn't known gives what its branches can give: the one value, or a tuple of all,
-    the preferred one first, without None.
-
-    Parameters:
-        node: the expression.
-        names: values of names; callables among them may be called.
-
-    Raises:
-        ValueError: for any other expression.
-    """
-    names = _CONTAINERS if names is None else names
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.Name(id=name) if name in names:
-            return names[name]
-        case ast.Tuple(elts=elements):
-            return tuple(_elements(elements, names))
-        case ast.List(elts=elements):
-            return list(_elements(elements, names))
-        case ast.Set(elts=elements):
-            return set(_elements(elements, names))
-        case ast.Dict(keys=keys, values=values):
-            return dict(_items(keys, values, names))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_number(evaluate(operand, names))
-        case ast.BinOp(op=op, left=left, right=right) if type(op) in _ARITHMETIC:
-            return _ARITHMETIC[type(op)](_number(evaluate(left, names)), _number(evaluate(right, names)))
-        case ast.IfExp():
-            return _either(node, names)
-        case ast.Subscript(value=value) if callable(generic := evaluate(value, names)):
-            return generic  # OrderedDict[str, str] is OrderedDict
-        case ast.Call(func=ast.Attribute(value=owner, attr="items"), args=[], keywords=[]):
-            return list(_dictionary(evaluate(owner, names)).items())
-        case ast.Call(func=func, args=args, keywords=keywords) if callable(function := evaluate(func, names)):
-            given = [*_elements(args, names)]
-            try:
-                return function(
-                    *given, **dict(_items(map(_key, keywords), [k.value for k in keywords], names))
-                )
-            except TypeError as error:
-                raise ValueError(
-                    f"line {node.lineno} calls a known function in an unknown way: {error}"
-                ) from error
-    raise ValueError(f"line {node.lineno} isn't a literal")
-
-
-_CONTAINERS: Mapping[str, Callable[..., object]] = {
-    "OrderedDict": dict,
-    "dict": dict,
-    "frozenset": frozenset,
-    "list": list,
-    "set": set,
-    "tuple": tuple,
-}
-
-
-def _key(keyword: ast.keyword) -> ast.expr | None:
-    return None if keyword.arg is None else ast.Constant(value=keyword.arg)
-
-
-def _elements(nodes: Iterable[ast.expr], names: Mapping[str, Any]) -> Iterator[Any]:
-    for node in nodes:
-        if not isinstance(node, ast.Starred):
-            yield evaluate(node, names)
-        elif isinstance(several := evaluate(node.value, names), list | tuple | set | dict):
-            yield from several
-        else:
-            raise ValueError(f"line {node.lineno} unpacks what isn't a container")
-
-
-def _items(
-    keys: Iterable[ast.expr | None], values: Iterable[ast.expr], names: Mapping[str, Any]
-) -> Iterator[tuple[Any, Any]]:
-    for key, value in zip(keys, values, strict=True):
-        evaluated = evaluate(value, names)
-        if key is not None:
-            yield evaluate(key, names), evaluated
-        else:
-            yield from _dictionary(evaluated).items()
-
-
-def _dictionary(value: Any) -> dict[Any, Any]:
-    if isinstance(value, dict):
-        return value
-    raise ValueError(f"{value!r} isn't a dictionary")
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, int | float):
-        return value
-    raise ValueError(f"{value!r} isn't a number")
-
-
-def _either(node: ast.IfExp, names: Mapping[str, Any]) -> Any:
-    try:
-        return evaluate(node.body if evaluate(node.test, names) else node.orelse, names)
-    except ValueError:
-        branches = [evaluate(branch, names) for branch in (node.body, node.orelse)]
-    several = [value for branch in branches for value in (branch if isinstance(branch, tuple) else [branch])]
-    found = tuple(value for value in several if value is not None)
-    return found if len(found) > 1 else next(iter(found), None)
-
-
-def _assign(names: dict[str, Any], target: str, value: ast.expr) -> None:
-    try:
-        names[target] = evaluate(value, names)
-    except ValueError:
-        names.pop(target, None)
-
-
-def _update(names: dict[str, Any], target: str, call: ast.Call) -> None:
-    known = names.get(target)
-    if not isinstance(known, dict):
-        return
-    try:
-        known.update(*(evaluate(argument, names) for argument in call.args))
-    except (TypeError, ValueError):
-        names.pop(target)  # better no map than one that lacks entries
 
 
 def _parse(name: str, path: Path) -> Module | None:

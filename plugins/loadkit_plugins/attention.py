@@ -216,7 +216,7 @@ def missing(name: str, context: Context, classes: Sequence[str], dtype: str) -> 
     if name in FLASH and (reason := _flash(name, context.machine, dtype)):
         return reason
     if "/" in name and context.machine.version("kernels") is None:
-        return f"{name} is a kernel on the Hub, and the package kernels isn't installed"
+        return "it is a kernel on the Hub, and the package kernels isn't installed"
     registered = context.registered
     if registered is not None and name in registered.attention:
         support = registered.attention[name]
@@ -238,12 +238,14 @@ def missing(name: str, context: Context, classes: Sequence[str], dtype: str) -> 
 def _flash(name: str, machine: Machine, dtype: str) -> str:
     needs = FLASH[name]
     if machine.kind != "cuda":
-        return f"{name} needs a CUDA device, and this machine has none"
+        return "it needs a CUDA device, and this machine has none"
     if not needs.least <= machine.capability <= needs.most:
         first = machine.accelerators[0]
-        return f"{name} needs {needs.family}, and {first.name} is sm{machine.capability[0]}{machine.capability[1]}"
+        return (
+            f"it needs {needs.family}, and {first.name} is sm{machine.capability[0]}{machine.capability[1]}"
+        )
     if machine.version(needs.package) is None:
         return f"the package {needs.package} isn't installed"
     if dtype not in HALF:
-        return f"{name} computes in bfloat16 or float16, and the dtype is {dtype}"
+        return f"it computes in bfloat16 or float16, and the dtype is {dtype}"
     return ""
