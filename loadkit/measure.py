@@ -18,31 +18,25 @@ def measure(model: Any) -> Measurements:
         model: a `torch.nn.Module`, with or without an adapter.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    modules: Counter[str] = Counter()
-    for module in model.modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            modules[type(module).__name__] += 1
+    named = list(model.named_parameters())
+    modules = dict(model.named_modules())
+    kinds = Counter(type(modules[home]).__name__ for home in {name.rpartition(".")[0] for name, _ in named})
+    constants = [tensor for _, parameter in named for tensor in _constants(parameter)]
+    held: Counter[tuple[Any, Any]] = Counter()
+    for tensor in (*(parameter for _, parameter in named), *model.buffers(), *constants):
+        held[tensor.dtype, tensor.device] += tensor.numel() * tensor.element_size()
     by_dtype: Counter[str] = Counter()
     devices: Counter[str] = Counter()
-    parameters = trainable = 0
-    for tensor in [*model.parameters(), *model.buffers()]:
-        size = tensor.numel() * tensor.element_size()
-        by_dtype[str(tensor.dtype).removeprefix("torch.")] += size
-        devices[str(tensor.device)] += size
-    for parameter in model.parameters():
-        count = _unpacked(parameter)
-        parameters += count
-        trainable += count if parameter.requires_grad else 0
-        for constant in _constants(parameter):
-            size = constant.numel() * constant.element_size()
-            by_dtype[str(constant.dtype).removeprefix("torch.")] += size
-            devices[str(constant.device)] += size
+    for (dtype, device), count in held.items():
+        by_dtype[str(dtype).removeprefix("torch.")] += count
+        devices[str(device)] += count
+    counts = [(_unpacked(parameter), parameter.requires_grad) for _, parameter in named]
     return Measurements(
         model_class=type(base).__name__,
-        modules=dict(modules.most_common()),
+        modules=dict(kinds.most_common()),
         bytes_by_dtype=dict(by_dtype.most_common()),
-        parameters=parameters,
-        trainable=trainable,
+        parameters=sum(count for count, _ in counts),
+        trainable=sum(count for count, trains in counts if trains),
         devices=dict(devices.most_common()),
         footprint=sum(by_dtype.values()),
     )
@@ -50,7 +44,7 @@ def measure(model: Any) -> Measurements:
 
 def _unpacked(parameter: Any) -> int:
     """How many weights a parameter stands for: a quantized one tells the shape it was packed from."""
-    state = getattr(parameter, "quant_state", None)
+    state = parameter.__dict__.get("quant_state")
     shape = getattr(state, "shape", None)
     if shape is None:
         return int(parameter.numel())
@@ -62,6 +56,8 @@ def _unpacked(parameter: Any) -> int:
 
 def _constants(parameter: Any) -> list[Any]:
     """Tensors that a quantized parameter carries beside its data: scales, codes, nested scales."""
+    if not parameter.__dict__:
+        return []  # a plain parameter
     state = getattr(parameter, "quant_state", None)
     nested = getattr(state, "state2", None)
     found = [getattr(s, name, None) for s in (state, nested) if s is not None for name in ("absmax", "code")]

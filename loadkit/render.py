@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_table", "plan_text", "problem_lines", "report_table", "report_text", "size", "value_text"]
 
-WIDTH = 140
+WIDTH = 110
 """Columns of plain text, where there is no terminal to ask."""
 
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -36,38 +36,18 @@ def report_text(report: Report) -> str:
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """A plan as a table: stage, value, plugin, because, instead of."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("stage", no_wrap=True)
-    table.add_column("value", ratio=3, overflow="fold")
-    table.add_column("plugin", no_wrap=True)
-    table.add_column("because", ratio=4)
-    table.add_column("instead of", ratio=3, style="dim")
+    """A plan: for each stage its value, then who decided it and why, then what it was decided instead of."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     for decision in plan.decisions:
-        table.add_row(
-            decision.stage.removeprefix("kwargs."),
-            value_text(decision.value),
-            decision.plugin + "".join(f", {name}" for name in decision.concurring),
-            decision.because,
-            _instead_of(decision),
-        )
-    checkpoint = plan.checkpoint
-    head = Text()
-    head.append(checkpoint.source, style="bold")
-    if checkpoint.location not in (checkpoint.source, ""):
-        head.append(f"  ({checkpoint.location})" if checkpoint.kind == "hub" else "")
-    if checkpoint.commit:
-        head.append(f"  at {checkpoint.commit[:12]}")
-    weights = (
-        f"{size(checkpoint.weight_bytes)} in {checkpoint.tensors} tensors"
-        if checkpoint.tensors
-        else checkpoint.weight_format
-    )
-    head.append(f"\n{checkpoint.model_type}, {weights}; on {plan.machine}", style="dim")
-    if plan.request.profile:
-        head.append(f"; profile {plan.request.profile}", style="dim")
-    head.append("\n")
-    return Group(head, table, *problem_lines(plan.warnings))
+        lines = Text(value_text(decision.value))
+        deciders = ", ".join((decision.plugin, *decision.concurring))
+        lines.append(f"\n{deciders}: {decision.because}", style="dim")
+        for other in _instead_of(decision):
+            lines.append(f"\ninstead of {other}", style="dim italic")
+        table.add_row(decision.stage.removeprefix("kwargs."), lines)
+    return Group(_head(plan), table, *problem_lines(plan.warnings))
 
 
 def report_table(report: Report) -> RenderableType:
@@ -78,7 +58,7 @@ def report_table(report: Report) -> RenderableType:
     table.add_column(overflow="fold")
     rows = {
         "model": m.model_class,
-        "parameters": f"{m.parameters:,}, of which {m.trainable:,} train ({m.trainable / max(m.parameters, 1):.2%})",
+        "parameters": f"{m.parameters:,}, {m.trainable:,} of them trainable ({m.trainable / max(m.parameters, 1):.2%})",
         "footprint": size(m.footprint),
         "by dtype": ", ".join(f"{dtype} {size(count)}" for dtype, count in m.bytes_by_dtype.items()),
         "on": ", ".join(f"{device} {size(count)}" for device, count in m.devices.items()),
@@ -166,12 +146,36 @@ def _told(value: Quantization) -> dict[str, Any]:
 
 
 def _fields(fields: dict[str, Any]) -> str:
-    return f" ({', '.join(k if v is True else f'{k}={v}' for k, v in fields.items())})" if fields else ""
+    said = [
+        k if v is True else f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items()
+    ]
+    return f" ({', '.join(said)})" if said else ""
 
 
-def _instead_of(decision: Decision) -> str:
+def _head(plan: Plan) -> Text:
+    checkpoint = plan.checkpoint
+    head = Text(checkpoint.source, style="bold")
+    if checkpoint.kind == "hub" and checkpoint.location != checkpoint.source:
+        head.append(f"  (base {checkpoint.location})")
+    if checkpoint.commit:
+        head.append(f"  at {checkpoint.commit[:12]}")
+    weights = (
+        f"{size(checkpoint.weight_bytes)} in {checkpoint.tensors} tensors"
+        if checkpoint.tensors
+        else checkpoint.weight_format
+    )
+    about = f"\n{checkpoint.model_type}, {weights}; on {plan.machine}"
+    about += f"; profile {plan.request.profile}" if plan.request.profile else ""
+    head.append(f"{about}\n", style="not bold dim")
+    return head
+
+
+def _instead_of(decision: Decision) -> list[str]:
     overruled = [f"{value_text(o.value)} ({o.plugin}: {o.because})" for o in decision.instead_of]
-    return "; ".join(overruled + [f"{p.value}: {p.reason}" for p in decision.passed_over])
+    by_reason: dict[str, list[str]] = {}
+    for passed in decision.passed_over:
+        by_reason.setdefault(passed.reason, []).append(passed.value)
+    return overruled + [f"{', '.join(values)}: {reason}" for reason, values in by_reason.items()]
 
 
 def _verdict(report: Report) -> str:

@@ -1,280 +1,245 @@
-"""A checkpoint on the Hub, through huggingface_hub: one question for the commit, small files, and byte ranges of headers.
+"""A checkpoint in a repository on the Hub, or in the cache that huggingface_hub keeps of it.
 
-HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME, tokens and progress bars are honoured because huggingface_hub does.
+Everything goes through huggingface_hub, so that HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, proxies and progress
+bars work as everywhere else. The repository is asked once which commit it is at; that commit serves everything.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+import msgspec
 
 from loadkit.errors import Problem
-from loadkit.facts.contents import problem
-from loadkit.facts.folder import FolderFiles
-from loadkit.facts.unreadable import UnreadableError
+from loadkit.facts.folder import Folder, read_part
+from loadkit.facts.hub_cache import cache_folder, find_snapshot, not_cached, remember, snapshot_folder
+from loadkit.facts.hub_problems import hub_host, hub_problem
+from loadkit.facts.places import Place, Progress, nearest, some_of
 
-__all__ = ["HubFiles", "find_repository"]
+__all__ = ["Repository", "open_repository"]
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-HEAD = 100_000
-"""Bytes asked for at once at the start of a weight file: nearly all headers fit in them."""
+Token = str | bool | None
 
-
-class HubFiles:
-    """The files of a repository at one commit.
-
-    Parameters:
-        repository: its id.
-        commit: the commit.
-        sizes: path to bytes.
-        token: the Hub token.
-        cache_dir: where files are cached.
-    """
-
-    def __init__(
-        self,
-        repository: str,
-        commit: str,
-        sizes: Mapping[str, int],
-        token: str | bool | None,
-        cache_dir: str | None,
-    ) -> None:
-        self.repository = repository
-        self.commit = commit
-        self.where = f"{repository} at {commit[:12]}"
-        self.sizes = sizes
-        self._about: dict[str, Any] = {"revision": commit, "token": token}
-        self._cache_dir = cache_dir
-        self._heads: dict[str, bytes] = {}
-
-    def content(self, name: str) -> bytes:
-        """All of a small file, through the cache."""
-        from huggingface_hub import hf_hub_download
-
-        with _explained(self.repository, self.commit):
-            return Path(
-                hf_hub_download(self.repository, name, cache_dir=self._cache_dir, **self._about)
-            ).read_bytes()
-
-    def span(self, name: str, start: int, stop: int) -> bytes:
-        """Some bytes of a weight file: from the cache if it is there, else by a range request."""
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(
-            self.repository, name, cache_dir=self._cache_dir, revision=self.commit
-        )
-        if isinstance(cached, str):
-            with open(cached, "rb") as file:
-                file.seek(start)
-                return file.read(stop - start)
-        if stop <= HEAD:
-            if name not in self._heads:
-                self._heads[name] = self._range(name, 0, min(HEAD, self.sizes[name]))
-            if stop <= len(self._heads[name]) or self.sizes[name] <= HEAD:
-                return self._heads[name][start:stop]
-        return self._range(name, start, stop)
-
-    def _range(self, name: str, start: int, stop: int) -> bytes:
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils._headers import build_hf_headers
-        from huggingface_hub.utils._http import get_session, hf_raise_for_status
-
-        headers = {**build_hf_headers(token=self._about["token"]), "Range": f"bytes={start}-{stop - 1}"}
-        with (
-            _explained(self.repository, self.commit),
-            get_session().stream(
-                "GET",
-                hf_hub_url(self.repository, name, revision=self.commit),
-                headers=headers,
-                follow_redirects=True,
-            ) as response,
-        ):
-            hf_raise_for_status(response)
-            if response.status_code == 206:
-                content = response.read()
-            else:  # a server that ignores ranges would send the whole file: take what is needed and hang up
-                content = _first(response.iter_bytes(), stop)[start:]
-        return bytes(content[: stop - start])
+_ATTEMPTS = 3
+_WHOLE_REPOSITORY = frozenset(
+    {"gated", "no-access", "bad-token", "hub-unreachable", "no-such-repository", "cache-unwritable"}
+)
+"""Problems that every further file of the repository would have too."""
 
 
-def find_repository(
-    repository: str, revision: str, *, token: str | bool | None, cache_dir: str | None, local_files_only: bool
-) -> HubFiles | _Snapshot | Problem:
-    """Find a repository and resolve its revision to a commit, once; from the cache where the Hub isn't to be asked.
+def open_repository(
+    repository: str,
+    *,
+    revision: str = "",
+    token: Token = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Place | None, list[Problem]]:
+    """Find out which commit a repository is at, and which files it has.
 
     Parameters:
         repository: its id.
         revision: branch, tag or commit; "" for the default branch.
-        token: the Hub token.
-        cache_dir: where files are cached.
-        local_files_only: don't ask the Hub.
+        token: as huggingface_hub takes it.
+        cache_dir: the cache; huggingface_hub's own by default.
+        local_files_only: don't ask the Hub, use what is cached.
+        progress: called with a short sentence before the Hub is asked.
 
     Returns:
-        Its files, or why they can't be had.
+        The place to read from, None where there is none, and the problems found; a place from the cache that
+        stands in for an unreachable Hub comes with a warning.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, constants, is_offline_mode
 
-    if local_files_only or constants.is_offline_mode():
-        why = "local_files_only was given" if local_files_only else "HF_HUB_OFFLINE is set"
-        return _cached(repository, revision, cache_dir) or _not_cached(repository, revision, why)
+    cache = (
+        Path(cache_dir or constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
+    )
+    if local_files_only or is_offline_mode():
+        why = "local_files_only is set" if local_files_only else "HF_HUB_OFFLINE is set"
+        snapshot = find_snapshot(cache, repository, revision, why)
+        return (snapshot, []) if snapshot else (None, [_notfind_snapshot(cache, repository, revision, why)])
+    if progress:
+        progress(f"asking {hub_host()} about {repository}")
+    api = HfApi()
     try:
-        with _explained(repository, revision):
-            info = HfApi().model_info(repository, revision=revision or None, files_metadata=True, token=token)
-    except UnreadableError as error:
-        snapshot = (
-            _cached(repository, revision, cache_dir) if error.problem.code == "hub-unreachable" else None
+        info = api.model_info(
+            repository,
+            revision=revision or None,
+            files_metadata=True,
+            token=token,
+            timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
-        return snapshot or error.problem
-    sizes = {sibling.rfilename: int(sibling.size or 0) for sibling in info.siblings or ()}
-    _remember(repository, revision or "main", str(info.sha), cache_dir)
-    return HubFiles(repository, str(info.sha), sizes, token, cache_dir)
-
-
-class _Snapshot(FolderFiles):
-    """A cached commit, read as the folder it is."""
-
-    def __init__(self, folder: Path, repository: str) -> None:
-        super().__init__(folder)
-        self.commit = folder.name
-        self.where = f"{repository} at {folder.name[:12]} (cached)"
-
-
-def _storage(repository: str, cache_dir: str | None) -> Path:
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    return Path(cache_dir or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-
-
-def _cached(repository: str, revision: str, cache_dir: str | None) -> _Snapshot | None:
-    storage = _storage(repository, cache_dir)
-    reference = storage / "refs" / (revision or "main")
-    commit = (
-        revision
-        if COMMIT.fullmatch(revision)
-        else reference.read_text().strip()
-        if reference.is_file()
-        else ""
+    except (
+        Exception
+    ) as error:  # whatever it is, it is a problem of this repository, and others are reported with it
+        problem = hub_problem(error, repository, revision)
+        if problem.code == "no-such-revision":
+            return None, [_with_refs(problem, repository, revision, token)]
+        snapshot = (
+            find_snapshot(cache, repository, revision, problem.message)
+            if problem.code == "hub-unreachable"
+            else None
+        )
+        if snapshot is None:
+            return None, [problem]
+        message = (
+            f"{problem.message}; the cached commit {snapshot.commit[:12]} is used, there may be a newer one"
+        )
+        return snapshot, [msgspec.structs.replace(problem, severity="warning", message=message)]
+    if not info.sha:
+        return None, [hub_problem(ValueError("no commit"), repository, revision)]
+    remember(cache, revision or constants.DEFAULT_REVISION, info.sha)
+    sizes = {s.rfilename: -1 if s.size is None else s.size for s in info.siblings or ()}
+    cached = snapshot_folder(cache, info.sha)
+    place = Repository(
+        repository, revision, info.sha, sizes, token=token, cache_dir=cache.parent, cached=cached
     )
-    snapshot = storage / "snapshots" / commit
-    return _Snapshot(snapshot, repository) if commit and snapshot.is_dir() else None
+    return place, []
 
 
-def _remember(repository: str, revision: str, commit: str, cache_dir: str | None) -> None:
-    """Write the branch's commit into the cache, as huggingface_hub does when it is asked for a branch.
+class Repository:
+    """A repository at one commit. Small files are downloaded into the cache, of weight files only ranges are read.
 
-    loadkit asks for commits only, so that without this the branch couldn't be resolved offline afterwards.
+    Parameters:
+        location: its id.
+        revision: the revision asked for.
+        commit: the commit that serves everything.
+        sizes: every file to its bytes, -1 where unknown.
+        token: as huggingface_hub takes it.
+        cache_dir: where downloads go.
+        cached: the folder of that commit in the cache, whether it exists or not.
     """
-    if COMMIT.fullmatch(revision):
-        return
-    reference = _storage(repository, cache_dir) / "refs" / revision
+
+    kind: Literal["folder", "hub"] = "hub"
+    workers = 8
+    first_bytes = 65_536
+
+    def __init__(
+        self,
+        location: str,
+        revision: str,
+        commit: str,
+        sizes: Mapping[str, int],
+        *,
+        token: Token,
+        cache_dir: Path,
+        cached: Folder,
+    ) -> None:
+        self.location = location
+        self.revision = revision
+        self.commit = commit
+        self.sizes = dict(sorted(sizes.items()))
+        self._token = token
+        self._cache_dir = cache_dir
+        self._cached = cached
+        self._failed: Problem | None = None
+
+    def __str__(self) -> str:
+        return f"repository {self.location!r} at commit {self.commit[:12]}"
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file: those in the cache where it is cached, because that copy will be loaded."""
+        if name not in self.sizes:
+            return None
+        cached = self._cached.size(name)
+        return self.sizes[name] if cached is None else cached
+
+    def read(self, name: str) -> bytes | Problem:
+        """A whole small file, through the cache."""
+        from huggingface_hub import HfApi
+
+        if self._cached.size(name) is not None:
+            return self._cached.read(name)
+        if self._failed:
+            return self._failed
+        try:
+            path = HfApi().hf_hub_download(
+                self.location, name, revision=self.commit, token=self._token, cache_dir=self._cache_dir
+            )
+        except Exception as error:  # as in open_repository
+            return self._problem(error)
+        return read_part(path)
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes | Problem:
+        """Bytes `start` to `stop` (exclusive), from the cache or by a ranged request."""
+        if self._cached.size(name) is not None:
+            return self._cached.read_range(name, start, stop)
+        if self._failed:
+            return self._failed
+        if self.sizes.get(name) == 0 or stop <= start:
+            return b""  # a range of nothing is an error in HTTP
+        try:
+            return self._fetch(name, start, stop)
+        except Exception as error:  # as in open_repository
+            return self._problem(error)
+
+    def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
+        """The Hub listed every file: what isn't among them doesn't exist."""
+        return otherwise
+
+    def _problem(self, error: Exception) -> Problem:
+        problem = hub_problem(error, self.location, self.revision)
+        if problem.code in _WHOLE_REPOSITORY:
+            self._failed = problem
+        return problem
+
+    def _fetch(self, name: str, start: int, stop: int) -> bytes:
+        import httpx2
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported lazily
+            build_hf_headers,
+            hf_raise_for_status,
+            http_stream_backoff,
+        )
+
+        url = hf_hub_url(self.location, name, revision=self.commit)
+        headers = build_hf_headers(token=self._token)
+        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                # Retries of failures while the body is read can't be left to http_stream_backoff: they reach its
+                # generator as thrown exceptions, and it would yield twice.
+                with http_stream_backoff(
+                    "GET",
+                    url,
+                    headers=headers,
+                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                    max_retries=_ATTEMPTS - 1,
+                    retry_on_exceptions=(),
+                ) as response:
+                    hf_raise_for_status(response)
+                    # A server or proxy that ignores ranges sends the file from its beginning; reading stops early.
+                    skip = 0 if response.status_code == 206 else start
+                    body = bytearray()
+                    for chunk in response.iter_bytes():
+                        body += chunk
+                        if len(body) >= skip + stop - start:
+                            break
+                    return bytes(body[skip : skip + stop - start])
+            except httpx2.TransportError:
+                if attempt == _ATTEMPTS:
+                    raise
+                time.sleep(0.5 * attempt)
+        raise AssertionError("unreachable")
+
+
+def _with_refs(problem: Problem, repository: str, revision: str, token: Token) -> Problem:
+    """Add the branches and tags that there are, if the Hub tells."""
+    from huggingface_hub import HfApi
+
     try:
-        if not reference.is_file() or reference.read_text() != commit:
-            reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(commit)
-    except OSError:
-        return  # a read-only cache serves as it is
-
-
-def _not_cached(repository: str, revision: str, why: str) -> Problem:
-    at = f" at {revision!r}" if revision else ""
-    return problem(
-        "offline-not-cached",
-        f"you asked for {repository!r}{at}; {why}, and the cache doesn't have it",
-        "go online once to fetch it, or name a folder",
+        refs = HfApi().list_repo_refs(repository, token=token)
+    except Exception:  # the problem is clear without them
+        return problem
+    names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    hint = nearest(revision, names)
+    return msgspec.structs.replace(
+        problem,
+        message=f"{problem.message}; it has {some_of(names) or 'no branches'}",
+        remedy=(f"did you mean {hint!r}? " if hint else "") + problem.remedy,
     )
-
-
-@contextmanager
-def _explained(repository: str, revision: str) -> Iterator[None]:
-    """Turn huggingface_hub's exceptions into problems. None of the messages has the token or a URL with one."""
-    from huggingface_hub import errors
-
-    at = f" at {revision!r}" if revision else ""
-    asked = f"you asked for {repository!r}{at}"
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise _unreadable(
-            "gated",
-            f"{asked}, which is gated, and this account may not read it",
-            "accept the conditions on the model's page, then log in with `hf auth login` or pass token=…",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise _unreadable(
-            "no-such-repository",
-            f"{asked}: no folder here is called so, and {_endpoint()} has no such repository, or hides a private one",
-            "check the name (owner/name); for a private repository log in with `hf auth login` or pass token=…",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise _unreadable(
-            "no-such-revision",
-            f"{asked}: the repository is there, but it has no such revision",
-            "name one of its branches, tags or commits",
-        ) from error
-    except errors.OfflineModeIsEnabled as error:
-        raise UnreadableError(_not_cached(repository, revision, "HF_HUB_OFFLINE is set")) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise _unreadable(
-            "hub-unreachable",
-            f"{asked}: {_endpoint()} couldn't be reached, and the cache lacks a file",
-            _UNREACHABLE,
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise _unreadable(
-            "missing-file", f"{asked}: a file that the repository lists can't be had", "try again later"
-        ) from error
-    except errors.HFValidationError as error:
-        raise _unreadable(
-            "no-such-repository",
-            f"{asked}, which can't be the name of a repository",
-            "a Hub id looks like owner/name",
-        ) from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "an error")
-        raise _unreadable(
-            "hub-unreachable", f"{asked}: {_endpoint()} answered {status}", _UNREACHABLE
-        ) from error
-    except Exception as error:
-        if not _is_transport(error):
-            raise
-        raise _unreadable(
-            "hub-unreachable",
-            f"{asked}: {_endpoint()} couldn't be reached ({type(error).__name__})",
-            _UNREACHABLE,
-        ) from error
-
-
-_UNREACHABLE = "check the network and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what is cached"
-
-
-def _unreadable(code: str, message: str, remedy: str) -> UnreadableError:
-    return UnreadableError(problem(code, message, remedy))
-
-
-def _is_transport(error: Exception) -> bool:
-    """Whether it comes from the network: the HTTP client's own kinds, whichever client huggingface_hub uses."""
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
-        "httpx",
-        "httpx2",
-        "httpcore",
-        "requests",
-    )
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return re.sub(r"^https?://([^@/]*@)?", "", constants.ENDPOINT)
-
-
-def _first(chunks: Iterator[bytes], count: int) -> bytes:
-    content = b""
-    for chunk in chunks:
-        content += chunk
-        if len(content) >= count:
-            break
-    return content

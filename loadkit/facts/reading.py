@@ -1,37 +1,31 @@
-"""Read the checkpoint that a source names: a folder, a Hub repository, or the base of an adapter."""
+"""From what the user asked for to the checkpoint as a fact, with every problem on the way."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from loadkit.errors import Problem
-from loadkit.facts.checkpoint import AdapterFacts, Checkpoint
-from loadkit.facts.contents import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    Files,
-    problem,
-    read_contents,
-    read_json,
-    read_tensors,
+from loadkit.facts.absence import no_config
+from loadkit.facts.adapters import (
+    adapter_of_adapter,
+    base_path,
+    base_unreadable,
+    has_adapter,
+    is_adapter,
+    no_base,
+    not_an_adapter,
+    read_adapter,
 )
-from loadkit.facts.folder import FolderFiles, looks_like_a_path, no_such_folder
+from loadkit.facts.checkpoint import AdapterFacts, Checkpoint, File
+from loadkit.facts.contents import read_configs
+from loadkit.facts.folder import looks_like_path, missing_folder, open_folder, similar_folder
+from loadkit.facts.places import Place, Progress, checkpoint_problem
+from loadkit.facts.weight_files import read_weights
 
 __all__ = ["read_checkpoint"]
-
-
-class _Place(msgspec.Struct):
-    """Where a source was found: its files, and what `from_pretrained` is given for it."""
-
-    files: Any
-    kind: str
-    location: str
-    commit: str = ""
 
 
 def read_checkpoint(
@@ -40,132 +34,196 @@ def read_checkpoint(
     revision: str = "",
     adapter_revision: str = "",
     token: str | bool | None = None,
-    cache_dir: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,
-    progress: Callable[[str], None] | None = None,
-) -> tuple[Checkpoint, list[Problem]]:
-    """Read what is known of a checkpoint before loading it: small files and headers, never weights.
+    progress: Progress | None = None,
+) -> tuple[Checkpoint, tuple[Problem, ...]]:
+    """Read what a checkpoint's small files and the headers of its weight files say. Weights are never downloaded.
+
+    An existing folder is a folder; anything else that has the form of a Hub id is asked for on the Hub.
+
+    A source is an adapter where it has an adapter_config.json, unless it is a folder that also holds a whole model
+    (an embedded adapter). The checkpoint then tells the base that the config names, and `adapter` the source itself.
+    A base path is looked up from the current directory, as transformers does, then from the adapter's folder.
 
     Parameters:
-        source: a folder, a Hub id, or an adapter repository, whose base is then read.
-        revision: branch, tag or commit of the model's repository; for an adapter, of its base.
-        adapter_revision: branch, tag or commit of the adapter's repository.
-        token: the Hub token; it appears in no message.
-        cache_dir: where Hub files are cached.
-        local_files_only: use what is cached only.
-        allow_pickle: whether `.bin` weights will do.
-        progress: told what takes long.
+        source: a folder, a Hub id, or either of an adapter.
+        revision: branch, tag or commit of the model; for an adapter that of its base, which otherwise is the
+            `revision` in adapter_config.json, if any. Folders have none but "main".
+        adapter_revision: branch, tag or commit of the adapter's repository, where the source is an adapter.
+        token: as huggingface_hub takes it.
+        cache_dir: the Hub cache; huggingface_hub's own by default.
+        local_files_only: use what is cached, don't ask the Hub.
+        allow_pickle: whether pickled weights are no problem.
+        progress: called with a short sentence before something that takes long.
 
     Returns:
-        What could be read (with an empty config where nothing could), and everything that is wrong.
+        The checkpoint as far as it could be read, and every problem found; without an error among them it is whole.
     """
+    reader = _Reader(
+        source=source,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        allow_pickle=allow_pickle,
+        progress=progress,
+    )
+    checkpoint = reader.checkpoint(revision, adapter_revision)
+    # One cause may stop several files; equal problems are told once.
+    return checkpoint, tuple(dict.fromkeys(reader.problems))
+
+
+class _Reader:
+    """One reading of a checkpoint, and the problems it found."""
+
+    def __init__(
+        self,
+        *,
+        source: str | os.PathLike[str],
+        token: str | bool | None,
+        cache_dir: str | os.PathLike[str] | None,
+        local_files_only: bool,
+        allow_pickle: bool,
+        progress: Progress | None,
+    ) -> None:
+        self.source = source
+        self.name = os.fspath(source)
+        self.token = token
+        self.cache_dir = cache_dir
+        self.local_files_only = local_files_only
+        self.allow_pickle = allow_pickle
+        self.progress = progress
+        self.problems: list[Problem] = []
+
+    def checkpoint(self, revision: str, adapter_revision: str) -> Checkpoint:
+        """Read the source, and its base where it is an adapter."""
+        place, base_revision, problems = self.find(revision, adapter_revision)
+        self.problems += problems
+        if place is None:
+            return Checkpoint(source=self.name, revision=revision, **_where(self.source))
+        if has_adapter(place):
+            adapter, problems = read_adapter(place, self.name, allow_pickle=self.allow_pickle)
+            self.problems += problems
+            if is_adapter(place):
+                return self.base(place, adapter, base_revision)
+            return self.contents(place, revision, adapter)
+        return self.contents(place, revision, None)
+
+    def find(self, revision: str, adapter_revision: str) -> tuple[Place | None, str, list[Problem]]:
+        """The place that the source names, and the revision wanted of its base if that is an adapter.
+
+        Whether the source is an adapter, and which of the two revisions is its own, shows when it has been opened.
+        """
+        place, problems = self.open(self.source, adapter_revision or revision)
+        if adapter_revision:
+            if place is None or has_adapter(place):
+                return place, revision, problems
+            place, problems = self.open(self.source, revision)
+            return place, "", [*problems, *([not_an_adapter(place, adapter_revision)] if place else [])]
+        doubtful = is_adapter(place) if place else any(p.code == "no-such-revision" for p in problems)
+        if revision and doubtful:
+            own, found = self.open(self.source, "")
+            if own is not None and is_adapter(own):
+                return own, revision, found
+        return place, "", problems
+
+    def open(self, source: str | os.PathLike[str], revision: str) -> tuple[Place | None, list[Problem]]:
+        """Find the folder or repository that a source names."""
+        folder = open_folder(source)
+        if folder is not None:
+            return folder, []
+        if looks_like_path(source):
+            return None, [missing_folder(source)]
+        from loadkit.facts.hub import open_repository  # not needed for folders
+
+        name = os.fspath(source)
+        place, problems = open_repository(
+            name,
+            revision=revision,
+            token=self.token,
+            cache_dir=self.cache_dir,
+            local_files_only=self.local_files_only,
+            progress=self.progress,
+        )
+        return place, [_with_folder(p, name) if p.code == "no-such-repository" else p for p in problems]
+
+    def contents(self, place: Place, revision: str, adapter: AdapterFacts | None) -> Checkpoint:
+        """Read a model's files. `revision` is what the user demands of it."""
+        if revision not in ("", "main") and place.kind == "folder":
+            self.problems.append(_folder_revision(place, revision))
+        configs, problems = read_configs(place)
+        self.problems += problems
+        weights, problems = read_weights(
+            place, configs.config, allow_pickle=self.allow_pickle, progress=self.progress
+        )
+        if place.size("config.json") is None:
+            self.problems.append(place.absent(["config.json"], no_config(place)))
+            problems = [
+                p for p in problems if p.code != "no-weights"
+            ]  # what it is instead has just been told
+        self.problems += problems
+        return Checkpoint(
+            source=self.name,
+            kind=place.kind,
+            location=place.location,
+            revision=place.revision,
+            commit=place.commit,
+            files=tuple(File(name=name, size=size) for name, size in place.sizes.items()),
+            adapter=adapter,
+            **msgspec.structs.asdict(configs),
+            **msgspec.structs.asdict(weights),
+        )
+
+    def base(self, place: Place, adapter: AdapterFacts, revision: str) -> Checkpoint:
+        """Read the model that an adapter was made for."""
+        named = adapter.config.get("base_model_name_or_path")
+        if not isinstance(named, str) or not named:
+            if adapter.config:  # otherwise it couldn't be read, which has been told
+                self.problems.append(no_base(place))
+            return Checkpoint(source=self.name, revision=revision, adapter=adapter)
+        theirs = adapter.config.get("revision")
+        base, problems = self.open(
+            base_path(place, named), revision or (theirs if isinstance(theirs, str) else "")
+        )
+        if base is None:
+            self.problems += [base_unreadable(p, place, named) for p in problems]
+            return Checkpoint(source=self.name, revision=revision, adapter=adapter, **_where(named))
+        self.problems += problems
+        if has_adapter(base):
+            self.problems.append(adapter_of_adapter(place, base))
+            return Checkpoint(
+                source=self.name,
+                kind=base.kind,
+                location=base.location,
+                revision=base.revision,
+                commit=base.commit,
+                adapter=adapter,
+            )
+        return self.contents(base, revision, adapter)
+
+
+def _where(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """`kind` and `location` of a source that couldn't be opened."""
     name = os.fspath(source)
-
-    def find(what: str, at: str) -> _Place | Problem:
-        folder = Path(what).expanduser()
-        if folder.is_dir():
-            return _Place(FolderFiles(folder.absolute()), "folder", str(folder.absolute()))
-        if looks_like_a_path(what):
-            return no_such_folder(what)
-        from loadkit.facts.hub import find_repository
-
-        if progress is not None:
-            progress(f"asking the Hub for {what}")
-        found: Any = find_repository(
-            what, at, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        )
-        return found if isinstance(found, Problem) else _Place(found, "hub", what, found.commit)
-
-    place = find(name, adapter_revision or revision)
-    if isinstance(place, Problem):
-        return Checkpoint(source=name, location=name, revision=revision), [place]
-    problems: list[Problem] = []
-    adapter = None
-    if ADAPTER_CONFIG in place.files.sizes:
-        adapter = _adapter(name, place, problems)
-        if "config.json" not in place.files.sizes:
-            base = _base(adapter, place, problems)
-            found = (
-                None if base is None else find(base, revision or str(adapter.config.get("revision") or ""))
-            )
-            if found is None or isinstance(found, Problem):
-                about = [] if found is None else [_without_base(adapter, base or "", found)]
-                return Checkpoint(source=name, location=place.location, adapter=adapter), [*problems, *about]
-            place = found
-            if ADAPTER_CONFIG in place.files.sizes and "config.json" not in place.files.sizes:
-                loop = problem(
-                    "adapter-of-adapter",
-                    f"the adapter {name!r} names {base!r} as its base, which is an adapter too",
-                    "merge that adapter into its base first, or name a model as the base",
-                )
-                return Checkpoint(source=name, location=place.location, adapter=adapter), [*problems, loop]
-    checkpoint, found_problems = _read(place.files, allow_pickle)
-    facts = msgspec.structs.replace(
-        checkpoint,
-        source=name,
-        kind=place.kind,
-        location=place.location,
-        revision=revision if place.kind == "hub" else "",
-        commit=place.commit,
-        adapter=adapter,
-    )
-    return facts, [*problems, *found_problems]
+    if looks_like_path(source):
+        return {"kind": "folder", "location": os.path.abspath(os.path.expanduser(name)) if name else ""}
+    return {"kind": "hub", "location": name}
 
 
-def _read(files: Files, allow_pickle: bool) -> tuple[Checkpoint, list[Problem]]:
-    from loadkit.facts.unreadable import UnreadableError
-
-    try:
-        return read_contents(files, allow_pickle=allow_pickle)
-    except UnreadableError as error:
-        return Checkpoint(source=files.where), [error.problem]
-    except OSError as error:
-        said = problem(
-            "unreadable",
-            f"{files.where} can't be read: {error.strerror or error}",
-            "check the permissions of the folder and its files",
-        )
-        return Checkpoint(source=files.where), [said]
-
-
-def _adapter(source: str, place: _Place, problems: list[Problem]) -> AdapterFacts:
-    files = place.files
-    config = read_json(files, ADAPTER_CONFIG, problems)
-    tensors = read_tensors(files, (ADAPTER_WEIGHTS,), problems) if ADAPTER_WEIGHTS in files.sizes else {}
-    if ADAPTER_WEIGHTS not in files.sizes:
-        problems.append(
-            problem(
-                "no-adapter-weights",
-                f"{files.where} has an adapter_config.json, but no {ADAPTER_WEIGHTS}",
-                "save the adapter as safetensors (PEFT's save_pretrained does)",
-            )
-        )
-    return AdapterFacts(
-        source=source, location=place.location, commit=place.commit, config=config, tensors=tensors
-    )
-
-
-def _base(adapter: AdapterFacts, place: _Place, problems: list[Problem]) -> str | None:
-    """The base that an adapter names; a relative folder counts from here, then from the adapter's folder."""
-    named = adapter.config.get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
-        problems.append(
-            problem(
-                "adapter-without-base",
-                f"adapter_config.json of {adapter.source!r} names no base_model_name_or_path",
-                "add it, or load the base and attach the adapter to it",
-            )
-        )
-        return None
-    if place.kind == "folder" and not Path(named).expanduser().is_dir():
-        beside = Path(place.location) / named
-        if beside.is_dir():
-            return str(beside)
-    return named
-
-
-def _without_base(adapter: AdapterFacts, base: str, reason: Problem) -> Problem:
+def _with_folder(problem: Problem, source: str) -> Problem:
+    """Add that there is no such folder either: a relative path looks just like a Hub id."""
+    hint = similar_folder(os.path.abspath(source))
     return msgspec.structs.replace(
-        reason, message=f"the adapter {adapter.source!r} names {base!r} as its base: {reason.message}"
+        problem,
+        message=f"{problem.message}; there is no folder {source!r} here either",
+        remedy=(f"did you mean the folder {hint!r}? " if hint else "") + problem.remedy,
+    )
+
+
+def _folder_revision(place: Place, revision: str) -> Problem:
+    return checkpoint_problem(
+        "no-such-revision",
+        f"revision {revision!r} was asked for, but {place} is a folder, and folders have no revisions",
+        "leave the revision out, or give the Hub id of the repository",
     )

@@ -9,6 +9,7 @@ from loadkit import (
     Asked,
     Claim,
     Context,
+    Finding,
     Option,
     Plan,
     Problem,
@@ -17,7 +18,6 @@ from loadkit import (
     Strength,
     hookimpl,
 )
-from loadkit_plugins.bitsandbytes_audit import audit
 from loadkit_plugins.prequantized import stored
 
 METHOD = "bitsandbytes"
@@ -117,7 +117,11 @@ def loadkit_build_quantization_config(quantization: Quantization, skip_modules: 
     )
 
 
-loadkit_audit_model = hookimpl(audit, specname="loadkit_audit_model")
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+    from loadkit_plugins.bitsandbytes_audit import audit
+
+    return audit(plan, model)
 
 
 def settings(request: Request) -> dict[str, Asked]:

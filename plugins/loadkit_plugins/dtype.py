@@ -94,15 +94,14 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     kept = {*(base._keep_in_fp32_modules or ()), *(base._keep_in_fp32_modules_strict or ())}
     stray: dict[str, int] = {}
-    for path, module in base.named_modules():
-        quantized = hasattr(getattr(module, "weight", None), "quant_state")
-        norm = plan.preparation.kbit and type(module).__name__.endswith("Norm")
-        if quantized or norm or kept & set(path.split(".")) or "lora_" in path:
+    for name, parameter in base.named_parameters():
+        found = str(parameter.dtype).removeprefix("torch.")
+        if found == plan.dtype or not parameter.is_floating_point() or "lora_" in name:
             continue
-        for parameter in module.parameters(recurse=False):
-            found = str(parameter.dtype).removeprefix("torch.")
-            if parameter.is_floating_point() and found != plan.dtype:
-                stray[found] = stray.get(found, 0) + 1
+        home = name.rpartition(".")[0]
+        norm = plan.preparation.kbit and type(base.get_submodule(home)).__name__.endswith("Norm")
+        if not (norm or hasattr(parameter, "quant_state") or kept & set(home.split("."))):
+            stray[found] = stray.get(found, 0) + 1
     if not stray or (plan.quantization is not None and plan.quantization.prequantized):
         return []
     return [

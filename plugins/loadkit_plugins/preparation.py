@@ -118,10 +118,10 @@ def loadkit_prepare_model(plan: Plan, model: Any, preparation: Preparation) -> A
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for module in norms(model):
-            _in_float32(module)
+            _in_float32(module, plan.dtype)
     if preparation.gradient_checkpointing:
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs=dict(preparation.gradient_checkpointing_kwargs)
+        model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs=dict(preparation.gradient_checkpointing_kwargs)
         )
     if preparation.input_gradients:
         model.enable_input_require_grads()
@@ -131,7 +131,7 @@ def loadkit_prepare_model(plan: Plan, model: Any, preparation: Preparation) -> A
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     findings = []
-    checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
+    checkpointing = bool(getattr(model, "is_activation_checkpointing", False))
     if checkpointing != plan.preparation.gradient_checkpointing:
         findings.append(
             _finding(
@@ -153,8 +153,8 @@ def norms(model: Any) -> list[Any]:
     ]
 
 
-def _in_float32(module: Any) -> None:
-    """Compute a frozen norm in float32 and hand its result on in the dtype that came in.
+def _in_float32(module: Any, dtype: str) -> None:
+    """Keep a frozen norm in float32, and hand its result on in the dtype of the weights.
 
     PEFT's prepare_model_for_kbit_training casts every other parameter to float32 too, embeddings and head included
     (it adds 18 GB to an 8 B model), and leaves float32 activations behind each norm; neither is needed.
@@ -162,11 +162,14 @@ def _in_float32(module: Any) -> None:
     import torch
 
     module.to(torch.float32)
+    if isinstance(module, torch.nn.LayerNorm | torch.nn.GroupNorm):
+        # torch's own kernels want input and weight in one dtype; the RMS norms of transformers multiply mixed ones.
+        module.register_forward_pre_hook(lambda _, args: tuple(_cast(a, torch.float32) for a in args))
+    module.register_forward_hook(lambda _, args, output: _cast(output, getattr(torch, dtype)))
 
-    def hand_on(_: Any, args: tuple[Any, ...], output: Any) -> Any:
-        return output.to(args[0].dtype) if args and isinstance(output, torch.Tensor) else output
 
-    module.register_forward_hook(hand_on)
+def _cast(value: Any, dtype: Any) -> Any:
+    return value.to(dtype) if hasattr(value, "is_floating_point") and value.is_floating_point() else value
 
 
 def _unsupported(context: Context, architecture: ModelClass) -> str:

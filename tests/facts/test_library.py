@@ -1,11 +1,11 @@
-"""`read_library` against the transformers that is installed, and its index on disk."""
+"""`read_library` against the transformers that is installed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,6 @@ NOT_LITERAL = {
     "norm_std": "a named constant",
     "time_step_limit": "holds infinity, which JSON lacks",
 }
-USE_CACHE_DIFFERS: dict[tuple[str, str], str] = {}
-"""(config class, path) whose default instance has `use_cache` where the declared fields haven't, or the reverse."""
 
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 
@@ -114,6 +112,27 @@ def test_tokenizers_are_taken_as_installed(auto: Any, shared_cache: Path) -> Non
 @pytest.mark.parametrize("model_type", QUICK)
 def test_model_type_is_what_transformers_says(model_type: str, auto: Any, shared_cache: Path) -> None:
     assert differences(model_type, AUTO_CLASSES, auto, shared_cache) == []
+
+
+@pytest.mark.parametrize("model_type", NO_DEFAULT_CONFIG)
+def test_types_without_a_default_config_still_have_none(
+    model_type: str, auto: Any, shared_cache: Path
+) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    assert differences(model_type, (), auto, shared_cache) == []
+    with pytest.raises(ValueError):
+        CONFIG_MAPPING[model_type]()
+
+
+@pytest.mark.parametrize(("auto_class", "model_type"), UNRESOLVED)
+def test_classes_that_transformers_cant_find_are_still_lost(
+    auto_class: str, model_type: str, auto: Any
+) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with pytest.raises(ValueError, match="Could not find"):
+        _real_class(getattr(auto, auto_class), CONFIG_MAPPING[model_type](), ())
 
 
 @pytest.mark.slow
@@ -228,7 +247,7 @@ def _level_differences(library: Library, facts: ConfigFacts | None, real: Any, p
     if facts is None or facts.name != type(real).__name__:
         yield f"{path or 'top'}: {facts and facts.name} instead of {type(real).__name__}"
         return
-    if facts.has_use_cache != hasattr(real, "use_cache") and (facts.name, path) not in USE_CACHE_DIFFERS:
+    if facts.has_use_cache != hasattr(real, "use_cache"):
         yield f"{path or 'top'}: has_use_cache is {facts.has_use_cache}"
     for key in type(real).sub_configs:
         nested = getattr(real, key, None)
@@ -236,3 +255,86 @@ def _level_differences(library: Library, facts: ConfigFacts | None, real: Any, p
             yield from _level_differences(
                 library, library.sub_config(facts, key, nested.model_type), nested, f"{path}.{key}"
             )
+
+
+def test_nested_configs_may_be_named_by_the_checkpoint(shared_cache: Path) -> None:
+    config = {"model_type": "llava", "text_config": {"model_type": "mistral"}, "vision_config": {}}
+
+    library = read_library(config, cache_dir=shared_cache)
+
+    assert set(library.families) == {"llava", "llama", "clip_vision_model", "mistral"}
+    llava = library.families["llava"].config
+    assert library.text_class("llava") == ("LlamaForCausalLM", "text_config")
+    assert library.text_class("llava", config) == ("MistralForCausalLM", "text_config")
+    found = library.sub_config(llava, "text_config", "mistral")
+    assert found is not None
+    assert found.name == "MistralConfig"
+    assert library.sub_config(llava, "audio_config") is None
+    assert library.class_facts("MistralForCausalLM") is not None
+    assert library.class_facts("GemmaForCausalLM") is None
+    assert library.config_facts("LlamaConfig") == library.families["llama"].config
+    assert library.config_facts("GemmaConfig") is None
+
+
+def test_parts_without_a_model_type_are_found_by_class(shared_cache: Path) -> None:
+    library = read_library({"model_type": "dbrx"}, cache_dir=shared_cache)
+
+    dbrx = library.families["dbrx"].config
+    assert dbrx.sub_configs == {"attn_config": "", "ffn_config": ""}
+    found = library.sub_config(dbrx, "attn_config")
+    assert found is not None
+    assert found.name == "DbrxAttentionConfig"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("gemma3", ("Gemma3ForCausalLM", "text_config")),
+        ("florence2", None),  # its text part is an encoder-decoder
+        ("qwen2_5_vl", None),  # its text part has no causal language model of its own
+        ("mistral", None),  # no part at all
+        ("no-such-type", None),
+    ],
+)
+def test_text_class(model_type: str, expected: tuple[str, str] | None, shared_cache: Path) -> None:
+    library = read_library({"model_type": model_type}, cache_dir=shared_cache)
+    assert library.text_class(model_type) == expected
+
+
+def test_model_class_refuses_what_transformers_refuses(shared_cache: Path) -> None:
+    library = read_library(None, cache_dir=shared_cache)
+
+    assert "evolla" in library.auto_classes["AutoModelForImageTextToText"]
+    assert library.model_class("AutoModelForImageTextToText", "evolla") is None
+    assert library.model_class("AutoModelForCausalLM", "no-such-type") is None
+    assert library.model_class("AutoModelForNothing", "mistral") is None
+    assert library.model_class("AutoModelForCausalLM", "gpt-sw3") == "GPT2LMHeadModel"
+    assert library.model_class("AutoModel", "funnel", ["Other", "FunnelBaseModel"]) == "FunnelBaseModel"
+    assert library.model_class("AutoModel", "funnel", ["Other"]) == "FunnelModel"
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": "mistral"}, {"model_type": "mistral", "layer_types": []}, {}]
+)
+def test_model_type_of_is_autoconfigs(config: Mapping[str, Any], tmp_path: Path, shared_cache: Path) -> None:
+    from transformers import AutoConfig
+
+    library = read_library(config, cache_dir=shared_cache)
+    ours = library.model_type_of(config)
+
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 0}))
+    if config:
+        assert ours == AutoConfig.from_pretrained(tmp_path).model_type
+        assert ours in library.families
+    else:
+        assert ours == ""
+        assert library.families == {}
+
+
+def test_nearest_model_type(shared_cache: Path) -> None:
+    library = read_library(None, cache_dir=shared_cache)
+
+    assert library.knows("mistral")
+    assert not library.knows("mistrall")
+    assert library.nearest("mistrall") == "mistral"
+    assert library.nearest("%%%%") is None

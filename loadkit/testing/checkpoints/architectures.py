@@ -1,0 +1,233 @@
+"""The checkpoints that can be made, as data.
+
+Every `in_features` of a linear layer is a multiple of 64, since bitsandbytes' 4-bit dequantization on CPUs with
+AVX-512 is wrong for other multiples of 16 (bitsandbytes 0.50.2, measured).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from loadkit.testing.checkpoints.tokenizers import VOCAB_SIZE
+
+__all__ = ["ARCHITECTURES", "Recipe"]
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How a checkpoint is made.
+
+    Parameters:
+        about: what it is good for, in a sentence.
+        auto_class: the auto class that loads it, such as "AutoModelForCausalLM".
+        config_class: its config's class, a name in `transformers` or "module:Class".
+        model_class: its model's class, written the same way.
+        config: what the config class is given; nested configs are dicts.
+        special_tokens: role to token, for the tokenizer; their ids go from 5 on, in this order.
+        processor_class: the processor's class in `transformers`; "" for a model that takes text only.
+        processor: what the processor class is given beside tokenizer and image processor.
+        image_processor_class: the image processor's class, one that works without torchvision.
+        image_processor: what the image processor's class is given.
+    """
+
+    about: str
+    auto_class: str
+    config_class: str
+    model_class: str
+    config: dict[str, Any]
+    special_tokens: dict[str, str] = {}
+    processor_class: str = ""
+    processor: dict[str, Any] = {}
+    image_processor_class: str = ""
+    image_processor: dict[str, Any] = {}
+
+
+_TOKENS = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+_DECODER = {**_TOKENS, **_SIZES, "tie_word_embeddings": False}
+_GEMMA3_TEXT = {
+    **_TOKENS,
+    **_SIZES,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 32,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "tie_word_embeddings": True,
+}
+_VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "bert-sequence-classification": Recipe(
+            about="An encoder with a classification head of three labels.",
+            auto_class="AutoModelForSequenceClassification",
+            config_class="BertConfig",
+            model_class="BertForSequenceClassification",
+            config={
+                **_TOKENS,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 256,
+                "num_labels": 3,
+            },
+        ),
+        "gemma3": Recipe(
+            about="A vision-language model with a processor, whose config has no `use_cache` of its own.",
+            auto_class="AutoModelForImageTextToText",
+            config_class="Gemma3Config",
+            model_class="Gemma3ForConditionalGeneration",
+            config={
+                "text_config": {"model_type": "gemma3_text", **_GEMMA3_TEXT},
+                "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False, **_VISION},
+                "mm_tokens_per_image": 4,
+                "boi_token_index": 5,
+                "eoi_token_index": 6,
+                "image_token_index": 7,
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+            },
+            special_tokens={
+                "boi_token": "<start_of_image>",
+                "eoi_token": "<end_of_image>",
+                "image_token": "<image_soft_token>",
+            },
+            processor_class="Gemma3Processor",
+            processor={"image_seq_length": 4},
+            image_processor_class="Gemma3ImageProcessorPil",
+            image_processor={"size": {"height": 32, "width": 32}, "do_pan_and_scan": False},
+        ),
+        "gemma3-text": Recipe(
+            about="A decoder with tied embeddings that mixes sliding-window and full attention.",
+            auto_class="AutoModelForCausalLM",
+            config_class="Gemma3TextConfig",
+            model_class="Gemma3ForCausalLM",
+            config=_GEMMA3_TEXT,
+        ),
+        "gpt2": Recipe(
+            about="A decoder made of Conv1D modules rather than linear layers, with tied embeddings.",
+            auto_class="AutoModelForCausalLM",
+            config_class="GPT2Config",
+            model_class="GPT2LMHeadModel",
+            config={**_TOKENS, "n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 256},
+        ),
+        "llama": Recipe(
+            about="The plainest decoder.",
+            auto_class="AutoModelForCausalLM",
+            config_class="LlamaConfig",
+            model_class="LlamaForCausalLM",
+            config=_DECODER,
+        ),
+        "llava": Recipe(
+            about="A vision-language model with a processor: a CLIP vision tower before a llama decoder.",
+            auto_class="AutoModelForImageTextToText",
+            config_class="LlavaConfig",
+            model_class="LlavaForConditionalGeneration",
+            config={
+                "text_config": {"model_type": "llama", **_DECODER},
+                "vision_config": {"model_type": "clip_vision_model", "projection_dim": 64, **_VISION},
+                "vision_feature_layer": -2,
+                "vision_feature_select_strategy": "default",
+                "image_token_index": 5,
+                "image_seq_length": 16,
+                "pad_token_id": 0,
+                "tie_word_embeddings": False,
+            },
+            special_tokens={"image_token": "<image>"},
+            processor_class="LlavaProcessor",
+            processor={
+                "patch_size": 8,
+                "vision_feature_select_strategy": "default",
+                "num_additional_image_tokens": 1,
+            },
+            image_processor_class="CLIPImageProcessorPil",
+            image_processor={"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
+        ),
+        "mistral": Recipe(
+            about="A decoder with grouped-query attention; the default.",
+            auto_class="AutoModelForCausalLM",
+            config_class="MistralConfig",
+            model_class="MistralForCausalLM",
+            config={**_DECODER, "sliding_window": None},
+        ),
+        "mixtral": Recipe(
+            about="A mixture of four experts, whose weights transformers fuses into 3-D tensors.",
+            auto_class="AutoModelForCausalLM",
+            config_class="MixtralConfig",
+            model_class="MixtralForCausalLM",
+            config={**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+        ),
+        "qwen2": Recipe(
+            about="A decoder with biases in its attention and embeddings that aren't tied.",
+            auto_class="AutoModelForCausalLM",
+            config_class="Qwen2Config",
+            model_class="Qwen2ForCausalLM",
+            config=_DECODER,
+        ),
+        "qwen2-sequence-classification": Recipe(
+            about="A decoder with a classification head of three labels.",
+            auto_class="AutoModelForSequenceClassification",
+            config_class="Qwen2Config",
+            model_class="Qwen2ForSequenceClassification",
+            config={**_DECODER, "num_labels": 3},
+        ),
+        "qwen2-tied": Recipe(
+            about="The same decoder with the output tied to the input embeddings.",
+            auto_class="AutoModelForCausalLM",
+            config_class="Qwen2Config",
+            model_class="Qwen2ForCausalLM",
+            config={**_DECODER, "tie_word_embeddings": True},
+        ),
+        "remote-code": Recipe(
+            about="A decoder of a model type unknown to transformers, which brings its own code.",
+            auto_class="AutoModelForCausalLM",
+            config_class="loadkit.testing.checkpoints.remote_code.configuration_wren:WrenConfig",
+            model_class="loadkit.testing.checkpoints.remote_code.modeling_wren:WrenForCausalLM",
+            config={},
+        ),
+        "smollm3": Recipe(
+            about="A decoder that leaves the rotary embedding out of every other layer.",
+            auto_class="AutoModelForCausalLM",
+            config_class="SmolLM3Config",
+            model_class="SmolLM3ForCausalLM",
+            config={**_DECODER, "tie_word_embeddings": True, "no_rope_layer_interval": 2},
+        ),
+        "t5": Recipe(
+            about="An encoder and a decoder.",
+            auto_class="AutoModelForSeq2SeqLM",
+            config_class="T5Config",
+            model_class="T5ForConditionalGeneration",
+            config={
+                "vocab_size": VOCAB_SIZE,
+                "pad_token_id": 0,
+                "eos_token_id": 2,
+                "decoder_start_token_id": 0,
+                "d_model": 64,
+                "d_kv": 16,
+                "d_ff": 128,
+                "num_layers": 2,
+                "num_heads": 4,
+            },
+        ),
+    }
+)
+"""Name to recipe, sorted by name."""

@@ -1,0 +1,183 @@
+"""Make a checkpoint folder from a recipe."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from loadkit.errors import LoadkitError
+from loadkit.testing.checkpoints.architectures import ARCHITECTURES, Recipe
+from loadkit.testing.checkpoints.tokenizers import make_tokenizer
+
+__all__ = ["DTYPES", "ask", "make_checkpoint", "no_progress_bars", "seeded", "write_recipe"]
+
+DTYPES = ("bfloat16", "float16", "float32")
+"""The dtypes that a checkpoint can be stored in."""
+
+SPREAD = 0.02
+"""Standard deviation of what is added to weights that their model starts from a constant."""
+
+T = TypeVar("T")
+
+
+def make_checkpoint(
+    folder: str | Path,
+    arch: str = "mistral",
+    *,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    shards: int = 1,
+    tokenizer: bool = True,
+    **overrides: Any,
+) -> Path:
+    """Make a tiny, complete checkpoint of random weights, as `save_pretrained` writes it.
+
+    Equal arguments give files of equal bytes, and torch's random state is left as it was.
+
+    Parameters:
+        folder: where to; made if it isn't there.
+        arch: a key of `ARCHITECTURES`.
+        dtype: what the weights are stored in: "bfloat16", "float16" or "float32".
+        seed: of the random weights.
+        shards: the most files the weights are spread over, with an index if there are several; 1 for one file.
+        tokenizer: whether to write the tokenizer, or the processor of a vision-language model.
+        overrides: further keys of the config; one that is a nested config is merged into the recipe's.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LoadkitError: where `arch` or `dtype` isn't one of those, or `shards` isn't positive.
+    """
+    recipe = ask("arch", arch, ARCHITECTURES)
+    ask("dtype", dtype, {name: name for name in DTYPES})
+    if shards < 1:
+        raise LoadkitError(f"can't make a checkpoint of shards={shards}: give 1 or more")
+    return write_recipe(
+        Path(folder), recipe, dtype=dtype, seed=seed, shards=shards, tokenizer=tokenizer, overrides=overrides
+    )
+
+
+def write_recipe(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    shards: int = 1,
+    tokenizer: bool = True,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Make a checkpoint from a recipe of one's own; the parameters are those of `make_checkpoint`."""
+    import torch
+
+    config_class, model_class = _class(recipe.config_class), _class(recipe.model_class)
+    if not recipe.model_class.isidentifier():
+        # Tells save_pretrained to copy the code and to write `auto_map`.
+        config_class.register_for_auto_class()
+        model_class.register_for_auto_class(recipe.auto_class)
+    with seeded(seed):
+        model = model_class(config_class(**_merged(recipe.config, overrides or {})))
+        _spread(model)
+    model.to(getattr(torch, dtype))
+    with no_progress_bars():
+        model.save_pretrained(folder, max_shard_size=_shard_size(model, shards))
+    if tokenizer:
+        _processing_class(recipe).save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator, and put its state back at the end; accelerators' generators aren't touched."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar for a load or a save that takes no time."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def ask(what: str, name: str, table: Mapping[str, T]) -> T:
+    """Look a name up; raise a `LoadkitError` that lists the known ones where it isn't there."""
+    if name not in table:
+        raise LoadkitError(
+            f"can't make a checkpoint of {what}={name!r}: choose one of {', '.join(sorted(table))}"
+        )
+    return table[name]
+
+
+def _class(reference: str) -> Any:
+    module, _, name = reference.rpartition(":")
+    return getattr(importlib.import_module(module or "transformers"), name)
+
+
+def _merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**config, **overrides}
+    for key, value in overrides.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            merged[key] = _merged(config[key], value)
+    return merged
+
+
+def _spread(model: Any) -> None:
+    """Make no weight constant, so that one a loader forgot can be told from one it read."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(torch.randn_like(parameter) * SPREAD)
+
+
+def _shard_size(model: Any, shards: int) -> int:
+    """The least size in bytes that spreads the weights over no more than so many files.
+
+    Tensors are kept whole, so that not every number of files can be had.
+    """
+    sizes = [tensor.nbytes for tensor in {id(p): p for p in model.parameters()}.values()]
+    low, high = max(sizes), sum(sizes) + sum(b.nbytes for b in model.buffers())
+    if shards == 1:
+        return 2 * high
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _files(sizes, middle) <= shards else (middle + 1, high)
+    return low
+
+
+def _files(sizes: list[int], limit: int) -> int:
+    files, filled = 1, 0
+    for size in sizes:
+        if filled + size > limit:
+            files, filled = files + 1, 0
+        filled += size
+    return files
+
+
+def _processing_class(recipe: Recipe) -> Any:
+    tokenizer = make_tokenizer(recipe.special_tokens)
+    if not recipe.processor_class:
+        return tokenizer
+    image_processor = _class(recipe.image_processor_class)(**recipe.image_processor)
+    return _class(recipe.processor_class)(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
+        **recipe.processor,
+    )

@@ -1,0 +1,35 @@
+"""Fixtures that every house shares: caches of their own, and tiny real checkpoints made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's caches out of the tests, and the network too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOADKIT_CACHE", str(tmp_path_factory.getbasetemp().parent / "loadkit-cache"))
+        for name in ("LOADKIT_DISABLE", "LOADKIT_PLUGINS", "LOADKIT_STRICT", "HF_TOKEN"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of tiny checkpoints that makes each one once a session: `tiny("mistral")`."""
+    from loadkit.testing.checkpoints import make_checkpoint
+
+    made: dict[tuple[object, ...], Path] = {}
+
+    def make(arch: str = "mistral", **options: object) -> Path:
+        key = (arch, *sorted(options.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(arch.replace("/", "-")) / arch
+            made[key] = make_checkpoint(folder, arch, **options)  # type: ignore[arg-type]
+        return made[key]
+
+    return make
