@@ -45,4 +45,5 @@ def modules_to_skip(auto_class: Any, config: Any, entries: Sequence[str], remote
             f"skip_modules names {', '.join(map(repr, unmatched))}, which no module of {type(model).__name__} is called"
             f"{nearest(unmatched[0].rpartition('.')[2], words)}: it takes a module's path or the last parts of one"
         )
-    return sorted({*get_keys_to_not_convert(model), *(n for found in matched.values() for n in found)})
+    automatic = {key.removesuffix(".bias") for key in get_keys_to_not_convert(model)}
+    return sorted({*automatic, *(n for found in matched.values() for n in found)})

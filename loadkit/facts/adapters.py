@@ -47,6 +47,7 @@ def is_adapter(place: Place) -> bool:
 
 
 def base_path(place: Place, named: str) -> str:
+    """The source of an adapter's base: a relative path may also be meant from the adapter's folder."""
     if open_folder(named) is None and place.kind == "folder" and not os.path.isabs(os.path.expanduser(named)):
         beside = os.path.join(place.location, named)
         if os.path.isdir(beside):
@@ -85,6 +86,7 @@ def read_adapter(place: Place, source: str, *, allow_pickle: bool) -> tuple[Adap
 
 
 def not_an_adapter(place: Place, revision: str) -> Problem:
+    """The problem of an adapter's revision asked of a place without an adapter."""
     return checkpoint_problem(
         "not-an-adapter",
         f"adapter_revision {revision!r} was asked for, but {place} has no {_CONFIG}",
@@ -119,6 +121,7 @@ def _pickled(place: Place) -> Problem:
 
 
 def no_base(place: Place) -> Problem:
+    """The problem of an adapter that doesn't say what it was made for."""
     return checkpoint_problem(
         "missing-base",
         f"{place} is an adapter, but its {_CONFIG} names no base (base_model_name_or_path)",
@@ -137,6 +140,7 @@ def base_unreadable(problem: Problem, place: Place, named: str) -> Problem:
 
 
 def adapter_of_adapter(place: Place, base: Place) -> Problem:
+    """The problem of an adapter whose base is an adapter."""
     return checkpoint_problem(
         "adapter-of-adapter",
         f"{place} is an adapter of {base}, which is an adapter itself; only an adapter of a model can be loaded",

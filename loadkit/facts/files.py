@@ -8,13 +8,13 @@ from typing import Literal, Protocol, TypeVar
 from loadkit.errors import LoadkitError, Problem
 from loadkit.facts.checkpoint import File
 
-__all__ = ["Files", "Unreadable"]
+__all__ = ["Files", "UnreadableError"]
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Unreadable(LoadkitError):
+class UnreadableError(LoadkitError):
     """Files can't be had; `problem` says why. `read_checkpoint` turns it into that problem: no caller meets it."""
 
     def __init__(self, problem: Problem) -> None:
@@ -56,10 +56,10 @@ class Files(Protocol):
         """A file's size in bytes; -1 where unknown."""
 
     def read(self, name: str) -> bytes:
-        """A whole file, for small ones. Raises `Unreadable`."""
+        """A whole file, for small ones. Raises `UnreadableError`."""
 
     def start(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of a file, fewer if it is shorter. Raises `Unreadable`."""
+        """The first `count` bytes of a file, fewer if it is shorter. Raises `UnreadableError`."""
 
     def each(self, ask: Callable[[A], B], items: Iterable[A]) -> list[B]:
         """`ask` for every item, in order of the items; at the same time where that is faster."""

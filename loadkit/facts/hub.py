@@ -56,13 +56,11 @@ def open_repository(
     """
     from huggingface_hub import HfApi, constants, is_offline_mode
 
-    cache = (
-        Path(cache_dir or constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
-    )
+    cache = cache_folder(repository, cache_dir)
     if local_files_only or is_offline_mode():
         why = "local_files_only is set" if local_files_only else "HF_HUB_OFFLINE is set"
         snapshot = find_snapshot(cache, repository, revision, why)
-        return (snapshot, []) if snapshot else (None, [_notfind_snapshot(cache, repository, revision, why)])
+        return (snapshot, []) if snapshot else (None, [not_cached(cache, repository, revision, why)])
     if progress:
         progress(f"asking {hub_host()} about {repository}")
     api = HfApi()
@@ -74,23 +72,19 @@ def open_repository(
             token=token,
             timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
-    except (
-        Exception
-    ) as error:  # whatever it is, it is a problem of this repository, and others are reported with it
+    except Exception as error:  # whatever it is, it is reported beside the other problems of the request
         problem = hub_problem(error, repository, revision)
         if problem.code == "no-such-revision":
-            return None, [_with_refs(problem, repository, revision, token)]
-        snapshot = (
-            find_snapshot(cache, repository, revision, problem.message)
-            if problem.code == "hub-unreachable"
-            else None
-        )
+            problem = _with_refs(problem, repository, revision, token)
+        if problem.code != "hub-unreachable":
+            return None, [problem]
+        snapshot = find_snapshot(cache, repository, revision, problem.message)
         if snapshot is None:
             return None, [problem]
-        message = (
-            f"{problem.message}; the cached commit {snapshot.commit[:12]} is used, there may be a newer one"
-        )
-        return snapshot, [msgspec.structs.replace(problem, severity="warning", message=message)]
+        used = f"the cached commit {snapshot.commit[:12]} is used, though there may be a newer one"
+        return snapshot, [
+            msgspec.structs.replace(problem, severity="warning", message=f"{problem.message}; {used}")
+        ]
     if not info.sha:
         return None, [hub_problem(ValueError("no commit"), repository, revision)]
     remember(cache, revision or constants.DEFAULT_REVISION, info.sha)
@@ -161,7 +155,7 @@ class Repository:
             path = HfApi().hf_hub_download(
                 self.location, name, revision=self.commit, token=self._token, cache_dir=self._cache_dir
             )
-        except Exception as error:  # as in open_repository
+        except Exception as error:  # reported, as in open_repository
             return self._problem(error)
         return read_part(path)
 
@@ -175,7 +169,7 @@ class Repository:
             return b""  # a range of nothing is an error in HTTP
         try:
             return self._fetch(name, start, stop)
-        except Exception as error:  # as in open_repository
+        except Exception as error:  # reported, as in open_repository
             return self._problem(error)
 
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:

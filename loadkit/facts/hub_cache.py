@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -22,7 +21,8 @@ def cache_folder(repository: str, cache_dir: str | os.PathLike[str] | None = Non
     """Where everything cached of a repository lies; `cache_dir` is huggingface_hub's own by default."""
     from huggingface_hub import constants
 
-    return Path(cache_dir or constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
+    return cache / f"models--{repository.replace('/', '--')}"
 
 
 def snapshot_folder(cache: Path, commit: str) -> Folder:
@@ -68,7 +68,7 @@ class Snapshot:
 
 
 def find_snapshot(cache: Path, repository: str, revision: str, why: str) -> Snapshot | None:
-    """The snapshot that a revision is cached as (huggingface_hub's guide "Understand caching" tells the layout)."""
+    """The snapshot that a revision is cached as; None where there is none."""
     commit = revision
     if not _COMMIT.fullmatch(revision):
         try:
@@ -94,9 +94,9 @@ def remember(cache: Path, revision: str, commit: str) -> None:
         if reference.is_file() and reference.read_text() == commit:
             return
         reference.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=reference.parent, prefix=".", delete=False) as file:
-            file.write(commit)
-        os.replace(file.name, reference)
+        whole = reference.with_name(f".{reference.name}.{os.getpid()}")
+        whole.write_text(commit)
+        whole.replace(reference)
     except (OSError, ValueError):
         return
 
@@ -110,8 +110,9 @@ def _reference(cache: Path, revision: str) -> Path:
 
 
 def not_cached(cache: Path, repository: str, revision: str, why: str) -> Problem:
+    """The problem of a repository that isn't cached at a revision, with the revisions that are."""
     references = cache / "refs"
-    known = sorted(str(p.relative_to(references)) for p in references.rglob("*") if p.is_file())
+    known = sorted(p.relative_to(references).as_posix() for p in references.rglob("[!.]*") if p.is_file())
     found = f"cached of it: {some_of(known)}" if known else "nothing of it is cached"
     return checkpoint_problem(
         "offline-not-cached",

@@ -103,6 +103,7 @@ class _Reader:
         if place is None:
             return Checkpoint(source=self.name, revision=revision, **_where(self.source))
         if has_adapter(place):
+            self.refuse_revision(place, "adapter_revision", adapter_revision)
             adapter, problems = read_adapter(place, self.name, allow_pickle=self.allow_pickle)
             self.problems += problems
             if is_adapter(place):
@@ -150,8 +151,7 @@ class _Reader:
 
     def contents(self, place: Place, revision: str, adapter: AdapterFacts | None) -> Checkpoint:
         """Read a model's files. `revision` is what the user demands of it."""
-        if revision not in ("", "main") and place.kind == "folder":
-            self.problems.append(_folder_revision(place, revision))
+        self.refuse_revision(place, "revision", revision)
         configs, problems = read_configs(place)
         self.problems += problems
         weights, problems = read_weights(
@@ -202,6 +202,17 @@ class _Reader:
             )
         return self.contents(base, revision, adapter)
 
+    def refuse_revision(self, place: Place, option: str, revision: str) -> None:
+        """Tell that a folder has no revisions; "main" is what recipes ask for by default, and harmless."""
+        if place.kind == "folder" and revision not in ("", "main"):
+            self.problems.append(
+                checkpoint_problem(
+                    "no-such-revision",
+                    f"{option} {revision!r} was asked for, but {place} has no revisions",
+                    f"leave {option} out, or give the Hub id of the repository",
+                )
+            )
+
 
 def _where(source: str | os.PathLike[str]) -> dict[str, Any]:
     """`kind` and `location` of a source that couldn't be opened."""
@@ -218,12 +229,4 @@ def _with_folder(problem: Problem, source: str) -> Problem:
         problem,
         message=f"{problem.message}; there is no folder {source!r} here either",
         remedy=(f"did you mean the folder {hint!r}? " if hint else "") + problem.remedy,
-    )
-
-
-def _folder_revision(place: Place, revision: str) -> Problem:
-    return checkpoint_problem(
-        "no-such-revision",
-        f"revision {revision!r} was asked for, but {place} is a folder, and folders have no revisions",
-        "leave the revision out, or give the Hub id of the repository",
     )

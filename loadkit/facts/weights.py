@@ -26,7 +26,7 @@ PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 """The longest header that safetensors itself accepts."""
 
-_LFS_POINTER = b"version https://git-lfs"
+_LFS_POINTER = b"version "  # the eight bytes that are read; as a length they would be impossible
 _DAMAGED = (
     "the file is damaged or isn't a safetensors file: download it again, or save it again from the model"
 )
@@ -97,7 +97,9 @@ def parse_header(file: str, header: bytes, size: int) -> dict[str, TensorHeader]
         return _bad(file, f"its header isn't JSON: {error}")
     if not isinstance(decoded, dict):
         return _bad(file, f"its header is JSON, but a {type(decoded).__name__} instead of an object")
-    decoded.pop("__metadata__", None)
+    metadata = decoded.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        return _bad(file, "its __metadata__ isn't an object of strings")
     try:
         entries = msgspec.convert(decoded, dict[str, _Entry])
     except msgspec.ValidationError:

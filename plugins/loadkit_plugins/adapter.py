@@ -14,6 +14,7 @@ from loadkit import (
     LoadError,
     ModelClass,
     Option,
+    PassedOver,
     Plan,
     Problem,
     Request,
@@ -31,6 +32,9 @@ LORA_OPTIONS: Mapping[str, str] = {
     "use_dora": "use_dora",
 }
 """Option to field of PEFT's LoraConfig."""
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""Config fields that tell how many experts a layer has."""
 
 TASK_TYPES: Mapping[str, str] = {
     "causal-lm": "CAUSAL_LM",
@@ -87,10 +91,11 @@ def loadkit_choose_adapter(
     fields = {k: v for k, v in (whole.value if whole else {}).items() if v is not None}
     peft_type = str(fields.pop("peft_type", "LORA"))
     options = {**fields, **_lora(request, context)} if peft_type == "LORA" else fields
+    passed = _without_dropout(options, context)
     if architecture.task in TASK_TYPES:
         options.setdefault("task_type", TASK_TYPES[architecture.task])
     value = Adapter(peft_type=peft_type, options=options, dtype=dtype)
-    return [Claim(value=value, because=asked.because, strength=asked.strength)]
+    return [Claim(value=value, because=asked.because, strength=asked.strength, passed_over=passed)]
 
 
 @hookimpl
@@ -140,6 +145,8 @@ def loadkit_attach_adapter(plan: Plan, model: Any, adapter: Adapter) -> Any:
     options = dict(adapter.options)
     if adapter.exclude_vision and "exclude_modules" not in options and (towers := _towers(model)):
         options["exclude_modules"] = rf"(^|.*\.)({'|'.join(map(re.escape, towers))})\..*"
+    if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
+        options["fan_in_fan_out"] = True  # GPT-2's layers hold their weights transposed
     try:
         config = peft.get_peft_config({"peft_type": adapter.peft_type, **options})
         attached = peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
@@ -185,6 +192,18 @@ def _lora(request: Request, context: Context) -> dict[str, Any]:
     if not request.asked("peft_config"):
         given.setdefault("target_modules", "all-linear")
     return given
+
+
+def _without_dropout(options: dict[str, Any], context: Context) -> tuple[PassedOver, ...]:
+    """Leave a profile's dropout out where the experts are adapted as fused parameters, over which PEFT has none."""
+    asked = context.request.asked("lora_dropout")
+    config = context.checkpoint.config.get("text_config") or context.checkpoint.config
+    experts = any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
+    if not experts or asked is None or asked.demanded or not options.get("lora_dropout"):
+        return ()
+    wanted = options.pop("lora_dropout")
+    reason = "the model has experts, whose weights are fused, and PEFT has no dropout over fused weights"
+    return (PassedOver(f"lora_dropout={wanted:g}", reason),)
 
 
 def _towers(model: Any) -> list[str]:

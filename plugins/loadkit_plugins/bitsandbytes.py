@@ -10,6 +10,7 @@ from loadkit import (
     Claim,
     Context,
     Finding,
+    ModelClass,
     Option,
     Plan,
     Problem,
@@ -73,7 +74,9 @@ def loadkit_options() -> Sequence[Option]:
 
 
 @hookimpl
-def loadkit_choose_quantization(context: Context, dtype: str) -> Sequence[Claim[Quantization | None]]:
+def loadkit_choose_quantization(
+    context: Context, architecture: ModelClass, dtype: str
+) -> Sequence[Claim[Quantization | None]]:
     already = stored(context.checkpoint)
     if already is not None:
         because = (
@@ -96,7 +99,10 @@ def loadkit_choose_quantization(context: Context, dtype: str) -> Sequence[Claim[
         options=options,
         skip_modules=tuple(dict.fromkeys((*skip, *registered))),
     )
-    return [Claim(value=value, because=_because(bits, wishes, options, context), strength=bits.strength)]
+    because = _because(bits, wishes, options, context)
+    if architecture.task.endswith("classification"):
+        because += "; the classification head stays as it is"
+    return [Claim(value=value, because=because, strength=bits.strength)]
 
 
 @hookimpl

@@ -9,6 +9,7 @@ from loadkit import Finding, Loading, Plan, Severity, hookimpl
 HEADED = ("sequence-classification", "token-classification")
 """Tasks whose head is new when the checkpoint was made for another task."""
 
+NEW_HEAD = "train the new head before using it"
 SHOWN = 5
 
 
@@ -16,25 +17,25 @@ SHOWN = 5
 def loadkit_audit_model(plan: Plan, loading: Loading) -> Sequence[Finding]:
     findings = []
     if loading.missing:
-        new_head = plan.model_class.task in HEADED and all(
-            "." not in n.removesuffix(".weight").removesuffix(".bias") or _in_head(n) for n in loading.missing
-        )
+        new = _new_head(plan, loading.missing)
         findings.append(
             _finding(
                 "missing-weights",
                 f"{len(loading.missing)} tensors aren't in the checkpoint and hold random values: {_some(loading.missing)}",
-                severity="warning" if new_head else "error",
-                remedy="train the new head before using it"
-                if new_head
-                else "check that the checkpoint is of this architecture and complete; `task` chooses another class",
+                severity="warning" if new else "error",
+                remedy=NEW_HEAD
+                if new
+                else "check that the checkpoint is complete and of this architecture; `task` chooses another class",
             )
         )
     if loading.mismatched:
+        new = _new_head(plan, [text.partition(":")[0] for text in loading.mismatched])
         findings.append(
             _finding(
                 "mismatched-weights",
-                f"{len(loading.mismatched)} tensors have another shape: {_some(loading.mismatched)}",
-                remedy="config.json and the weight files don't belong together",
+                f"{len(loading.mismatched)} tensors have another shape, and hold random values: {_some(loading.mismatched)}",
+                severity="warning" if new else "error",
+                remedy=NEW_HEAD if new else "config.json and the weight files don't belong together",
             )
         )
     if loading.errors:
@@ -51,6 +52,11 @@ def loadkit_audit_model(plan: Plan, loading: Loading) -> Sequence[Finding]:
             )
         )
     return findings
+
+
+def _new_head(plan: Plan, names: Sequence[str]) -> bool:
+    """Whether only the head is concerned, of a task whose head is trained anew."""
+    return plan.model_class.task in HEADED and all(_in_head(name) for name in names)
 
 
 def _in_head(name: str) -> bool:

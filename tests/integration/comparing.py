@@ -18,6 +18,8 @@ def plain(plan: Plan, *, location: str | None = None) -> Any:
     if quantization is not None:
         assert quantization.pop("method") == "bitsandbytes"
         assert "skip_modules" not in quantization
+        if plan.checkpoint.model_type == "bert":
+            quantization["llm_int8_skip_modules"] = ["classifier"]  # transformers would quantize the head
         kwargs["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
     auto = getattr(transformers, plan.model_class.auto_class)
     return auto.from_pretrained(location or plan.checkpoint.location, **kwargs).eval()

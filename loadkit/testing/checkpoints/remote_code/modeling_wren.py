@@ -120,7 +120,7 @@ class WrenModel(WrenPreTrainedModel):
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         keep = self.config.use_cache if use_cache is None else use_cache
         # Recomputed layers must see the keys they saw the first time, and a cache would have grown by then.
-        if self.training and self.is_gradient_checkpointing:
+        if self.training and self.is_activation_checkpointing:
             keep, past_key_values = False, None
         if keep and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)

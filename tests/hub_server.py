@@ -1,0 +1,251 @@
+"""A Hub on this machine: enough of its protocol over real HTTP for the real huggingface_hub client.
+
+    with HubServer() as hub:
+        commit = hub.add("owner/name", folder)
+        ...                        # HF_ENDPOINT is hub.url
+        hub.bytes_of("model.safetensors")
+
+It serves folders as the commits of repositories, asks for tokens where told to, and keeps a record of every answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["Answer", "HubServer"]
+
+_CHUNK = 16_384
+
+
+@dataclass
+class Answer:
+    """One request and what was sent back; `sent` counts bytes of the body, before they are written."""
+
+    method: str
+    path: str
+    status: int
+    sent: int
+    token: str
+
+
+@dataclass(frozen=True)
+class _Blob:
+    path: Path
+    size: int
+    etag: str
+
+
+@dataclass
+class _Repository:
+    access: Literal["open", "gated", "private"] = "open"
+    branches: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, dict[str, _Blob]] = field(default_factory=dict)
+
+    def commit(self, revision: str) -> str | None:
+        if revision in self.branches:
+            return self.branches[revision]
+        return next((c for c in self.commits if len(revision) >= 7 and c.startswith(revision)), None)
+
+
+class HubServer:
+    """The server; it runs while the context is open, on a free port of the loopback interface.
+
+    Attributes:
+        url: what HF_ENDPOINT must be.
+        answers: everything sent so far, oldest first.
+        tokens: the tokens it knows; they open every repository.
+        failing: a status to answer every request with; 0 for none.
+        ignores_ranges: whether files are sent whole whatever range is asked for, as some proxies do.
+        is_no_hub: whether it answers everything with a web page.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.tokens: set[str] = set()
+        self.failing = 0
+        self.ignores_ranges = False
+        self.is_no_hub = False
+        self.repositories: dict[str, _Repository] = {}
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http.daemon_threads = True
+        self._http.block_on_close = False  # idle connections of the client's pool needn't end first
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def __enter__(self) -> HubServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+    def add(
+        self,
+        repository: str,
+        folder: Path,
+        *,
+        branch: str = "main",
+        access: Literal["open", "gated", "private"] = "open",
+    ) -> str:
+        """Make a folder the newest commit of a branch, and return the commit's hash."""
+        blobs = {
+            path.relative_to(folder).as_posix(): _Blob(
+                path, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+            )
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        named = [(branch, repository), *((name, blob.etag) for name, blob in blobs.items())]
+        commit = hashlib.sha1(repr(named).encode()).hexdigest()
+        found = self.repositories.setdefault(repository, _Repository())
+        found.access = access
+        found.branches[branch] = commit
+        found.commits[commit] = blobs
+        return commit
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes sent so far of files of that name, over all repositories."""
+        return sum(a.sent for a in self.answers if a.path.endswith(f"/{name}"))
+
+
+def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(_Handler):
+        pass
+
+    Handler.hub = hub
+    return Handler
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: HubServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+        pass
+
+    def do_HEAD(self) -> None:
+        self.route()
+
+    def do_GET(self) -> None:
+        self.route()
+
+    @property
+    def token(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
+    def route(self) -> None:
+        """Answer a request. The path is cut before it is unquoted: revisions may hold quoted slashes."""
+        if self.hub.failing:
+            return self.refuse(self.hub.failing)
+        if self.hub.is_no_hub:
+            return self.send(200, b"<html>hello</html>", {"Content-Type": "text/html"})
+        if self.token and self.token not in self.hub.tokens:
+            return self.refuse(401, message="Invalid credentials in Authorization header")
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        api = parts[:2] == ["api", "models"]
+        parts = parts[2:] if api else parts
+        words = ("revision", "refs", "tree") if api else ("resolve",)
+        cut = next((i for i, part in enumerate(parts) if i and part in words), len(parts))
+        name, rest = "/".join(parts[:cut]), parts[cut:]
+        repository = self.hub.repositories.get(name)
+        if repository is None or (repository.access == "private" and not self.token):
+            return self.refuse(404 if self.token else 401, "RepoNotFound", "Repository not found")
+        if rest[:1] == ["refs"]:
+            return self.send_refs(repository)
+        revision = rest[1] if len(rest) > 1 else "main"
+        commit = repository.commit(revision)
+        if commit is None:
+            return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        if not rest or rest[0] == "revision":
+            return self.send_info(name, repository, commit)
+        if repository.access == "gated" and not self.token:
+            return self.refuse(401, "GatedRepo", f"Access to model {name} is restricted.")
+        if rest[0] == "tree":
+            return self.send_tree(repository.commits[commit])
+        blob = repository.commits[commit].get("/".join(rest[2:]))
+        if blob is None:
+            return self.refuse(404, "EntryNotFound", "Entry not found", commit=commit)
+        return self.send_file(blob, commit)
+
+    def send_info(self, name: str, repository: _Repository, commit: str) -> None:
+        siblings = [
+            {"rfilename": file, "size": blob.size, "blobId": blob.etag}
+            for file, blob in repository.commits[commit].items()
+        ]
+        gated = "auto" if repository.access == "gated" else False
+        self.send_json({"id": name, "sha": commit, "gated": gated, "siblings": siblings})
+
+    def send_refs(self, repository: _Repository) -> None:
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
+            for name, commit in repository.branches.items()
+        ]
+        self.send_json({"branches": branches, "tags": [], "converts": []})
+
+    def send_tree(self, blobs: dict[str, _Blob]) -> None:
+        self.send_json([{"type": "file", "path": n, "size": b.size, "oid": b.etag} for n, b in blobs.items()])
+
+    def send_file(self, blob: _Blob, commit: str) -> None:
+        headers = {"ETag": f'"{blob.etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        wanted = self.headers.get("Range", "")
+        start, stop, status = 0, blob.size, 200
+        if wanted.startswith("bytes=") and not self.hub.ignores_ranges:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, stop, status = int(first), min(int(last or blob.size) + 1, blob.size), 206
+            if start >= blob.size:
+                self.refuse(416)
+                return
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
+        self.send(status, _pieces(blob.path, start, stop), headers, stop - start)
+
+    def send_json(self, value: object) -> None:
+        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def refuse(self, status: int, code: str = "", message: str = "", commit: str = "") -> None:
+        named = {"X-Error-Code": code, "X-Error-Message": message, "X-Repo-Commit": commit}
+        self.send(status, b"{}", {key: value for key, value in named.items() if value})
+
+    def send(
+        self,
+        status: int,
+        body: bytes | Iterator[bytes],
+        headers: dict[str, str],
+        length: int | None = None,
+    ) -> None:
+        """Record an answer and send it; counting stops where the client hangs up."""
+        answer = Answer(self.command, urlsplit(self.path).path, status, 0, self.token)
+        self.hub.answers.append(answer)  # first, so that a client that has its answer finds it recorded
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body) if isinstance(body, bytes) else length))
+        try:
+            self.end_headers()
+            if self.command != "HEAD":
+                for piece in [body] if isinstance(body, bytes) else body:
+                    answer.sent += len(piece)
+                    self.wfile.write(piece)
+        except ConnectionError:
+            self.close_connection = True
+
+
+def _pieces(path: Path, start: int, stop: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < stop and (piece := file.read(min(_CHUNK, stop - start))):
+            start += len(piece)
+            yield piece
