@@ -65,6 +65,7 @@ class HubServer:
         tokens: the tokens it knows; they open every repository.
         failing: a status to answer every request with; 0 for none.
         ignores_ranges: whether files are sent whole whatever range is asked for, as some proxies do.
+        drops: how many of the next ranged answers break off in the middle of their body.
         is_no_hub: whether it answers everything with a web page.
     """
 
@@ -73,6 +74,7 @@ class HubServer:
         self.tokens: set[str] = set()
         self.failing = 0
         self.ignores_ranges = False
+        self.drops = 0
         self.is_no_hub = False
         self.repositories: dict[str, _Repository] = {}
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -208,6 +210,11 @@ class _Handler(BaseHTTPRequestHandler):
             start, stop, status = int(first), min(int(last or blob.size) + 1, blob.size), 206
             if start >= blob.size:
                 self.refuse(416)
+                return
+            if self.hub.drops:
+                self.hub.drops -= 1
+                self.close_connection = True
+                self.send(status, _pieces(blob.path, start, stop // 2), headers, stop - start)
                 return
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
         self.send(status, _pieces(blob.path, start, stop), headers, stop - start)

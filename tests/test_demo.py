@@ -115,8 +115,18 @@ def test_an_unknown_demo_is_refused(tmp_path: Path) -> None:
         demo_checkpoint("bert", cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["full", "16bit-lora", "4bit", "8bit"])
-@pytest.mark.parametrize("arch", DEMO_ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("arch", "mode"),
+    [
+        ("gemma3", "4bit"),
+        ("mistral", "4bit"),
+        *(
+            pytest.param(arch, mode, marks=pytest.mark.slow)
+            for arch in DEMO_ARCHITECTURES
+            for mode in ("full", "16bit-lora", "8bit")
+        ),
+    ],
+)
 def test_the_loss_falls(cache_dir: Path, arch: str, mode: str) -> None:
     model, processing_class = load(demo_checkpoint(arch, cache_dir=cache_dir), arch, mode)
     told: list[tuple[int, float]] = []

@@ -218,7 +218,7 @@ class Repository:
             except httpx2.TransportError:
                 if attempt == _ATTEMPTS:
                     raise
-                time.sleep(0.5 * attempt)
+                time.sleep(0.25 * attempt)
         raise AssertionError("unreachable")
 
 

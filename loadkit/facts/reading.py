@@ -27,6 +27,8 @@ from loadkit.facts.weight_files import read_weights
 
 __all__ = ["read_checkpoint"]
 
+_WITHOUT_REVISION = frozenset({"no-such-revision", "offline-not-cached"})
+
 
 def read_checkpoint(
     source: str | os.PathLike[str],
@@ -122,7 +124,7 @@ class _Reader:
                 return place, revision, problems
             place, problems = self.open(self.source, revision)
             return place, "", [*problems, *([not_an_adapter(place, adapter_revision)] if place else [])]
-        doubtful = is_adapter(place) if place else any(p.code == "no-such-revision" for p in problems)
+        doubtful = is_adapter(place) if place else any(p.code in _WITHOUT_REVISION for p in problems)
         if revision and doubtful:
             own, found = self.open(self.source, "")
             if own is not None and is_adapter(own):
@@ -159,9 +161,8 @@ class _Reader:
         )
         if place.size("config.json") is None:
             self.problems.append(place.absent(["config.json"], no_config(place)))
-            problems = [
-                p for p in problems if p.code != "no-weights"
-            ]  # what it is instead has just been told
+            # What it is instead of a checkpoint has just been told.
+            problems = [p for p in problems if p.code != "no-weights"]
         self.problems += problems
         return Checkpoint(
             source=self.name,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,22 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make_checkpoint(folder / name, name) for name in ARCHITECTURES}
 
 
-@pytest.fixture(autouse=True)
-def own_code_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def own_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep transformers from copying the remote code into the cache of whoever runs the tests."""
     from transformers import dynamic_module_utils
 
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    def copied() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(sys, "path", list(sys.path))
+        for name in copied():
+            patch.delitem(sys.modules, name)
+        yield
+        for name in copied():
+            del sys.modules[name]
 
 
 def load(folder: Path, name: str, **kwargs: Any) -> Any:
@@ -331,7 +341,7 @@ def test_a_pickled_checkpoint_holds_the_same_weights(checkpoints: dict[str, Path
 
 
 def test_what_cannot_be_made_is_refused_with_what_can(tmp_path: Path) -> None:
-    with pytest.raises(LoadkitError, match="arch='mystral': choose one of .*mistral"):
+    with pytest.raises(LoadkitError, match=r"arch='mystral': choose one of .*mistral"):
         make_checkpoint(tmp_path / "a", "mystral")
     with pytest.raises(LoadkitError, match="dtype='int8': choose one of bfloat16"):
         make_checkpoint(tmp_path / "a", dtype="int8")

@@ -82,9 +82,7 @@ def write_recipe(
     with seeded(seed):
         model = model_class(config_class(**_merged(recipe.config, overrides or {})))
         _spread(model)
-    model.to(getattr(torch, dtype))
-    with no_progress_bars():
-        model.save_pretrained(folder, max_shard_size=_shard_size(model, shards))
+    _save(model.to(getattr(torch, dtype)), folder, shards)
     if tokenizer:
         _processing_class(recipe).save_pretrained(folder)
     return folder
@@ -146,28 +144,15 @@ def _spread(model: Any) -> None:
                 parameter.add_(torch.randn_like(parameter) * SPREAD)
 
 
-def _shard_size(model: Any, shards: int) -> int:
-    """The least size in bytes that spreads the weights over no more than so many files.
-
-    Tensors are kept whole, so that not every number of files can be had.
-    """
-    sizes = [tensor.nbytes for tensor in {id(p): p for p in model.parameters()}.values()]
-    low, high = max(sizes), sum(sizes) + sum(b.nbytes for b in model.buffers())
-    if shards == 1:
-        return 2 * high
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _files(sizes, middle) <= shards else (middle + 1, high)
-    return low
-
-
-def _files(sizes: list[int], limit: int) -> int:
-    files, filled = 1, 0
-    for size in sizes:
-        if filled + size > limit:
-            files, filled = files + 1, 0
-        filled += size
-    return files
+def _save(model: Any, folder: Path, shards: int) -> None:
+    """Save the weights in no more than so many files; tensors stay whole, so not every number can be had."""
+    size = sum(p.nbytes for p in model.parameters()) // shards + 1
+    while True:
+        with no_progress_bars():
+            model.save_pretrained(folder, max_shard_size=size)
+        if len(list(folder.glob("*.safetensors"))) <= shards:
+            return
+        size += size // 10
 
 
 def _processing_class(recipe: Recipe) -> Any:

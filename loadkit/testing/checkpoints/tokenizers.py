@@ -51,8 +51,8 @@ def chat_template(image_token: str = "") -> str:
 def make_tokenizer(more_special_tokens: Mapping[str, str] | None = None) -> Any:
     """Train the tokenizer; the same corpus always gives the same ids.
 
-    It is transformers' general class for a tokenizer.json: the classes of single model types (Gemma's, T5's,
-    BERT's) rebuild the pipeline around the vocabulary as their own models have it, and lose the byte level.
+    It is transformers' general class for a tokenizer.json: the classes of single model types (Gemma's, T5's
+    and others') rebuild the pipeline around the vocabulary as their own models have it, and lose the byte level.
 
     Parameters:
         more_special_tokens: role to token, such as "image_token" to "<image>"; their ids follow the reserved
@@ -62,12 +62,14 @@ def make_tokenizer(more_special_tokens: Mapping[str, str] | None = None) -> Any:
         A `transformers.TokenizersBackend` of `VOCAB_SIZE` tokens, with a chat template.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import TokenizersBackend
+    from transformers import Qwen2Tokenizer, TokenizersBackend
 
     more = dict(more_special_tokens or {})
     special = [*SPECIAL_TOKENS.values(), *RESERVED_TOKENS, *more.values()]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Qwen2's class splits text its own way whatever tokenizer.json says; with its way in all, all have equal ids.
+    qwen2 = Qwen2Tokenizer().backend_tokenizer
+    tokenizer.normalizer, tokenizer.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
