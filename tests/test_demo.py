@@ -140,8 +140,8 @@ def test_padding_and_images_are_not_learned(cache_dir: Path) -> None:
     _, processor = load(demo_checkpoint("gemma3", cache_dir=cache_dir), "gemma3", "full")
     batch = demo._batch(processor)
     ignored = batch["labels"] == demo.IGNORED
-    assert (ignored == ((batch["attention_mask"] == 0) | (batch["input_ids"] == 7))).all()
-    assert batch["input_ids"][ignored].unique().tolist() == [0, 7]
+    assert (ignored == ((batch["attention_mask"] == 0) | (batch["input_ids"] == 8))).all()
+    assert batch["input_ids"][ignored].unique().tolist() == [0, 8]
 
 
 def test_the_picture_reaches_the_model(cache_dir: Path) -> None:

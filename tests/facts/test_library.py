@@ -277,6 +277,11 @@ def test_nested_configs_may_be_named_by_the_checkpoint(shared_cache: Path) -> No
     assert library.config_facts("GemmaConfig") is None
 
 
+def test_types_named_at_any_depth_are_read(shared_cache: Path) -> None:
+    config = {"model_type": "mistral", "outer_config": {"inner_config": {"model_type": "llama"}}}
+    assert set(read_library(config, cache_dir=shared_cache).families) == {"mistral", "llama"}
+
+
 def test_parts_without_a_model_type_are_found_by_class(shared_cache: Path) -> None:
     library = read_library({"model_type": "dbrx"}, cache_dir=shared_cache)
 

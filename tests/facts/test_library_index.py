@@ -15,7 +15,7 @@ import pytest
 from loadkit.errors import LoadkitError
 from loadkit.facts import library_index
 from loadkit.facts.library import Library, ModelFacts, read_library
-from loadkit.facts.library_literals import evaluate
+from loadkit.facts.library_literals import evaluate, execute
 from loadkit.facts.library_source import SourceTree
 
 
@@ -170,7 +170,9 @@ SMALL = {
     "models/small/configuration_small.py": """
         from ... import PreTrainedConfig
         from ...configuration_utils import PretrainedConfig
-        class SmallConfig(PretrainedConfig):
+        class Mixin:
+            not_a_field_either: int = 1
+        class SmallConfig(Mixin, PretrainedConfig):
             model_type = "small"
             attribute_map = {"width": "hidden_size"}
             hidden_size: int = -8
@@ -189,7 +191,8 @@ SMALL = {
         """,
     "models/small/modeling_small.py": """
         from ...modeling_utils import PreTrainedModel
-        from ..base.modeling_base import BasePreTrainedModel, Mixin
+        from ..base import Mixin
+        from ..base.modeling_base import BasePreTrainedModel
         class SmallPreTrainedModel(BasePreTrainedModel):
             config: SmallConfig
         class SmallForCausalLM(Mixin, SmallPreTrainedModel):
@@ -199,6 +202,11 @@ SMALL = {
             _supports_sdpa = False
         class NotAModel:
             _supports_sdpa = True
+        """,
+    "models/base/__init__.py": """
+        if TYPE_CHECKING:
+            from .configuration_base import *
+            from .modeling_base import *
         """,
     "models/base/modeling_base.py": """
         from ...modeling_utils import PreTrainedModel
@@ -384,3 +392,41 @@ class G(F, A): pass
 def test_what_isnt_literal_has_no_value(text: str) -> None:
     with pytest.raises(ValueError):
         evaluate(ast.parse(text, mode="eval").body)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "names = computed()",
+        "names.update(computed())",
+        "names.update(3)",
+        "names['b'] = computed()",
+        "names[key] = 1",
+    ],
+)
+def test_a_map_that_cant_be_told_in_full_is_no_map(statement: str) -> None:
+    names: dict[str, Any] = {}
+    execute(ast.parse(f"names = {{'a': 1}}\n{statement}\nother = 2").body, names, lambda imported: {})
+    assert names == {"other": 2}
+
+
+def test_branches_that_run() -> None:
+    names: dict[str, Any] = {}
+    source = """
+if is_available():
+    a = 1
+else:
+    a = 2
+if not is_available():
+    b = 1
+else:
+    b = 2
+if 1 in [2]:
+    c = 1
+try:
+    d = e = 1
+except ImportError:
+    d = 2
+"""
+    execute(ast.parse(source).body, names, lambda imported: {})
+    assert names == {"a": 1, "b": 2, "d": 1, "e": 1}

@@ -26,7 +26,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         config_class: its config's class, a name in `transformers` or "module:Class".
         model_class: its model's class, written the same way.
         config: what the config class is given; nested configs are dicts.
-        special_tokens: role to token, for the tokenizer; their ids go from 5 on, in this order.
+        special_tokens: role to token, for the tokenizer; their ids go from 6 on, in this order.
         processor_class: the processor's class in `transformers`; "" for a model that takes text only.
         processor: what the processor class is given beside tokenizer and image processor.
         image_processor_class: the image processor's class, one that works without torchvision.
@@ -99,9 +99,9 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
                 "text_config": {"model_type": "gemma3_text", **_GEMMA3_TEXT},
                 "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False, **_VISION},
                 "mm_tokens_per_image": 4,
-                "boi_token_index": 5,
-                "eoi_token_index": 6,
-                "image_token_index": 7,
+                "boi_token_index": 6,
+                "eoi_token_index": 7,
+                "image_token_index": 8,
                 "pad_token_id": 0,
                 "bos_token_id": 1,
                 "eos_token_id": 2,
@@ -147,7 +147,7 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
                 "vision_config": {"model_type": "clip_vision_model", "projection_dim": 64, **_VISION},
                 "vision_feature_layer": -2,
                 "vision_feature_select_strategy": "default",
-                "image_token_index": 5,
+                "image_token_index": 6,
                 "image_seq_length": 16,
                 "pad_token_id": 0,
                 "tie_word_embeddings": False,

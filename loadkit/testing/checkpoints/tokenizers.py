@@ -12,11 +12,17 @@ __all__ = ["RESERVED_TOKENS", "SPECIAL_TOKENS", "VOCAB_SIZE", "chat_template", "
 VOCAB_SIZE = 512
 """Tokens of every tokenizer, special ones included; the size of every embedding."""
 
-SPECIAL_TOKENS: Mapping[str, str] = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-"""Role to token; their ids are 0, 1 and 2."""
+SPECIAL_TOKENS: Mapping[str, str] = {
+    "pad_token": "<pad>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+}
+"""Role to token; their ids go from 0 to 3. Nothing is unknown to a byte-level tokenizer, but a class that finds no
+unknown token (Qwen2's) adds one past the end of the embedding."""
 
 RESERVED_TOKENS: tuple[str, ...] = ("<reserved_0>", "<reserved_1>")
-"""Tokens that no text uses; their ids are 3 and 4."""
+"""Tokens that no text uses; their ids are 4 and 5."""
 
 
 def chat_template(image_token: str = "") -> str:
@@ -56,7 +62,7 @@ def make_tokenizer(more_special_tokens: Mapping[str, str] | None = None) -> Any:
 
     Parameters:
         more_special_tokens: role to token, such as "image_token" to "<image>"; their ids follow the reserved
-            ones from 5 on. Each becomes an attribute of the tokenizer.
+            ones from 6 on. Each becomes an attribute of the tokenizer.
 
     Returns:
         A `transformers.TokenizersBackend` of `VOCAB_SIZE` tokens, with a chat template.
