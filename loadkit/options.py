@@ -79,6 +79,12 @@ CORE_OPTIONS: tuple[Option, ...] = (
         help="use only what is cached; don't ask the Hub",
     ),
     Option(
+        name="quantization_config",
+        type="mapping",
+        stage="quantization",
+        help="a quantization config object of transformers, or its fields with quant_method",
+    ),
+    Option(
         name="model_kwargs",
         type="mapping",
         stage="kwargs",

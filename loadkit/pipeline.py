@@ -24,7 +24,7 @@ from loadkit.options import ask
 from loadkit.plans import KWARGS, CheckpointSummary, Plan
 from loadkit.profiles import find_profile
 from loadkit.stages import OWNED_KWARGS, STAGES, Stage, stage_named
-from loadkit.values import ModelClass, Preparation
+from loadkit.values import ModelClass, Preparation, Quantization
 
 __all__ = ["make_plan", "make_request", "plan_context"]
 
@@ -161,6 +161,7 @@ class _Decisions:
         dtype = self.conclude("dtype", hooks.loadkit_choose_dtype, **about) or "float32"
         self.conclude("attention", hooks.loadkit_choose_attention, **about, dtype=dtype)
         quantization = self.conclude("quantization", hooks.loadkit_choose_quantization, **about, dtype=dtype)
+        self.problems += _unserved(self.context.request.asked("quantization_config"), quantization)
         about["quantization"] = quantization
         self.conclude("device_map", hooks.loadkit_choose_device_map, **about)
         preparation = self.conclude("preparation", hooks.loadkit_choose_preparation, **about) or Preparation()
@@ -279,6 +280,29 @@ class _Decisions:
 @functools.lru_cache(maxsize=1)
 def _this_machine() -> Machine:
     return read_machine()
+
+
+def _unserved(asked: Asked | None, decided: Quantization | None) -> list[Problem]:
+    """A quantization_config that no plugin took up: dropping it would load another model than was asked for."""
+    method = asked.value.get("quant_method", "bitsandbytes") if asked is not None else None
+    if (
+        method is None
+        or asked is None
+        or not asked.demanded
+        or (decided is not None and decided.method == method)
+    ):
+        return []
+    instead = "isn't quantized" if decided is None else f"is quantized by {decided.method}"
+    return [
+        Problem(
+            stage="quantization",
+            plugin="loadkit",
+            code="unknown-quantization",
+            message=f"you gave a quantization_config of method {method!r}, which no plugin here provides for this "
+            f"checkpoint; without it the model {instead}",
+            remedy=f"install a plugin that quantizes with {method}, load a checkpoint that is stored so, or choose another method",
+        )
+    ]
 
 
 def _summary(checkpoint: Checkpoint) -> CheckpointSummary:

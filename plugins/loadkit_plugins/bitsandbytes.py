@@ -29,6 +29,13 @@ FOUR_BIT = (
     "bnb_4bit_quant_storage",
 )
 EIGHT_BIT = ("llm_int8_threshold", "llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight")
+UNSET: Mapping[str, Any] = {
+    "bnb_4bit_quant_type": "fp4",
+    "bnb_4bit_compute_dtype": "float32",
+    "bnb_4bit_quant_storage": "uint8",
+    "llm_int8_threshold": 6.0,
+}
+"""What a BitsAndBytesConfig holds for the width that it isn't about: nobody asked for these."""
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -137,9 +144,12 @@ def settings(request: Request) -> dict[str, Asked]:
     whole = request.asked("quantization_config")
     if whole is None or whole.value.get("quant_method", METHOD) != METHOD:
         return found
+    other_width = EIGHT_BIT if whole.value.get("load_in_4bit") else FOUR_BIT
     for field, value in whole.value.items():
         name = "skip_modules" if field == "llm_int8_skip_modules" else field
         if name not in names or value is None or value is False:
+            continue
+        if name in other_width and value == UNSET.get(name):
             continue
         if name not in found or found[name].strength.rank < whole.strength.rank:
             found[name] = Asked(name=name, value=value, by=whole.by, strength=whole.strength)
