@@ -47,7 +47,7 @@ def plan_table(plan: Plan) -> RenderableType:
         for other in _instead_of(decision):
             lines.append(f"\ninstead of {other}", style="dim italic")
         table.add_row(decision.stage.removeprefix("kwargs."), lines)
-    return Group(_head(plan), table, *problem_lines(plan.warnings))
+    return Group(_head(plan), table, *_gave_way(plan), *problem_lines(plan.warnings))
 
 
 def report_table(report: Report) -> RenderableType:
@@ -168,6 +168,17 @@ def _head(plan: Plan) -> Text:
     about += f"; profile {plan.request.profile}" if plan.request.profile else ""
     head.append(f"{about}\n", style="not bold dim")
     return head
+
+
+def _gave_way(plan: Plan) -> list[RenderableType]:
+    """The profile's options that the caller replaced."""
+    request = plan.request
+    said = [
+        f"{a.name}={request.value(a.name)} by you, instead of {a.value} by {a.by}"
+        for a in request.hidden
+        if request.value(a.name) != a.value
+    ]
+    return [Text("\n" + "\n".join(said), style="dim")] if said else []
 
 
 def _instead_of(decision: Decision) -> list[str]:

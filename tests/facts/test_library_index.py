@@ -430,3 +430,18 @@ except ImportError:
 """
     execute(ast.parse(source).body, names, lambda imported: {})
     assert names == {"a": 1, "b": 2, "d": 1, "e": 1}
+
+
+def test_every_answer_lists_all_its_files(tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    (pack / "low.py").write_text("class Low: pass\n")
+    (pack / "mid.py").write_text("from .low import Low\nclass Mid(Low): pass\n")
+    tree = SourceTree(pack)
+    for name in ("one", "two"):
+        (pack / f"{name}.py").write_text("from .mid import Mid\nclass Top(Mid): pass\n")
+        tree.start()
+        top = tree.find(f"pack.{name}", "Top")
+        assert top is not None
+        assert [each.name for each in tree.mro(top)] == ["Top", "Mid", "Low"]
+        assert {path.stem for path in tree.visited} == {name, "mid", "low"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integration.comparing import batch, logits, plain
 
 import loadkit
-from integration.comparing import batch, logits, plain
 
 pytestmark = [
     pytest.mark.gpu,

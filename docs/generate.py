@@ -1,0 +1,201 @@
+"""Write the reference pages from the code: hooks, options, profiles, command line, public names, problem codes.
+
+python docs/generate.py            write docs/reference/*.md
+python docs/generate.py --check    exit with 1 where a page is stale
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import typing
+from pathlib import Path
+
+import click
+
+import loadkit
+from loadkit import hookspecs
+from loadkit.cli.main import COMMANDS, main
+from loadkit.manager import PluginManager
+from loadkit.profiles import find_profile
+
+ROOT = Path(__file__).parent.parent
+NOTE = "<!-- Made by docs/generate.py: change the code's docstrings, not this page. -->\n"
+
+
+def hooks() -> str:
+    """One section a hook, from the specifications."""
+    page = [NOTE, "# Hooks", inspect.getdoc(hookspecs) or ""]
+    for name, hook in vars(hookspecs).items():
+        if name.startswith("loadkit_"):
+            signature = str(inspect.signature(hook)).replace("'", "")
+            page += [f"## `{name}`", f"```python\n{name}{signature}\n```", _prose(inspect.getdoc(hook) or "")]
+    return _joined(page)
+
+
+def options() -> str:
+    """One table a stage, from the plugins' declarations."""
+    declared = {o.name: (plugin, o) for plugin, o in PluginManager(environ={}).options.found.values()}
+    page = [
+        NOTE,
+        "# Options",
+        "What `loadkit.plan()` and `loadkit.load()` take, and, with dashes, the command line.",
+    ]
+    for stage in sorted({o.stage for _, o in declared.values()}):
+        rows = [
+            f"| `{o.name}` | {o.type} | {o.help}{_choices(o)}{_aliases(o)} | {plugin} |"
+            for _, (plugin, o) in sorted(declared.items())
+            if o.stage == stage
+        ]
+        page += [
+            f"## {stage}",
+            "\n".join(["| option | type | what it does | declared by |", "|---|---|---|---|", *rows]),
+        ]
+    return _joined(page)
+
+
+def profiles() -> str:
+    """One section a profile, with its options in full."""
+    known = PluginManager(environ={}).profiles.found
+    page = [NOTE, "# Profiles"]
+    for name, (_, profile) in sorted(known.items()):
+        extends = f" Extends `{profile.extends}`." if profile.extends else ""
+        rows = "\n".join(f"{key} = {_toml(value)}" for key, value in find_profile(name, known)[0].items())
+        page += [f"## `{name}`", profile.description + extends, f"```toml\n{rows}\n```"]
+    return _joined(page)
+
+
+def command_line() -> str:
+    """Every command's help."""
+    page = [NOTE, "# Command line", _help(main, "loadkit")]
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        page += [f"## `loadkit {name}`", _help(command, f"loadkit {name}")]
+    return _joined(page)
+
+
+def api() -> str:
+    """Every public name's docstring."""
+    page = [NOTE, "# Public names", "Everything here is `loadkit.NAME`."]
+    for name in loadkit.__all__:
+        value = getattr(loadkit, name)
+        text = inspect.getdoc(value) or ""
+        signature = f"```python\n{name}{inspect.signature(value)}\n```" if inspect.isfunction(value) else ""
+        kind = isinstance(value, type) or inspect.isfunction(value)
+        page += [f"## `{name}`", signature, _prose(text) if kind else _plain(name, value)]
+    return _joined(part for part in page if part)
+
+
+def codes() -> str:
+    """Every code of a problem or finding that stands in the sources, and where it comes from."""
+    found: dict[str, set[str]] = {}
+    for path in sorted([*ROOT.glob("loadkit/**/*.py"), *ROOT.glob("plugins/loadkit_plugins/**/*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for code in _codes(node):
+                found.setdefault(code, set()).add(path.relative_to(ROOT).as_posix())
+    rows = [f"| `{code}` | {', '.join(sorted(homes))} |" for code, homes in sorted(found.items())]
+    page = [
+        NOTE,
+        "# Problem and finding codes",
+        "Stable names to tell problems (`PlanError.problems`) and findings (`Report.findings`) apart.",
+        "\n".join(["| code | where it comes from |", "|---|---|", *rows]),
+    ]
+    return _joined(page)
+
+
+def _codes(node: ast.AST) -> list[str]:
+    if not isinstance(node, ast.Call):
+        return []
+    named = [k.value for k in node.keywords if k.arg == "code"]
+    called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+    if called in ("problem", "_problem", "_finding", "_unreadable") and node.args:
+        named.append(node.args[0])
+    return [
+        n.value
+        for n in named
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and " " not in n.value
+    ]
+
+
+def _plain(name: str, value: object) -> str:
+    if typing.get_origin(value) is not None:
+        return f"`{name} = {value}`".replace("loadkit.values.", "").replace("typing.", "")
+    return _prose(inspect.getdoc(value) or "")
+
+
+def _prose(text: str) -> str:
+    """A docstring as Markdown: its sections become bold words, its parameters a list."""
+    lines, section = [], False
+    for line in text.splitlines():
+        if line.rstrip() in ("Parameters:", "Returns:", "Raises:", "Yields:"):
+            lines += [f"**{line.strip().rstrip(':')}**", ""]
+            section = line.startswith(("Parameters", "Raises"))
+        elif section and line.startswith("    ") and not line.startswith("     "):
+            name, _, rest = line.strip().partition(": ")
+            lines.append(f"- `{name}`: {rest}")
+        else:
+            lines.append(
+                f"  {line.strip()}"
+                if section and line.strip()
+                else line.strip()
+                if line.startswith("    ") and not section
+                else line
+            )
+    return "\n".join(lines)
+
+
+def _help(command: click.Command, path: str) -> str:
+    text = command.get_help(click.Context(command, info_name=path, max_content_width=100, terminal_width=100))
+    return "```text\n" + "\n".join(line.rstrip() for line in text.splitlines()) + "\n```"
+
+
+def _choices(option: loadkit.Option) -> str:
+    return f" ({', '.join(f'`{c}`' for c in option.choices)})" if option.choices else ""
+
+
+def _aliases(option: loadkit.Option) -> str:
+    return f"; also {', '.join(f'`{a}`' for a in option.aliases)}" if option.aliases else ""
+
+
+def _toml(value: object) -> str:
+    return (
+        {True: "true", False: "false"}.get(value, repr(value))
+        if isinstance(value, bool)
+        else repr(value).replace("'", '"')
+    )
+
+
+def _joined(parts: typing.Iterable[str]) -> str:
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+PAGES = {
+    "hooks": hooks,
+    "options": options,
+    "profiles": profiles,
+    "cli": command_line,
+    "api": api,
+    "codes": codes,
+}
+
+
+def stale() -> list[str]:
+    """The pages that aren't what the code says."""
+    found = []
+    for name, make in PAGES.items():
+        path = ROOT / "docs" / "reference" / f"{name}.md"
+        if not path.is_file() or path.read_text(encoding="utf-8") != make():
+            found.append(path.relative_to(ROOT).as_posix())
+    return found
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        pages = stale()
+        sys.exit(f"stale: {', '.join(pages)}; run python docs/generate.py" if pages else 0)
+    for page_name, maker in PAGES.items():
+        target = ROOT / "docs" / "reference" / f"{page_name}.md"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(maker(), encoding="utf-8")
