@@ -63,7 +63,8 @@ class HubServer:
         url: what HF_ENDPOINT must be.
         answers: everything sent so far, oldest first.
         tokens: the tokens it knows; they open every repository.
-        failing: a status to answer every request with; 0 for none.
+        failing: a status to answer requests with; 0 for none.
+        failing_on: what a path must hold to be answered so; "/" for all.
         ignores_ranges: whether files are sent whole whatever range is asked for, as some proxies do.
         drops: how many of the next ranged answers break off in the middle of their body.
         is_no_hub: whether it answers everything with a web page.
@@ -73,6 +74,7 @@ class HubServer:
         self.answers: list[Answer] = []
         self.tokens: set[str] = set()
         self.failing = 0
+        self.failing_on = "/"
         self.ignores_ranges = False
         self.drops = 0
         self.is_no_hub = False
@@ -151,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def route(self) -> None:
         """Answer a request. The path is cut before it is unquoted: revisions may hold quoted slashes."""
-        if self.hub.failing:
+        if self.hub.failing and self.hub.failing_on in self.path:
             return self.refuse(self.hub.failing)
         if self.hub.is_no_hub:
             return self.send(200, b"<html>hello</html>", {"Content-Type": "text/html"})
@@ -177,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.access == "gated" and not self.token:
             return self.refuse(401, "GatedRepo", f"Access to model {name} is restricted.")
         if rest[0] == "tree":
-            return self.send_tree(repository.commits[commit])
+            return self.send_tree(repository.commits[commit], "/".join(rest[2:]))
         blob = repository.commits[commit].get("/".join(rest[2:]))
         if blob is None:
             return self.refuse(404, "EntryNotFound", "Entry not found", commit=commit)
@@ -198,8 +200,20 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self.send_json({"branches": branches, "tags": [], "converts": []})
 
-    def send_tree(self, blobs: dict[str, _Blob]) -> None:
-        self.send_json([{"type": "file", "path": n, "size": b.size, "oid": b.etag} for n, b in blobs.items()])
+    def send_tree(self, blobs: dict[str, _Blob], inside: str) -> None:
+        """List a folder: what lies right in it, or all below it where the client asks for that."""
+        start = f"{inside}/" if inside else ""
+        below = {name: blob for name, blob in blobs.items() if name.startswith(start)}
+        if not below:
+            self.refuse(404, "EntryNotFound", f"{inside} does not exist")
+            return
+        deep = "recursive=true" in urlsplit(self.path).query.lower()
+        listed = {n: b for n, b in below.items() if deep or "/" not in n.removeprefix(start)}
+        folders = {start + n.removeprefix(start).split("/")[0] for n in below.keys() - listed.keys()}
+        self.send_json(
+            [{"type": "directory", "path": name, "oid": ""} for name in sorted(folders)]
+            + [{"type": "file", "path": n, "size": b.size, "oid": b.etag} for n, b in listed.items()]
+        )
 
     def send_file(self, blob: _Blob, commit: str) -> None:
         headers = {"ETag": f'"{blob.etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}

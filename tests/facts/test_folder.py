@@ -138,6 +138,7 @@ def test_links_count_as_files_and_broken_ones_do_not(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (folder / name).symlink_to(blobs / name)
     (folder / "generation_config.json").symlink_to(blobs / "gone.json")
+    (folder / "loop").symlink_to(folder)
     checkpoint, problems = read(folder)
     assert problems == {}
     assert [f.name for f in checkpoint.files] == ["config.json", "model.safetensors"]
@@ -301,6 +302,7 @@ def test_the_output_folder_of_a_training_run_points_to_its_checkpoints(tmp_path:
     (tmp_path / "trainer_log.txt").touch()
     problem = only(tmp_path)
     assert problem.code == "no-config"
+    assert "(it holds checkpoint-500/config.json" in problem.message
     assert "checkpoint-500" in problem.remedy
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def point_to(patch: pytest.MonkeyPatch, url: str, home: Path) -> None:
     patch.setattr(constants, "HF_HOME", str(home))
     patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    patch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agent_harnesses.json"))
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.delenv("HF_TOKEN", raising=False)
     patch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
@@ -119,7 +121,7 @@ def test_a_repository_and_a_folder_read_the_same(hub: HubServer, tmp_path: Path)
 def test_the_commit_is_asked_for_once_and_serves_everything(hub: HubServer, tmp_path: Path) -> None:
     commit = hub.add(REPOSITORY, write_sharded(tmp_path / "m", 4))
     read()
-    assert requests(hub, "/api/") == 1
+    assert requests(hub, "/api/models/") == 1
     files = [answer.path for answer in hub.answers if "/resolve/" in answer.path]
     assert files
     assert all(f"/resolve/{commit}/" in path for path in files)
@@ -133,12 +135,17 @@ def test_weights_are_never_downloaded(hub: HubServer, tmp_path: Path) -> None:
     assert checkpoint.weight_bytes == 3 * 2 * 1024 * 1024
     for name in checkpoint.weight_files:
         assert 0 < hub.bytes_of(name) <= HEADER_READ
+        assert requests(hub, name) == 1
     hub.answers.clear()
     assert read()[0] == checkpoint
     assert sum(a.sent for a in hub.answers) <= 3 * HEADER_READ + 10_000
 
 
-def test_a_long_header_takes_a_second_range_and_no_more(hub: HubServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignores_ranges", [False, True])
+def test_a_long_header_takes_a_second_range_and_no_more(
+    hub: HubServer, tmp_path: Path, ignores_ranges: bool
+) -> None:
+    hub.ignores_ranges = ignores_ranges
     folder = write_model(tmp_path / "m")
     tensors = {f"model.layers.{n}.{'x' * 100}.weight": np.ones((64, 16), np.float16) for n in range(1000)}
     save_file(tensors, folder / "model.safetensors")
@@ -148,8 +155,12 @@ def test_a_long_header_takes_a_second_range_and_no_more(hub: HubServer, tmp_path
     checkpoint, problems = read()
     assert problems == {}
     assert len(checkpoint.tensors) == 1000
-    assert [a.status for a in hub.answers if a.path.endswith("/model.safetensors")] == [206, 206]
-    assert hub.bytes_of("model.safetensors") == header + 8
+    served = [a.status for a in hub.answers if a.path.endswith("/model.safetensors")]
+    if ignores_ranges:
+        assert served == [200, 200]
+    else:
+        assert served == [206, 206]
+        assert hub.bytes_of("model.safetensors") == header + 8
 
 
 def test_a_server_that_ignores_ranges_is_not_drained(hub: HubServer, tmp_path: Path) -> None:
@@ -261,6 +272,7 @@ def test_the_cache_serves_without_the_hub(
     checkpoint, problems = read(**options)
     assert (checkpoint.kind, checkpoint.location, checkpoint.commit) == ("hub", REPOSITORY, commit)
     assert len(checkpoint.tensors) == 3
+    assert len(checkpoint.files) == 5
     if how in ("unreachable", "broken"):
         assert list(problems) == ["hub-unreachable"]
         assert problems["hub-unreachable"].severity == "warning"
@@ -300,7 +312,10 @@ def test_what_is_not_cached_is_told_with_what_is(hub: HubServer, tmp_path: Path,
     problem = only(revision="v2", local_files_only=True)
     assert "cached of it: main" in problem.message
     assert only(revision="0" * 40, local_files_only=True).code == "offline-not-cached"
-    assert only(revision="../../../etc", local_files_only=True).code == "offline-not-cached"
+    # A revision is no way to files outside of the cache's references.
+    references = cache / "models--owner--tiny" / "refs"
+    (references.parent / "main").write_text((references / "main").read_text())
+    assert only(revision="../main", local_files_only=True).code == "offline-not-cached"
 
 
 def test_a_cache_may_be_elsewhere_and_must_be_writable(hub: HubServer, tmp_path: Path, cache: Path) -> None:
@@ -394,6 +409,18 @@ def test_a_refusal_is_told_with_the_host(hub: HubServer, status: int, code: str,
     assert problem.code == code
     assert word in problem.message
     assert hub.url.removeprefix("http://") in problem.message
+
+
+def test_a_hub_that_breaks_down_after_the_first_answer_is_told_once(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(REPOSITORY, write_model(tmp_path / "m", generation_config={}, tokenizer_config={}))
+    hub.failing, hub.failing_on = 502, "/resolve/"
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # huggingface_hub waits between its attempts
+    checkpoint, problems = read()
+    assert list(problems) == ["hub-unreachable"]
+    assert "HTTP 502" in problems["hub-unreachable"].message
+    assert len(checkpoint.files) == 4
 
 
 def test_no_connection_is_told_with_the_host(

@@ -119,9 +119,6 @@ class WrenModel(WrenPreTrainedModel):
     ) -> Any:
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         keep = self.config.use_cache if use_cache is None else use_cache
-        # Recomputed layers must see the keys they saw the first time, and a cache would have grown by then.
-        if self.training and self.is_activation_checkpointing:
-            keep, past_key_values = False, None
         if keep and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:

@@ -1,0 +1,214 @@
+"""The plugin manager: what fits is registered, what doesn't is isolated, rolled back whole and named."""
+
+from __future__ import annotations
+
+import sys
+import types
+from importlib import metadata
+
+import pytest
+from examples import planned, problems
+
+import loadkit
+from loadkit import Claim, PluginError, PluginManager, Profile, hookimpl, hookspecs, manager
+
+
+class Prefers:
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    @hookimpl
+    def loadkit_choose_dtype(self) -> Claim[str]:
+        return Claim(value=self.value, because="the test says so")
+
+
+class Misspelt:
+    @hookimpl
+    def loadkit_choose_dtpye(self) -> None:
+        return None
+
+    @hookimpl
+    def loadkit_choose_dtype(self) -> Claim[str]:
+        return Claim(value="float64", because="never")
+
+
+class WantsTooMuch:
+    @hookimpl
+    def loadkit_choose_dtype(self, nonsense: str) -> None:
+        return None
+
+
+class Wraps:
+    @hookimpl(wrapper=True)
+    def loadkit_choose_dtype(self):
+        return (yield)
+
+
+class WrapsLoading:
+    @hookimpl(wrapper=True)
+    def loadkit_load_model(self):
+        return (yield)
+
+
+def fake_entry_points(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, object, str]) -> None:
+    """Entry points of distributions that aren't installed: (name, plugin, distribution)."""
+    points = []
+    for number, (name, plugin, distribution) in enumerate(found):
+        module = types.ModuleType(f"fake_plugin_{number}")
+        module.plugin = plugin  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        value = f"{module.__name__}:plugin" if plugin is not None else "no_such_module_at_all"
+        entry = metadata.EntryPoint(name, value, "loadkit")
+        about = types.SimpleNamespace(name=distribution, version="1.2")
+        vars(entry)["dist"] = about
+        points.append(entry)
+    real = list(metadata.entry_points(group="loadkit"))
+    monkeypatch.setattr(manager.metadata, "entry_points", lambda group: [*real, *points])
+
+
+def state(found: PluginManager, name: str) -> tuple[str, str]:
+    return next((p.state, p.reason) for p in found.plugins if p.name == name)
+
+
+def test_first_party_plugins_come_in_by_entry_point() -> None:
+    found = PluginManager(environ={}).plugins
+    assert {p.distribution for p in found} == {"loadkit"}
+    assert {p.state for p in found} == {"active"}
+    assert {"architecture", "dtype", "attention", "bitsandbytes", "device-map", "adapter"} <= {
+        p.name for p in found
+    }
+
+
+def test_registering_by_hand_and_taking_back() -> None:
+    found = PluginManager(environ={})
+    found.register(Prefers("float32"), "mine")
+    assert planned(manager=found).dtype == "float32"
+    with pytest.raises(PluginError, match="registered already"):
+        found.register(Prefers("float16"), "mine")
+    found.unregister("mine")
+    assert planned(manager=found).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "words"),
+    [
+        (Misspelt(), "did you mean 'loadkit_choose_dtype'?"),
+        (WantsTooMuch(), "nonsense"),
+        (Wraps(), "can't be wrapped"),
+        (object(), "implements no hook"),
+    ],
+)
+def test_what_doesnt_fit_is_rolled_back_whole(plugin: object, words: str) -> None:
+    found = PluginManager(environ={})
+    with pytest.raises(PluginError) as caught:
+        found.register(plugin, "wrong")
+    assert words in str(caught.value)
+    assert caught.value.plugin == "wrong"
+    assert "wrong" not in {p.name for p in found.plugins}
+    assert planned(manager=found).why("dtype").instead_of == ()
+
+
+def test_loading_may_be_wrapped() -> None:
+    found = PluginManager(environ={})
+    found.register(WrapsLoading(), "wraps")
+    assert state(found, "wraps") == ("active", "")
+
+
+def test_a_broken_entry_point_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_entry_points(
+        monkeypatch,
+        ("gone", None, "gone-dist"),
+        ("odd", Misspelt(), "odd-dist"),
+        ("fine", Prefers("float32"), "fine-dist"),
+    )
+    found = PluginManager(environ={})
+    assert state(found, "gone")[0] == state(found, "odd")[0] == "broken"
+    assert "no_such_module_at_all" in state(found, "gone")[1]
+    assert planned(manager=found).why("dtype").plugin == "fine"
+    assert planned(manager=found).plugins["fine"] == "fine-dist 1.2"
+    with pytest.raises(PluginError, match="'gone'.*LOADKIT_STRICT"):
+        PluginManager(environ={"LOADKIT_STRICT": "1"})
+
+
+def test_two_distributions_with_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_entry_points(
+        monkeypatch, ("same", Prefers("float32"), "b-dist"), ("same", Prefers("float16"), "a-dist")
+    )
+    found = PluginManager(environ={})
+    assert state(found, "same (b-dist)")[0] == "broken"
+    assert "a-dist" in state(found, "same (b-dist)")[1]
+
+
+def test_the_environment_chooses() -> None:
+    blocked = PluginManager(environ={"LOADKIT_DISABLE": "attention, dtype"})
+    assert state(blocked, "dtype") == ("blocked", "LOADKIT_DISABLE names it")
+    assert "attention (blocked: LOADKIT_DISABLE names it)" in problems(manager=blocked)["undecided"]
+    only = PluginManager(environ={"LOADKIT_PLUGINS": "dtype"})
+    assert [p.name for p in only.plugins if p.state == "active"] == ["dtype"]
+
+
+def test_with_every_plugin_blocked_the_core_says_what_is_missing() -> None:
+    found = PluginManager(entry_points=False, environ={})
+    assert "architecture" in str(pytest.raises(loadkit.PlanError, planned, manager=found).value)
+
+
+class Raises:
+    @hookimpl
+    def loadkit_choose_attention(self) -> None:
+        raise ZeroDivisionError("it can't be")
+
+
+class AnswersNonsense:
+    @hookimpl
+    def loadkit_choose_dtype(self) -> str:
+        return "bfloat16"
+
+
+class ClaimsNonsense:
+    @hookimpl
+    def loadkit_choose_dtype(self) -> Claim[list[int]]:
+        return Claim(value=[1], because="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "words"),
+    [
+        (Raises(), "ZeroDivisionError: it can't be"),
+        (AnswersNonsense(), "returns a Claim"),
+        (ClaimsNonsense(), "wrong type"),
+    ],
+)
+def test_a_plugin_that_fails_is_named_and_the_others_are_asked(plugin: object, words: str) -> None:
+    found = PluginManager(environ={})
+    found.register(plugin, "wrong")
+    told = problems(manager=found, device_map="cuda:9", dtpe="x")
+    assert words in told["plugin-failed"]
+    assert "'wrong'" in told["plugin-failed"]
+    assert "LOADKIT_DISABLE=wrong" in told["plugin-failed"]
+    assert "unknown-option" in told
+
+
+def test_managers_are_independent() -> None:
+    one, two = PluginManager(environ={}), PluginManager(environ={})
+    one.register(Prefers("float32"), "mine")
+    assert planned(manager=two).dtype == "bfloat16"
+
+
+class Provides:
+    @hookimpl
+    def loadkit_profiles(self) -> list[Profile]:
+        return [Profile(name="qlora", description="Another.", options={})]
+
+
+def test_a_profile_provided_twice_breaks_only_who_asks_for_it() -> None:
+    found = PluginManager(environ={})
+    found.register(Provides(), "second")
+    told = problems(None, "qlora", manager=found)["conflict"]
+    assert "profiles" in told
+    assert "second" in told
+    assert planned(None, "lora", manager=found).adapter is not None
+
+
+def test_every_hook_name_is_a_spec() -> None:
+    names = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
+    assert len(names) == 18
