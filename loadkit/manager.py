@@ -132,19 +132,20 @@ class PluginManager:
 
     def _load_entry_points(self) -> None:
         found = metadata.entry_points(group=hookspecs.PROJECT)
+        claimants: dict[str, dict[str, metadata.EntryPoint]] = {}
         for entry in sorted(found, key=lambda e: (e.name, _distribution(e), e.value)):
-            about = PluginInfo(
-                name=entry.name,
-                state="active",
-                distribution=_distribution(entry),
-                version=entry.dist.version if entry.dist else "",
-            )
-            taken = self._infos.get(entry.name)
-            if taken is None:
-                self._infos[entry.name] = self._try(entry, about)
-            elif taken.distribution != about.distribution:  # else: one distribution that is on the path twice
-                reason = f"{taken.distribution} has a plugin of the same name; block one, or have one renamed"
-                self._infos[f"{entry.name} ({about.distribution})"] = self._broken(about, reason)
+            # One distribution that is on the path twice announces the same plugin twice.
+            claimants.setdefault(entry.name, {}).setdefault(_distribution(entry), entry)
+        for name, entries in claimants.items():
+            for distribution, entry in entries.items():
+                version = entry.dist.version if entry.dist else ""
+                about = PluginInfo(name=name, state="active", distribution=distribution, version=version)
+                if len(entries) == 1:
+                    self._infos[name] = self._try(entry, about)
+                else:
+                    shared = msgspec.structs.replace(about, name=f"{name} ({distribution})")
+                    reason = f"{' and '.join(entries)} both call a plugin {name!r}; uninstall one, or have one renamed"
+                    self._infos[shared.name] = self._broken(shared, reason)
 
     def _try(self, entry: metadata.EntryPoint, about: PluginInfo) -> PluginInfo:
         """Import and register one plugin, or note why not."""

@@ -103,7 +103,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> str:
         """The plan as JSON text; `Plan.from_json` reads it back."""
-        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=2).decode()
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:

@@ -73,22 +73,18 @@ def find_profile(name: str, known: Mapping[str, tuple[str, Profile]]) -> tuple[d
         The options in force, and what is wrong with the profile.
     """
     chain: list[Profile] = []
-    profile, problem = _one(name, known, asked_by="you")
-    while profile is not None:
+    followed: list[str] = []
+    reference, asked_by = name, "you"
+    while reference:
+        if reference in followed:
+            loop = " extends ".join(repr(r) for r in [*followed, reference])
+            return {}, [_problem("profile-loop", f"profile {loop}, which leads back", "break the loop")]
+        followed.append(reference)
+        profile, problem = _one(reference, known, asked_by=asked_by)
+        if profile is None:
+            return {}, [problem] if problem is not None else []
         chain.insert(0, profile)
-        if not profile.extends:
-            break
-        if profile.extends in {p.name for p in chain}:
-            return {}, [
-                _problem(
-                    "profile-loop",
-                    f"profile {profile.name!r} extends {profile.extends!r}, which leads back to it",
-                    "break the loop",
-                )
-            ]
-        profile, problem = _one(profile.extends, known, asked_by=f"profile {profile.name!r}")
-    if problem is not None:
-        return {}, [problem]
+        reference, asked_by = profile.extends, f"profile {reference!r}"
     return {key: value for p in chain for key, value in p.options.items()}, []
 
 

@@ -76,7 +76,9 @@ def test_all_problems_come_together() -> None:
 
 
 def test_every_problem_has_a_remedy_and_a_plugin() -> None:
-    error = pytest.raises(PlanError, planned, None, "qloar", dtype="bf17").value
+    with pytest.raises(PlanError) as caught:
+        planned(None, "qloar", dtype="bf17")
+    error = caught.value
     assert all(p.remedy and p.plugin and p.stage and p.code for p in error.problems)
     assert str(error).count("fix:") == len(error.problems) == 2
 
