@@ -101,8 +101,8 @@ def demo_checkpoint(
     cache_dir.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=cache_dir, prefix=".unfinished-"))
     try:
-        write_recipe(unfinished, recipe)
-        os.replace(unfinished, folder)
+        # Inside it, since what mkdtemp makes is closed to everyone else, and a cache may be shared.
+        os.replace(write_recipe(unfinished / "checkpoint", recipe), folder)
     except OSError:
         # Another process may have made it meanwhile; a folder that is there can't be replaced.
         if not folder.is_dir():

@@ -63,6 +63,7 @@ def test_the_checkpoint_is_made_once(cache_dir: Path, tmp_path: Path, arch: str)
     assert len(said) == 1
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
     assert list((tmp_path / "new").iterdir()) == [folder]
+    assert folder.stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError, RuntimeError])
@@ -70,6 +71,7 @@ def test_an_interrupted_run_leaves_nothing_to_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
 ) -> None:
     def write_half(folder: Path, recipe: object) -> None:
+        folder.mkdir()
         (folder / "config.json").write_text("{")
         raise interruption
 
@@ -93,11 +95,12 @@ def test_what_a_killed_run_left_is_not_used(tmp_path: Path) -> None:
 def test_two_runs_at_once_agree_on_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, first = demo.write_recipe, []
 
-    def overtaken(folder: Path, recipe: Any) -> None:
+    def overtaken(folder: Path, recipe: Any) -> Path:
         write(folder, recipe)
         if not first:
             first.append(folder)
             demo_checkpoint(cache_dir=tmp_path)
+        return folder
 
     monkeypatch.setattr(demo, "write_recipe", overtaken)
     folder = demo_checkpoint(cache_dir=tmp_path)

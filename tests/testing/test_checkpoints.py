@@ -14,6 +14,7 @@ import pytest
 from loadkit.errors import LoadkitError
 from loadkit.testing.checkpoints import (
     ARCHITECTURES,
+    derived,
     make_adapter,
     make_checkpoint,
     make_pickle_only,
@@ -232,6 +233,49 @@ def test_shards_are_several_files_with_an_index(
     assert all(torch.equal(whole[key], sharded[key]) for key in whole)
 
 
+def test_a_folder_made_again_holds_the_new_weights(tmp_path: Path) -> None:
+    import torch
+
+    for number, shards in enumerate([1, 3, 1]):
+        again = make_checkpoint(tmp_path / "again", seed=number, shards=shards)
+        fresh = make_checkpoint(tmp_path / str(number), seed=number, shards=shards)
+        assert hashes(again) == hashes(fresh)
+        one, other = load(again, "mistral").state_dict(), load(fresh, "mistral").state_dict()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@PEFT_ON_TRANSFORMERS
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("make", [make_checkpoint, make_prequantized, make_adapter, make_pickle_only])
+def test_an_interruption_leaves_no_half_made_folder(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any, there: bool
+) -> None:
+    import peft
+    import torch
+    from transformers import TokenizersBackend
+
+    folder = tmp_path / "a" / "b"
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        assert list(folder.iterdir())
+        raise KeyboardInterrupt
+
+    if there:
+        folder.mkdir(parents=True)
+        (folder / "mine.txt").write_text("keep")
+    last_step = {
+        make_checkpoint: (TokenizersBackend, "save_pretrained"),
+        make_prequantized: (derived, "_copy_missing"),
+        make_adapter: (peft.PeftConfig, "save_pretrained"),
+        make_pickle_only: (torch, "save"),
+    }
+    monkeypatch.setattr(*last_step[make], interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(folder, "mistral" if make is make_checkpoint else checkpoints["mistral"])
+    assert folder.exists() is there
+    assert (folder / "mine.txt").exists() is there
+
+
 def test_the_dtype_and_the_overrides_are_those_asked_for(tmp_path: Path) -> None:
     import torch
 
@@ -312,6 +356,17 @@ def test_a_prequantized_checkpoint_is_stored_in_four_bits(
     assert model(**batch_for(folder, name, model.dtype)).logits.isfinite().all()
 
 
+# 8-bit matmuls say that they cast bfloat16 inputs (bitsandbytes 0.50.2).
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+def test_a_prequantized_checkpoint_can_be_of_eight_bits(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    import bitsandbytes
+
+    folder = make_prequantized(tmp_path / "int8", checkpoints["mistral"], bits=8)
+    model = load(folder, "mistral")
+    assert any(isinstance(m, bitsandbytes.nn.Linear8bitLt) for m in model.modules())
+    assert model(**batch_for(folder, "mistral", model.dtype)).logits.isfinite().all()
+
+
 @PEFT_ON_TRANSFORMERS
 @pytest.mark.parametrize("name", ["gemma3", "mistral", "qwen2-sequence-classification", "t5"])
 def test_an_adapter_names_its_base_and_changes_it(
@@ -351,6 +406,8 @@ def test_what_cannot_be_made_is_refused_with_what_can(tmp_path: Path) -> None:
     for make in (make_adapter, make_prequantized):
         with pytest.raises(LoadkitError, match=r"no config\.json"):
             make(tmp_path / "a", tmp_path)
+    with pytest.raises(LoadkitError, match="bits='3': choose one of 4, 8"):
+        make_prequantized(tmp_path / "a", tmp_path, bits=3)
     with pytest.raises(LoadkitError, match=r"no \*\.safetensors"):
         make_pickle_only(tmp_path / "a", tmp_path)
     assert not (tmp_path / "a").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loadkit.errors import LoadkitError
-from loadkit.testing.checkpoints.making import no_progress_bars, seeded
+from loadkit.testing.checkpoints.making import ask, no_progress_bars, seeded, whole_or_absent
 
 __all__ = ["make_adapter", "make_pickle_only", "make_prequantized"]
 
@@ -20,32 +20,44 @@ _TASK_TYPES = {
 }
 
 
-def make_prequantized(folder: str | Path, source: str | Path) -> Path:
-    """Quantize a checkpoint to 4-bit (nf4, double quantization) and save it so, with plain transformers.
+def make_prequantized(folder: str | Path, source: str | Path, bits: int = 4) -> Path:
+    """Quantize a checkpoint with bitsandbytes and save it so, with plain transformers.
 
     Parameters:
         folder: where to.
         source: the folder of a checkpoint that `make_checkpoint` made.
+        bits: 4 (nf4, double quantization, computing in bfloat16) or 8 (LLM.int8).
 
     Returns:
         The folder.
 
     Raises:
-        LoadkitError: where the source isn't a folder with a config.json, or needs its own code.
+        LoadkitError: where the source isn't a folder with a config.json or needs its own code, or `bits` is
+            neither 4 nor 8.
     """
     import torch
     import transformers
 
-    quantization = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+    kwargs: dict[str, Any] = ask(
+        "bits",
+        str(bits),
+        {
+            "4": {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": True,
+                "bnb_4bit_compute_dtype": torch.bfloat16,
+            },
+            "8": {"load_in_8bit": True},
+        },
     )
     source, folder = Path(source), Path(folder)
-    with no_progress_bars():
-        _load(source, quantization_config=quantization, device_map={"": "cpu"}).save_pretrained(folder)
-    _copy_missing(source, folder)
+    with no_progress_bars(), whole_or_absent(folder):
+        model = _load(
+            source, quantization_config=transformers.BitsAndBytesConfig(**kwargs), device_map={"": "cpu"}
+        )
+        model.save_pretrained(folder)
+        _copy_missing(source, folder)
     return folder
 
 
@@ -77,7 +89,8 @@ def make_adapter(folder: str | Path, base: str | Path, *, seed: int = 0) -> Path
     )
     with no_progress_bars(), seeded(seed):
         adapted = peft.get_peft_model(_load(base), lora)
-    adapted.save_pretrained(folder)
+    with whole_or_absent(folder):
+        adapted.save_pretrained(folder)
     return folder
 
 
@@ -105,8 +118,9 @@ def make_pickle_only(folder: str | Path, source: str | Path) -> Path:
         raise LoadkitError(
             f"can't pickle the weights of {source}: it has no *.safetensors; give a checkpoint folder"
         )
-    _copy_missing(source, folder)
-    torch.save(weights, folder / "pytorch_model.bin")
+    with whole_or_absent(folder):
+        _copy_missing(source, folder)
+        torch.save(weights, folder / "pytorch_model.bin")
     return folder
 
 

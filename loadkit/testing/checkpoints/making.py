@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,15 @@ from loadkit.errors import LoadkitError
 from loadkit.testing.checkpoints.architectures import ARCHITECTURES, Recipe
 from loadkit.testing.checkpoints.tokenizers import make_tokenizer
 
-__all__ = ["DTYPES", "ask", "make_checkpoint", "no_progress_bars", "seeded", "write_recipe"]
+__all__ = [
+    "DTYPES",
+    "ask",
+    "make_checkpoint",
+    "no_progress_bars",
+    "seeded",
+    "whole_or_absent",
+    "write_recipe",
+]
 
 DTYPES = ("bfloat16", "float16", "float32")
 """The dtypes that a checkpoint can be stored in."""
@@ -35,7 +44,8 @@ def make_checkpoint(
 ) -> Path:
     """Make a tiny, complete checkpoint of random weights, as `save_pretrained` writes it.
 
-    Equal arguments give files of equal bytes, and torch's random state is left as it was.
+    Equal arguments give files of equal bytes, and torch's random state is left as it was. Where it is interrupted,
+    a folder that it made is removed again. Weights that an earlier call left in the folder are replaced.
 
     Parameters:
         folder: where to; made if it isn't there.
@@ -82,10 +92,23 @@ def write_recipe(
     with seeded(seed):
         model = model_class(config_class(**_merged(recipe.config, overrides or {})))
         _spread(model)
-    _save(model.to(getattr(torch, dtype)), folder, shards)
-    if tokenizer:
-        _processing_class(recipe).save_pretrained(folder)
+    with whole_or_absent(folder):
+        _save(model.to(getattr(torch, dtype)), folder, shards)
+        if tokenizer:
+            _processing_class(recipe).save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def whole_or_absent(folder: Path) -> Iterator[None]:
+    """Remove the folder again where what fills it fails; one that was there before is left, with what is in it."""
+    was_there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not was_there:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -148,6 +171,9 @@ def _save(model: Any, folder: Path, shards: int) -> None:
     """Save the weights in no more than so many files; tensors stay whole, so not every number can be had."""
     size = sum(p.nbytes for p in model.parameters()) // shards + 1
     while True:
+        # from_pretrained would read an older model.safetensors rather than the index written beside it.
+        for old in folder.glob("model*.safetensors*"):
+            old.unlink()
         with no_progress_bars():
             model.save_pretrained(folder, max_shard_size=size)
         if len(list(folder.glob("*.safetensors"))) <= shards:

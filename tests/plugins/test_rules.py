@@ -1,0 +1,600 @@
+"""The first-party plugins' rules, on facts of machines that aren't here: decision and reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from examples import (
+    A100,
+    A100_FLASH,
+    CPU,
+    EIGHT_H100,
+    EIGHT_RANKS,
+    FSDP,
+    FSDP2,
+    GEMMA3,
+    H100_FLASH,
+    MISTRAL,
+    MPS,
+    NF4,
+    PACKAGES,
+    T4,
+    TWO_NODES,
+    ZERO3,
+    checkpoint,
+    gpu,
+    planned,
+    problems,
+)
+
+from loadkit import (
+    Architecture,
+    Experimental,
+    File,
+    PluginManager,
+    Strength,
+    Supported,
+    Unsupported,
+    hookimpl,
+)
+
+LLAVA = {
+    "model_type": "llava",
+    "architectures": ["LlavaForConditionalGeneration"],
+    "text_config": {"model_type": "llama"},
+    "vision_config": {"model_type": "clip_vision_model"},
+}
+
+
+# --- architecture ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "auto_class", "model_class"),
+    [
+        (MISTRAL, {}, "AutoModelForCausalLM", "MistralForCausalLM"),
+        ({"model_type": "mistral"}, {}, "AutoModelForCausalLM", "MistralForCausalLM"),
+        (
+            {"model_type": "mistral", "layer_types": ["full_attention"]},
+            {},
+            "AutoModelForCausalLM",
+            "MinistralForCausalLM",
+        ),
+        (GEMMA3, {}, "AutoModelForImageTextToText", "Gemma3ForConditionalGeneration"),
+        (GEMMA3, {"task": "text"}, "", "Gemma3ForCausalLM"),
+        (LLAVA, {"task": "text"}, "", "LlamaForCausalLM"),
+        (MISTRAL, {"task": "text"}, "AutoModelForCausalLM", "MistralForCausalLM"),
+        ({"model_type": "qwen3_5"}, {"task": "text"}, "AutoModelForCausalLM", "Qwen3_5ForCausalLM"),
+        ({"model_type": "qwen3_5"}, {}, "AutoModelForImageTextToText", "Qwen3_5ForConditionalGeneration"),
+        (
+            {"model_type": "qwen3_5", "architectures": ["Qwen3_5ForCausalLM"]},
+            {},
+            "AutoModelForCausalLM",
+            "Qwen3_5ForCausalLM",
+        ),
+        (
+            {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+            {},
+            "AutoModelForSeq2SeqLM",
+            "T5ForConditionalGeneration",
+        ),
+        (
+            {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
+            {},
+            "AutoModelForSequenceClassification",
+            "BertForSequenceClassification",
+        ),
+        (
+            {"model_type": "bert", "architectures": ["BertForTokenClassification"]},
+            {},
+            "AutoModelForTokenClassification",
+            "BertForTokenClassification",
+        ),
+        (
+            MISTRAL,
+            {"task": "token-classification"},
+            "AutoModelForTokenClassification",
+            "MistralForTokenClassification",
+        ),
+    ],
+)
+def test_the_class(
+    config: dict[str, Any], options: dict[str, Any], auto_class: str, model_class: str
+) -> None:
+    found = planned(checkpoint(config), **options).model_class
+    assert (found.auto_class, found.model_class) == (auto_class, model_class)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "code", "words"),
+    [
+        (
+            {"model_type": "mistrall"},
+            {},
+            "unknown-model-type",
+            ("did you mean 'mistral'?", "plugin", "no code of its own"),
+        ),
+        (
+            {"model_type": "wren", "auto_map": {"AutoModelForCausalLM": "modeling_wren.Wren"}},
+            {},
+            "remote-code-needed",
+            ("modeling_wren.py", "trust_remote_code=True", "plugin"),
+        ),
+        ({"hidden_size": 4}, {}, "no-model-type", ("model_type",)),
+        (MISTRAL, {"task": "image-text-to-text"}, "no-class-for-task", ("causal-lm",)),
+        ({"model_type": "evolla"}, {}, "no-class", ("evolla",)),
+    ],
+)
+def test_no_class(config: dict[str, Any], options: dict[str, Any], code: str, words: tuple[str, ...]) -> None:
+    told = problems(checkpoint(config), **options)[code]
+    for word in words:
+        assert word in told
+
+
+def test_remote_code_runs_with_consent_and_only_where_needed() -> None:
+    wren = {"model_type": "wren", "auto_map": {"AutoModelForCausalLM": "modeling_wren.Wren"}}
+    plan = planned(checkpoint(wren), trust_remote_code=True)
+    assert plan.model_class.implementation == "remote code"
+    assert plan.kwargs["trust_remote_code"] is True
+    both = {**MISTRAL, "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
+    native = planned(checkpoint(both), trust_remote_code=True)
+    assert native.kwargs["trust_remote_code"] is False
+    assert [w.code for w in native.warnings] == ["remote-code-unused"]
+
+
+class Family:
+    """A plugin that registers a model family."""
+
+    def __init__(self, **more: Any) -> None:
+        self.architecture = Architecture(
+            **{
+                "model_type": "wren",
+                "models": {"causal-lm": "wren.modeling:Wren"},
+                "config": "wren.config:Config",
+                **more,
+            }
+        )
+
+    @hookimpl
+    def loadkit_architectures(self) -> list[Architecture]:
+        return [self.architecture]
+
+
+def with_family(**more: Any) -> PluginManager:
+    manager = PluginManager(environ={})
+    manager.register(Family(**more), "family")
+    return manager
+
+
+def test_a_registered_architecture() -> None:
+    plan = planned(
+        checkpoint({"model_type": "wren"}),
+        "qlora",
+        manager=with_family(
+            lora_target_modules=("q_proj",),
+            skip_modules=("router",),
+            attention={"sdpa": Unsupported("it scales by itself")},
+        ),
+    )
+    assert plan.model_class.model_class == "wren.modeling:Wren"
+    assert plan.model_class.implementation == "plugin"
+    assert plan.adapter is not None
+    assert plan.quantization is not None
+    assert plan.adapter.options["target_modules"] == ["q_proj"]
+    assert plan.quantization.skip_modules == ("router",)
+    assert plan.attn_implementation == "eager"
+    assert "it scales by itself" in str(plan.why("attention").passed_over)
+
+
+def test_a_registered_architecture_gives_way_unless_preferred() -> None:
+    models = {"causal-lm": "mine:Mistral"}
+    assert (
+        planned(manager=with_family(model_type="mistral", models=models)).model_class.implementation
+        == "transformers"
+    )
+    preferred = planned(manager=with_family(model_type="mistral", models=models, preferred=True))
+    assert preferred.model_class.model_class == "mine:Mistral"
+    assert "preferred" in preferred.why("architecture").because
+
+
+# --- dtype -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stored", "machine", "options", "expected", "reason"),
+    [
+        ("BF16", CPU, {}, "bfloat16", "the checkpoint's files have it"),
+        ("BF16", A100, {}, "bfloat16", "the checkpoint's files have it"),
+        ("BF16", MPS, {}, "bfloat16", "the checkpoint's files have it"),
+        ("BF16", T4, {}, "float16", "bfloat16 needs sm80"),
+        ("F16", CPU, {}, "float32", "no fast arithmetic on a CPU"),
+        ("F16", T4, {}, "float16", "the checkpoint's files have it"),
+        ("F32", A100, {}, "float32", "(its config says bfloat16)"),
+        ("F64", CPU, {}, "float32", "float64 brings nothing"),
+        ("BF16", A100, {"dtype": "auto"}, "bfloat16", "dtype='auto'"),
+        ("BF16", A100, {"dtype": "float16"}, "float16", "you asked for it"),
+    ],
+)
+def test_dtype(stored: str, machine: Any, options: dict[str, Any], expected: str, reason: str) -> None:
+    decision = planned(checkpoint(stored=stored), machine=machine, **options).why("dtype")
+    assert decision.value == expected
+    assert reason in decision.because
+
+
+def test_dtype_without_files_is_the_configs() -> None:
+    bare = {"tensors": {}, "weight_format": "pickle"}
+    assert planned(checkpoint(**bare)).dtype == "bfloat16"
+    assert (
+        planned(checkpoint({"model_type": "mistral", "torch_dtype": "float16"}, **bare), machine=T4).dtype
+        == "float16"
+    )
+    assert planned(checkpoint({"model_type": "mistral"}, **bare)).dtype == "float32"
+
+
+def test_dtype_that_cant_be_had_is_refused_to_you_and_falls_back_for_a_profile(tmp_path) -> None:
+    assert "sm80" in problems(machine=T4, dtype="bfloat16")["dtype-unavailable"]
+    assert "float64" in problems(machine=MPS, dtype="float64")["dtype-unavailable"]
+    path = tmp_path / "p.toml"
+    path.write_text('description = "x"\n[options]\ndtype = "bfloat16"\n')
+    decision = planned(None, str(path), machine=T4).why("dtype")
+    assert (decision.value, decision.strength) == ("float16", Strength.PROFILE)
+    assert "prefers bfloat16, but Tesla T4 is sm75" in decision.because
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machine", "options", "expected", "reasons"),
+    [
+        (
+            CPU,
+            {},
+            "sdpa",
+            {"flash_attention_2": "needs a CUDA device", "flash_attention_3": "needs a CUDA device"},
+        ),
+        (T4, {}, "sdpa", {"flash_attention_2": "it needs sm80 or newer, and Tesla T4 is sm75"}),
+        (A100, {}, "sdpa", {"flash_attention_2": "flash-attn isn't installed"}),
+        (A100_FLASH, {}, "flash_attention_2", {"flash_attention_3": "sm90 (Hopper)"}),
+        (H100_FLASH, {}, "flash_attention_3", {}),
+        (A100_FLASH, {"dtype": "float32"}, "sdpa", {"flash_attention_2": "the dtype is float32"}),
+    ],
+)
+def test_the_attention_chain(
+    machine: Any, options: dict[str, Any], expected: str, reasons: dict[str, str]
+) -> None:
+    decision = planned(machine=machine, **options).why("attention")
+    assert decision.value == expected
+    told = {p.value: p.reason for p in decision.passed_over}
+    for link, reason in reasons.items():
+        assert reason in told[link]
+
+
+@pytest.mark.parametrize(
+    ("machine", "options", "words"),
+    [
+        (CPU, {}, "CUDA device"),
+        (T4, {}, "sm75"),
+        (A100, {}, "flash-attn isn't installed"),
+        (A100_FLASH, {"dtype": "float32"}, "the dtype is float32"),
+    ],
+)
+def test_flash_attention_demanded_in_vain(machine: Any, options: dict[str, Any], words: str) -> None:
+    told = problems(machine=machine, attn_implementation="flash_attention_2", **options)[
+        "attention-unavailable"
+    ]
+    assert words in told
+    assert "attn_implementation='sdpa'" in told
+
+
+def test_a_profile_says_where_the_chain_starts(tmp_path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text('description = "x"\n[options]\nattn_implementation = "flash_attention_2"\n')
+    assert planned(None, str(path), machine=A100_FLASH).attn_implementation == "flash_attention_2"
+    decision = planned(None, str(path)).why("attention")
+    assert (decision.value, decision.strength) == ("sdpa", Strength.PROFILE)
+    assert decision.passed_over[0].value == "flash_attention_2"
+
+
+def test_each_nested_config_for_itself() -> None:
+    manager = PluginManager(environ={})
+    t5 = checkpoint({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]})
+    assert planned(t5, machine=A100_FLASH, manager=manager).attn_implementation == "sdpa"
+    assert "T5ForConditionalGeneration doesn't support it" in str(
+        planned(t5, machine=A100_FLASH).why("attention").passed_over
+    )
+    by_part = planned(checkpoint(GEMMA3), attn_implementation={"": "sdpa", "vision_config": "eager"})
+    assert by_part.kwargs["attn_implementation"] == {"": "sdpa", "vision_config": "eager"}
+    told = problems(checkpoint(GEMMA3), attn_implementation={"": "sdpa", "vison_config": "eager"})
+    assert "did you mean 'vision_config'?" in told["unknown-sub-config"]
+
+
+def test_names_that_nobody_knows_and_kernels() -> None:
+    assert "did you mean 'sdpa'?" in problems(attn_implementation="spda")["unknown-attention"]
+    told = problems(machine=A100, attn_implementation="kernels-community/flash-attn2")[
+        "attention-unavailable"
+    ]
+    assert "kernels isn't installed" in told
+    with_kernels = gpu("NVIDIA A100-SXM4-80GB", (8, 0), 80, packages={**PACKAGES, "kernels": "0.12"})
+    assert planned(machine=with_kernels).attn_implementation == "sdpa"  # never chosen, only demanded
+    assert planned(machine=with_kernels, attn_implementation="kernels-community/flash-attn2").warnings == ()
+
+
+def test_experimental_support_is_never_chosen() -> None:
+    attention = {"sdpa": Experimental("it is slow"), "eager": Supported()}
+    plan = planned(checkpoint({"model_type": "wren"}), manager=with_family(attention=attention))
+    assert plan.attn_implementation == "eager"
+
+
+# --- quantization ----------------------------------------------------------------------------------------------------
+
+
+def quantized(*args: Any, **kwargs: Any) -> Any:
+    return planned(*args, **kwargs).quantization
+
+
+def test_qlora_is_nf4_with_double_quantization_in_the_load_dtype() -> None:
+    for machine, dtype in ((A100, "bfloat16"), (T4, "float16")):
+        assert quantized(None, "qlora", machine=machine).options == {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": dtype,
+            "bnb_4bit_quant_storage": "uint8",
+        }
+    assert quantized(None, "qlora", dtype="float32").options["bnb_4bit_compute_dtype"] == "float32"
+    assert "nf4" in planned(load_in_4bit=True).why("quantization").because
+
+
+def test_under_fsdp_it_is_packed_in_the_weights_dtype() -> None:
+    """TRAPS 10."""
+    for topology in (FSDP, FSDP2):
+        assert (
+            quantized(None, "qlora", machine=EIGHT_H100, topology=topology).options["bnb_4bit_quant_storage"]
+            == "bfloat16"
+        )
+    told = problems(None, "qlora", machine=EIGHT_H100, topology=FSDP, bnb_4bit_quant_storage="uint8")
+    assert "bnb_4bit_quant_storage='bfloat16'" in told["storage-dtype-under-fsdp"]
+
+
+def test_your_width_beats_the_profiles() -> None:
+    plan = planned(None, "qlora", load_in_8bit=True)
+    assert plan.quantization is not None
+    assert (plan.quantization.bits, plan.quantization.options) == (8, {"load_in_8bit": True})
+    assert "is for 4 bits only" in plan.why("quantization").because
+    bare = planned(None, "qlora", load_in_4bit=False)
+    assert bare.quantization is None
+    assert not bare.preparation.kbit
+    assert quantized(None, "qlora", load_in_8bit=False).bits == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ({"load_in_4bit": True, "load_in_8bit": True}, "4bit-and-8bit", "choose one"),
+        ({"load_in_8bit": True, "bnb_4bit_use_double_quant": True}, "4bit-setting-with-8bit", "double_quant"),
+        ({"load_in_8bit": True, "bnb_4bit_quant_type": "nf4"}, "4bit-setting-with-8bit", "nf4"),
+        ({"load_in_4bit": True, "llm_int8_threshold": 5.0}, "8bit-setting-with-4bit", "threshold"),
+        ({"bnb_4bit_quant_type": "nf4"}, "setting-without-quantization", "load_in_4bit=True"),
+        ({"skip_modules": ["q_proj"]}, "setting-without-quantization", "skip_modules"),
+        (
+            {"load_in_4bit": True, "skip_modules": ["qq_proj"]},
+            "skip-matches-nothing",
+            "did you mean 'q_proj'?",
+        ),
+    ],
+)
+def test_quantization_refused(options: dict[str, Any], code: str, words: str) -> None:
+    assert words in problems(**options)[code]
+
+
+def test_without_bitsandbytes() -> None:
+    machine = gpu("NVIDIA A100-SXM4-80GB", (8, 0), 80, packages={"torch": "2.13.0"})
+    assert "pip install bitsandbytes" in problems(None, "inference-4bit", machine=machine)["no-bitsandbytes"]
+
+
+def test_config_objects_and_mappings() -> None:
+    from transformers import BitsAndBytesConfig
+
+    four = quantized(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"))
+    assert (four.bits, four.options["bnb_4bit_quant_type"], four.options["bnb_4bit_compute_dtype"]) == (
+        4,
+        "nf4",
+        "float32",
+    )
+    assert quantized(quantization_config=BitsAndBytesConfig(load_in_8bit=True)).bits == 8
+    assert quantized(quantization_config={"load_in_4bit": True}).options["bnb_4bit_quant_type"] == "nf4"
+
+
+@pytest.mark.parametrize(
+    ("stored", "method", "bits"),
+    [
+        (NF4, "bitsandbytes", 4),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes", 8),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq", 4),
+        ({"quant_method": "awq", "w_bit": 4}, "awq", 4),
+        ({"quant_method": "fp8"}, "fp8", 8),
+        ({"quant_method": "mxfp4"}, "mxfp4", 4),
+        ({"quant_method": "something-new"}, "something-new", 0),
+    ],
+)
+def test_a_quantized_checkpoint_is_recognised_whatever_its_method(
+    stored: dict[str, Any], method: str, bits: float
+) -> None:
+    for profile in (None, "lora", "qlora"):
+        plan = planned(checkpoint({**MISTRAL, "quantization_config": stored}), profile)
+        assert plan.quantization is not None
+        assert (plan.quantization.method, plan.quantization.bits, plan.quantization.prequantized) == (
+            method,
+            bits,
+            True,
+        )
+        assert "quantization_config" not in plan.kwargs
+
+
+def test_what_a_quantized_checkpoint_contradicts_is_refused() -> None:
+    """TRAPS 5."""
+    nf4 = checkpoint({**MISTRAL, "quantization_config": NF4})
+    assert "nf4" in problems(nf4, load_in_4bit=True, bnb_4bit_quant_type="fp4")["quantized-already"]
+    assert "load_in_8bit=True" in problems(nf4, load_in_8bit=True)["quantized-already"]
+    assert planned(nf4, load_in_4bit=True, bnb_4bit_quant_type="nf4").quantization is not None
+    gptq = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    assert "gptq" in problems(gptq, load_in_4bit=True)["quantized-already"]
+
+
+# --- device map ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machine", "topology", "profile", "expected", "reason"),
+    [
+        (CPU, None, None, {"": "cpu"}, "no accelerator"),
+        (MPS, None, None, {"": "mps"}, "shares its memory"),
+        (A100, None, "qlora", {"": 0}, "one accelerator"),
+        (EIGHT_H100, None, "qlora", {"": 0}, "one process trains on one device"),
+        (EIGHT_H100, None, "inference", "auto", "profile 'inference' prefers it"),
+        (A100, None, "inference", {"": 0}, "nothing to spread over"),
+        (CPU, None, "inference", {"": "cpu"}, "nothing to spread over"),
+        (EIGHT_H100, EIGHT_RANKS, "inference", {"": 3}, "several processes were launched"),
+        (EIGHT_H100, EIGHT_RANKS, "qlora", {"": 3}, "each of 8 processes"),
+        (
+            EIGHT_H100,
+            TWO_NODES,
+            "qlora",
+            {"": 3},
+            "each of 16 processes",
+        ),  # the local rank, not the global 11
+        (EIGHT_H100, FSDP, "qlora", None, "fsdp places"),
+        (EIGHT_H100, FSDP2, "lora", None, "fsdp2 places"),
+        (EIGHT_H100, ZERO3, "full", None, "zero3 places"),
+    ],
+)
+def test_device_map(machine: Any, topology: Any, profile: str | None, expected: Any, reason: str) -> None:
+    plan = planned(None, profile, machine=machine, **({"topology": topology} if topology else {}))
+    assert plan.placement.device_map == expected
+    assert reason in plan.why("device_map").because
+    assert ("device_map" in plan.kwargs) == (expected is not None)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"machine": EIGHT_H100, "topology": EIGHT_RANKS, "device_map": "auto"}, "auto-under-launcher"),
+        ({"machine": EIGHT_H100, "topology": ZERO3, "device_map": "auto"}, "device-map-under-engine"),
+        ({"machine": EIGHT_H100, "topology": FSDP, "device_map": {"": 0}}, "device-map-under-engine"),
+        ({"device_map": "cuda:0"}, "no-such-device"),
+        ({"machine": A100, "device_map": "1"}, "no-such-device"),
+        ({"machine": A100, "device_map": "gpu"}, "no-such-device"),
+        ({"machine": A100, "max_memory": {"0": "20GiB"}}, "max-memory-unused"),
+    ],
+)
+def test_device_map_refused(options: dict[str, Any], code: str) -> None:
+    assert code in problems(**options)
+
+
+def test_devices_asked_for() -> None:
+    assert planned(machine=A100, device_map="cpu").placement.device_map == {"": "cpu"}
+    assert planned(machine=EIGHT_H100, device_map="3").placement.device_map == {"": 3}
+    spread = planned(machine=EIGHT_H100, device_map="auto", max_memory={"0": "20GiB"})
+    assert spread.kwargs["max_memory"] == {"0": "20GiB"}
+
+
+# --- preparation and cache -------------------------------------------------------------------------------------------
+
+
+def test_preparation_by_profile() -> None:
+    full, lora, qlora, run = (planned(None, p).preparation for p in ("full", "lora", "qlora", "inference"))
+    assert (full.kbit, full.gradient_checkpointing, full.input_gradients, full.training) == (
+        False,
+        True,
+        False,
+        True,
+    )
+    assert (lora.kbit, lora.input_gradients) == (False, True)
+    assert qlora.kbit
+    assert qlora.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert not (run.kbit)
+    assert not (run.gradient_checkpointing)
+    assert not (run.training)
+
+
+def test_checkpointing_kwargs_are_kept_and_never_dropped() -> None:
+    """TRAPS 11."""
+    kwargs = {"use_reentrant": True}
+    assert (
+        planned(None, "qlora", gradient_checkpointing_kwargs=kwargs).preparation.gradient_checkpointing_kwargs
+        == kwargs
+    )
+    assert "checkpointing-kwargs-unused" in problems(gradient_checkpointing_kwargs=kwargs)
+
+
+def test_the_cache_follows_the_preparation() -> None:
+    assert planned(None, "qlora").use_cache is False
+    assert planned(None, "full", gradient_checkpointing=False).use_cache is False
+    assert planned(None, "inference").use_cache is True
+    assert planned().use_cache is None
+    assert (
+        "use_cache" not in planned(None, "qlora").kwargs
+    )  # TRAPS 1: it goes into the config, at every depth
+    told = problems(None, "qlora", use_cache=True)["cache-with-checkpointing"]
+    assert "gradient_checkpointing=False" in told
+
+
+# --- processing ------------------------------------------------------------------------------------------------------
+
+
+def test_processing() -> None:
+    assert planned().processing.kind == "tokenizer"
+    assert planned().processing.revision == checkpoint().commit
+    with_processor = (*checkpoint().files, File(name="processor_config.json"))
+    assert planned(checkpoint(GEMMA3, files=with_processor)).processing.kind == "processor"
+    assert planned(checkpoint(GEMMA3, files=with_processor), task="text").processing.kind == "tokenizer"
+    bare = planned(checkpoint(files=(File(name="config.json"),)))
+    assert bare.processing.kind == "none"
+    assert [w.code for w in bare.warnings] == ["no-processing-class"]
+    assert "no-tokenizer" in problems(checkpoint(files=()), processing_class="tokenizer")
+    assert "no-processor" in problems(processing_class="processor")
+    assert "processing-option-unused" in problems(checkpoint(files=()), padding_side="left")
+    assert planned(processing_class="none").processing.kind == "none"
+
+
+# --- adapter ---------------------------------------------------------------------------------------------------------
+
+
+def test_adapters() -> None:
+    plan = planned(None, "qlora", lora_r=8, use_rslora=True)
+    assert plan.adapter is not None
+    assert plan.adapter.options == {
+        "r": 8,
+        "lora_alpha": 32.0,
+        "lora_dropout": 0.05,
+        "target_modules": "all-linear",
+        "use_rslora": True,
+        "task_type": "CAUSAL_LM",
+    }
+    assert plan.adapter.dtype == plan.dtype
+    assert planned(None, "qlora", adapter=False).adapter is None
+    assert planned().adapter is None
+    assert "adapter=True" in problems(lora_r=8)["lora-option-unused"]
+
+
+def test_a_peft_config_object() -> None:
+    from peft import IA3Config, LoraConfig
+
+    lora = planned(peft_config=LoraConfig(r=4, target_modules=["q_proj"])).adapter
+    assert lora is not None
+    assert (lora.peft_type, lora.options["r"], lora.options["target_modules"]) == ("LORA", 4, ["q_proj"])
+    other = planned(peft_config=IA3Config(target_modules=["q_proj"], feedforward_modules=[])).adapter
+    assert other is not None
+    assert other.peft_type == "IA3"
+
+
+def test_a_profiles_dropout_is_left_out_over_experts() -> None:
+    mixtral = checkpoint({"model_type": "mixtral", "num_local_experts": 4})
+    decision = planned(mixtral, "lora").why("adapter")
+    assert "lora_dropout" not in decision.value.options
+    assert [p.value for p in decision.passed_over] == ["lora_dropout=0.05"]
+    demanded = planned(mixtral, "lora", lora_dropout=0.1).adapter
+    assert demanded is not None
+    assert demanded.options["lora_dropout"] == 0.1
