@@ -74,7 +74,7 @@ def make_plan(
         progress=progress,
     )
     problems += found
-    if not checkpoint.config:
+    if not checkpoint.config and any(p.severity == "error" for p in problems):
         raise PlanError(request.source, problems)
     architectures = manager.architectures
     if checkpoint.model_type in architectures.conflicts:

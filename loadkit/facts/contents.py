@@ -92,6 +92,8 @@ def parse_json(name: str, text: str) -> dict[str, Any] | Problem:
             return _bad_json(name, f"at line {error.lineno}, column {error.colno}: {error.msg}")
         except RecursionError:
             return _bad_json(name, "at line 1, column 1: its values are nested too deeply")
+        except ValueError as error:  # Python limits the digits of an integer
+            return _bad_json(name, f"it holds a number that is too long: {error}")
     if not isinstance(found, dict):
         kind = {list: "a list", str: "a string", type(None): "null"}.get(type(found), "a bare value")
         return checkpoint_problem(

@@ -148,6 +148,11 @@ def test_all_problems_come_together(tiny) -> None:
         (lambda f: (f / "config.json").write_text("[1]"), "config-not-object"),
         (lambda f: (f / "config.json").write_text('{"model_type": "mistrall"}'), "unknown-model-type"),
         (lambda f: (f / "config.json").write_text('{"hidden_size": 64}'), "no-model-type"),
+        (lambda f: (f / "config.json").write_text("{}"), "no-model-type"),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "mistral", "x": %s}' % ("9" * 5000)),
+            "bad-json",
+        ),
         (lambda f: (f / "model.safetensors").unlink(), "no-weights"),
         (
             lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),

@@ -1,0 +1,55 @@
+"""For every model type of both maps, the plan names the class that transformers itself would resolve."""
+
+from __future__ import annotations
+
+import pytest
+from examples import checkpoint, planned
+
+from loadkit import PlanError, PluginManager
+
+REFUSED = {
+    "evolla": "transformers maps the type, but its config class maps back under another name (TRAPS 30)",
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "auto_class"),
+    [("causal-lm", "AutoModelForCausalLM"), ("image-text-to-text", "AutoModelForImageTextToText")],
+)
+def test_every_model_type(task: str, auto_class: str) -> None:
+    import transformers
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    name = {"causal-lm": "CAUSAL_LM", "image-text-to-text": "IMAGE_TEXT_TO_TEXT"}[task]
+    types = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES")
+    mapping = getattr(transformers, auto_class)._model_mapping
+    manager = PluginManager(environ={})
+    wrong: dict[str, tuple[str, str]] = {}
+    for model_type in types:
+        config_class = CONFIG_MAPPING[model_type]
+        theirs = mapping.get(config_class, None)
+        facts = checkpoint({"model_type": model_type}, tensors={})
+        try:
+            ours = planned(facts, manager=manager, task=task).model_class.model_class
+        except PlanError as error:
+            ours = f"refused: {[p.code for p in error.problems]}"
+            if model_type in REFUSED:
+                continue
+        expected = theirs[0].__name__ if isinstance(theirs, tuple) else getattr(theirs, "__name__", "")
+        if ours != expected:
+            wrong[model_type] = (ours, expected)
+    assert wrong == {}
+
+
+def test_without_a_task_every_model_type_finds_one_of_its_own() -> None:
+    from transformers.models.auto import modeling_auto
+
+    causal = dict(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    vision = dict(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    manager = PluginManager(environ={})
+    for model_type in causal.keys() | vision.keys():
+        if model_type in REFUSED:
+            continue
+        found = planned(checkpoint({"model_type": model_type}, tensors={}), manager=manager).model_class
+        assert found.task == ("image-text-to-text" if model_type in vision else "causal-lm"), model_type
