@@ -73,11 +73,10 @@ def load_config(plan: Plan, token: str | bool | None = None) -> tuple[Any, dict[
     import transformers
 
     model_class = plan.model_class
-    if model_class.config_class:
-        _register(plan)
+    loader = _imported(model_class.config_class) if model_class.config_class else transformers.AutoConfig
     hub = {name: value for name, value in plan.kwargs.items() if name in HUB_KWARGS}
     further = {name: value for name, value in plan_kwargs(plan).items() if name not in HUB_KWARGS}
-    config, unused = transformers.AutoConfig.from_pretrained(
+    config, unused = loader.from_pretrained(
         plan.checkpoint.location,
         return_unused_kwargs=True,
         trust_remote_code=model_class.implementation == "remote code",
@@ -158,14 +157,6 @@ def _class(plan: Plan) -> Any:
     if model_class.auto_class:
         return getattr(transformers, model_class.auto_class)
     return _imported(model_class.model_class)
-
-
-def _register(plan: Plan) -> None:
-    """Make transformers know a plugin's config class for this model type."""
-    import transformers
-
-    config_class = _imported(plan.model_class.config_class)
-    transformers.AutoConfig.register(plan.checkpoint.model_type, config_class, exist_ok=True)
 
 
 def _imported(reference: str) -> Any:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# transformers copies a checkpoint's own code there, and reads the variable when it is imported, which is while collecting.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="loadkit-modules-")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -16,6 +22,7 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("LOADKIT_DISABLE", "LOADKIT_PLUGINS", "LOADKIT_STRICT", "HF_TOKEN"):
             patch.delenv(name, raising=False)
         yield
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

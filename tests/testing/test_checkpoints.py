@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +33,6 @@ VISION_LANGUAGE = [name for name, recipe in ARCHITECTURES.items() if recipe.proc
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     return {name: make_checkpoint(folder / name, name) for name in ARCHITECTURES}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep transformers from copying the remote code into the cache of whoever runs the tests."""
-    from transformers import dynamic_module_utils
-
-    def copied() -> list[str]:
-        return [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.setattr(sys, "path", list(sys.path))
-        for name in copied():
-            patch.delitem(sys.modules, name)
-        yield
-        for name in copied():
-            del sys.modules[name]
 
 
 def load(folder: Path, name: str, **kwargs: Any) -> Any:
