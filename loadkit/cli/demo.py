@@ -24,6 +24,8 @@ __all__ = ["command"]
 @click.option("--steps", default=8, show_default=True, help="How many training steps.")
 def command(profile: str, arch: str, steps: int) -> None:
     """Make a small real checkpoint (once, in the cache folder), load it with a profile, report, and train a few steps."""
+    # Idle OpenMP threads spin by default, which makes training on a shared machine very slow. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from loadkit.cli.terminal import console, working
     from loadkit.demo import demo_checkpoint, train_a_few_steps
     from loadkit.loading import load
