@@ -49,7 +49,8 @@ def read_profile(path: Path) -> Profile:
 
     Raises:
         OSError: the file can't be read.
-        ValueError: it isn't TOML, or has other fields (`msgspec.ValidationError` is a ValueError).
+        ValueError: it isn't TOML.
+        msgspec.ValidationError: it has other fields.
     """
     content = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
     return Profile(
@@ -103,7 +104,7 @@ def _one(
         return read_profile(Path(name).expanduser()), None
     except OSError as error:
         reason = error.strerror or str(error)
-    except ValueError as error:
+    except (ValueError, msgspec.ValidationError) as error:
         reason = str(error)
     return None, _problem(
         "bad-profile",
