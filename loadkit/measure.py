@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from loadkit.report import Measurements
@@ -80,13 +81,21 @@ def peak_memory() -> dict[str, int]:
     """Bytes: the process's highest resident set so far ("host"), and each CUDA device's highest allocation."""
     import torch
 
-    found: dict[str, int] = {}
-    if sys.platform != "win32":
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["host"] = peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    found: dict[str, int] = {"host": host} if (host := _highest_resident()) else {}
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             found[f"cuda:{index}"] = torch.cuda.max_memory_allocated(index)
     return found
+
+
+def _highest_resident() -> int:
+    """Bytes; 0 where the system doesn't tell. Linux's ru_maxrss counts the parent's memory at the fork too, VmHWM doesn't."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 0
