@@ -48,7 +48,7 @@ class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class Provision(NamedTuple, Generic[T]):
+class Provision(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """What plugins provide of one kind.
 
     Parameters:
