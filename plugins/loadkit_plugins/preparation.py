@@ -120,9 +120,7 @@ def loadkit_prepare_model(plan: Plan, model: Any, preparation: Preparation) -> A
         for module in norms(model):
             _in_float32(module, plan.dtype)
     if preparation.gradient_checkpointing:
-        model.activation_checkpointing_enable(
-            activation_checkpointing_kwargs=dict(preparation.gradient_checkpointing_kwargs)
-        )
+        _checkpoint_activations(model, dict(preparation.gradient_checkpointing_kwargs))
     if preparation.input_gradients:
         model.enable_input_require_grads()
     return model.train(preparation.training)
@@ -131,7 +129,7 @@ def loadkit_prepare_model(plan: Plan, model: Any, preparation: Preparation) -> A
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     findings = []
-    checkpointing = bool(getattr(model, "is_activation_checkpointing", False))
+    checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     if checkpointing != plan.preparation.gradient_checkpointing:
         findings.append(
             _finding(
@@ -144,6 +142,14 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     if model.training != plan.preparation.training:
         findings.append(_finding("training-mode", "training mode", plan.preparation.training, model.training))
     return findings
+
+
+def _checkpoint_activations(model: Any, kwargs: dict[str, Any]) -> None:
+    """transformers 5.23 renamed the method, and warns at the old name; the floor of Python 3.10 is an older transformers."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
 
 
 def norms(model: Any) -> list[Any]:
