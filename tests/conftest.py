@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from hub_server import HubServer, point_to
 
 # transformers copies a checkpoint's own code there, and reads the variable when it is imported, which is while collecting.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="loadkit-modules-")
@@ -44,3 +46,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "hub"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer() as server:
+        point_to(monkeypatch, server.url, cache.parent)
+        # Where a relative path is looked for first: nothing is there.
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        yield server
+        huggingface_hub.close_session()  # its connections are to a server that ends

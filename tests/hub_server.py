@@ -21,7 +21,10 @@ from types import TracebackType
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["Answer", "HubServer"]
+import pytest
+from huggingface_hub import constants
+
+__all__ = ["Answer", "HubServer", "point_to"]
 
 _CHUNK = 16_384
 
@@ -270,3 +273,20 @@ def _pieces(path: Path, start: int, stop: int) -> Iterator[bytes]:
         while start < stop and (piece := file.read(min(_CHUNK, stop - start))):
             start += len(piece)
             yield piece
+
+
+def point_to(patch: pytest.MonkeyPatch, url: str, home: Path) -> None:
+    """Make huggingface_hub use another Hub and home.
+
+    It reads its environment once, when it is imported, and another test may have done that: so the constants that
+    it computed are replaced. `test_the_environment_is_honoured` shows, in a fresh process, that the variables do it.
+    """
+    patch.setattr(constants, "ENDPOINT", url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HOME", str(home))
+    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    patch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agent_harnesses.json"))
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.delenv("HF_TOKEN", raising=False)
+    patch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)

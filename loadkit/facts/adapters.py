@@ -7,9 +7,9 @@ import os
 import msgspec
 
 from loadkit.errors import Problem
-from loadkit.facts.checkpoint import AdapterFacts, TensorHeader
-from loadkit.facts.contents import read_json
-from loadkit.facts.folder import open_folder
+from loadkit.facts.checkpoint import AdapterFacts, Checkpoint, TensorHeader
+from loadkit.facts.contents import read_json, read_processing
+from loadkit.facts.folder import is_repository_id, open_folder
 from loadkit.facts.places import Place, checkpoint_problem, some_of
 from loadkit.facts.weight_files import has_full_weights, read_headers
 
@@ -22,6 +22,7 @@ __all__ = [
     "no_base",
     "not_an_adapter",
     "read_adapter",
+    "same_base",
 ]
 
 _CONFIG = "adapter_config.json"
@@ -55,6 +56,29 @@ def base_path(place: Place, named: str) -> str:
     return named
 
 
+def same_base(named: object, checkpoint: Checkpoint) -> bool | None:
+    """Whether the base that an adapter's config names is the checkpoint.
+
+    Parameters:
+        named: `base_model_name_or_path`: a Hub id, or a path on the machine that it was trained on.
+        checkpoint: the base that was asked for.
+
+    Returns:
+        None where it can't be told: a path that isn't on this machine, or a folder that may be a copy of a repository.
+    """
+    if not isinstance(named, str) or not named:
+        return None
+    folder = open_folder(named)
+    if folder is not None and checkpoint.kind == "folder":
+        return os.path.realpath(folder.location) == os.path.realpath(checkpoint.location)
+    if folder is None and checkpoint.kind == "hub" and is_repository_id(named):
+        return named.casefold() == checkpoint.location.casefold()
+    if folder is None and checkpoint.kind == "folder" and is_repository_id(named):
+        cached = f"models--{named.replace('/', '--')}"  # a snapshot in the Hub cache
+        return True if cached in checkpoint.location.split(os.sep) else None
+    return None
+
+
 def read_adapter(place: Place, source: str, *, allow_pickle: bool) -> tuple[AdapterFacts, list[Problem]]:
     """Read an adapter's config and the header of its weights.
 
@@ -79,8 +103,15 @@ def read_adapter(place: Place, source: str, *, allow_pickle: bool) -> tuple[Adap
         problems.append(_pickled(place))
     if is_adapter(place) and has_full_weights(place):
         problems.append(_unused_model(place))
+    processing, unread = read_processing(place)
+    problems += unread
     facts = AdapterFacts(
-        source=source, location=place.location, commit=place.commit, config=config, tensors=tensors
+        source=source,
+        location=place.location,
+        commit=place.commit,
+        config=config,
+        tensors=tensors,
+        processing=processing,
     )
     return facts, problems
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["AdapterFacts", "Checkpoint", "File", "TensorHeader"]
+__all__ = ["AdapterFacts", "Checkpoint", "File", "ProcessingFacts", "TensorHeader"]
 
 DTYPE_NAMES: Mapping[str, str] = {
     "F64": "float64",
@@ -36,14 +36,56 @@ class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     file: str
 
 
+class ProcessingFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a folder or repository holds of a tokenizer or processor.
+
+    Parameters:
+        location: what `from_pretrained` is given: the folder's path or the repository's id.
+        commit: the commit of that repository; "" for a folder.
+        files: the names of its files.
+        tokenizer_config: tokenizer_config.json over special_tokens_map.json, empty where there is neither.
+        processor_config: processor_config.json merged over preprocessor_config.json, empty where there is none.
+        chat_template: the template in its files; None where there is none.
+        added_tokens: tokens beside the trained vocabulary, special ones among them, to their ids; as far as the beginning
+            of tokenizer.json tells.
+    """
+
+    location: str = ""
+    commit: str = ""
+    files: tuple[str, ...] = ()
+    tokenizer_config: dict[str, Any] = {}
+    processor_config: dict[str, Any] = {}
+    chat_template: str | None = None
+    added_tokens: dict[str, int] = {}
+
+    def special_token(self, role: str) -> str | None:
+        """The token of a role such as "eos_token"; None where the config names none."""
+        found = self.tokenizer_config.get(role)
+        if isinstance(found, dict):
+            found = found.get("content")
+        return found if isinstance(found, str) and found else None
+
+
 class AdapterFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter repository: where it is, its adapter_config.json, and the tensors it holds."""
+    """An adapter.
+
+    Parameters:
+        source: what was asked for.
+        location: the folder's path or the repository's id.
+        commit: the commit of that repository; "" for a folder.
+        config: adapter_config.json.
+        tensors: tensor name to header.
+        processing: the tokenizer or processor that lies beside it.
+        base_is_same: whether the base that its config names is the checkpoint; None where that can't be told.
+    """
 
     source: str
     location: str
     commit: str
     config: dict[str, Any]
     tensors: dict[str, TensorHeader] = {}
+    processing: ProcessingFacts = ProcessingFacts()
+    base_is_same: bool | None = None
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,9 +99,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         commit: the commit hash that serves everything; "" for a folder.
         config: config.json.
         generation_config: generation_config.json, empty where there is none.
-        tokenizer_config: tokenizer_config.json, empty where there is none.
-        processor_config: processor_config.json merged over preprocessor_config.json, empty where there is none.
-        chat_template: the template in the checkpoint's files; None where there is none.
+        processing: its tokenizer or processor.
         files: every file, sorted by name.
         tensors: tensor name to header, over all safetensors files; empty for other formats.
         weight_files: the files that hold the weights.
@@ -74,9 +114,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     commit: str = ""
     config: dict[str, Any] = {}
     generation_config: dict[str, Any] = {}
-    tokenizer_config: dict[str, Any] = {}
-    processor_config: dict[str, Any] = {}
-    chat_template: str | None = None
+    processing: ProcessingFacts = ProcessingFacts()
     files: tuple[File, ...] = ()
     tensors: dict[str, TensorHeader] = {}
     weight_files: tuple[str, ...] = ()

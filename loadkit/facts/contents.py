@@ -1,4 +1,4 @@
-"""The small files of a checkpoint: its JSON configs and its chat template."""
+"""The small files of a checkpoint: its JSON configs, its chat template, and the beginning of its tokenizer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from loadkit.errors import Problem
+from loadkit.facts.checkpoint import ProcessingFacts
 from loadkit.facts.places import Place, checkpoint_problem
 
-__all__ = ["Configs", "parse_json", "read_configs", "read_each", "read_json"]
+__all__ = ["Configs", "parse_json", "read_configs", "read_each", "read_json", "read_processing"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -21,11 +22,15 @@ _JSON_FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "processor_config.json",
     "preprocessor_config.json",
     "chat_template.json",
 )
 _TEMPLATE_FILE = "chat_template.jinja"
+_TOKENIZER_FILE = "tokenizer.json"
+_TOKENIZER_HEAD = 128 * 1024
+"""Bytes of tokenizer.json to read. Added tokens are written before the vocabulary, which may be tens of megabytes."""
 
 
 class Configs(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,9 +38,7 @@ class Configs(msgspec.Struct, frozen=True, kw_only=True):
 
     config: dict[str, Any] = {}
     generation_config: dict[str, Any] = {}
-    tokenizer_config: dict[str, Any] = {}
-    processor_config: dict[str, Any] = {}
-    chat_template: str | None = None
+    processing: ProcessingFacts = ProcessingFacts()
 
 
 def read_configs(place: Place) -> tuple[Configs, list[Problem]]:
@@ -43,8 +46,12 @@ def read_configs(place: Place) -> tuple[Configs, list[Problem]]:
     problems: list[Problem] = []
     found: dict[str, dict[str, Any]] = {}
     template: str | None = None
-    names = [name for name in (*_JSON_FILES, _TEMPLATE_FILE) if place.size(name) is not None]
-    for name, data in read_each(place.workers, names, place.read):
+    added: dict[str, int] = {}
+    names = [n for n in (*_JSON_FILES, _TEMPLATE_FILE, _TOKENIZER_FILE) if place.size(n) is not None]
+    for name, data in read_each(place.workers, names, lambda name: _read(place, name)):
+        if name == _TOKENIZER_FILE:
+            added = {} if isinstance(data, Problem) else _added_tokens(data)
+            continue  # what can't be read there is told by who loads it
         text = data if isinstance(data, Problem) else _decode(name, data)
         parsed = text if isinstance(text, Problem) or name == _TEMPLATE_FILE else parse_json(name, text)
         if isinstance(parsed, Problem):
@@ -53,17 +60,34 @@ def read_configs(place: Place) -> tuple[Configs, list[Problem]]:
             template = parsed
         else:
             found[name] = parsed
-    configs = Configs(
-        config=found.get("config.json", {}),
-        generation_config=found.get("generation_config.json", {}),
-        tokenizer_config=found.get("tokenizer_config.json", {}),
+    tokenizer_config = {
+        **found.get("special_tokens_map.json", {}),
+        **found.get("tokenizer_config.json", {}),
+    }
+    processing = ProcessingFacts(
+        location=place.location,
+        commit=place.commit,
+        files=tuple(place.sizes),
+        tokenizer_config=tokenizer_config,
         processor_config={
             **found.get("preprocessor_config.json", {}),
             **found.get("processor_config.json", {}),
         },
         chat_template=_chat_template(template, found),
+        added_tokens={**_decoder_tokens(tokenizer_config), **added},
+    )
+    configs = Configs(
+        config=found.get("config.json", {}),
+        generation_config=found.get("generation_config.json", {}),
+        processing=processing,
     )
     return configs, problems
+
+
+def read_processing(place: Place) -> tuple[ProcessingFacts, list[Problem]]:
+    """Read what the place holds of a tokenizer or processor."""
+    configs, problems = read_configs(place)
+    return configs.processing, problems
 
 
 def read_json(place: Place, name: str) -> dict[str, Any] | Problem:
@@ -112,6 +136,38 @@ def read_each(workers: int, names: Iterable[S], read: Callable[[S], T]) -> Itera
         return
     with ThreadPoolExecutor(min(workers, len(every)), thread_name_prefix="loadkit-read") as pool:
         yield from zip(every, pool.map(read, every), strict=True)
+
+
+def _read(place: Place, name: str) -> bytes | Problem:
+    return place.read_range(name, 0, _TOKENIZER_HEAD) if name == _TOKENIZER_FILE else place.read(name)
+
+
+def _added_tokens(head: bytes) -> dict[str, int]:
+    """Token to id, from the beginning of a tokenizer.json, as far as the list was read."""
+    text = head.decode("utf-8", errors="ignore")
+    at = text.find("[", text.find('"added_tokens"')) + 1
+    found: dict[str, int] = {}
+    decoder = json.JSONDecoder()
+    while at > 0 and (start := text.find("{", at)) >= 0 and "]" not in text[at:start]:
+        try:
+            token, at = decoder.raw_decode(text, start)
+        except ValueError:
+            break  # cut off here
+        if isinstance(token.get("content"), str) and isinstance(token.get("id"), int):
+            found[token["content"]] = token["id"]
+    return found
+
+
+def _decoder_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, int]:
+    """The same from `added_tokens_decoder`, where transformers wrote them before version 5."""
+    decoder = tokenizer_config.get("added_tokens_decoder")
+    if not isinstance(decoder, dict):
+        return {}
+    return {
+        token["content"]: int(number)
+        for number, token in decoder.items()
+        if number.isdigit() and isinstance(token, dict) and isinstance(token.get("content"), str)
+    }
 
 
 def _chat_template(template: str | None, found: Mapping[str, Mapping[str, Any]]) -> str | None:

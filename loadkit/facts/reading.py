@@ -21,7 +21,8 @@ from loadkit.facts.adapters import (
 )
 from loadkit.facts.checkpoint import AdapterFacts, Checkpoint, File
 from loadkit.facts.contents import read_configs
-from loadkit.facts.folder import looks_like_path, missing_folder, open_folder, similar_folder
+from loadkit.facts.folder import looks_like_path
+from loadkit.facts.opening import Access, open_place
 from loadkit.facts.places import Place, Progress, checkpoint_problem
 from loadkit.facts.weight_files import read_weights
 
@@ -63,14 +64,8 @@ def read_checkpoint(
     Returns:
         The checkpoint as far as it could be read, and every problem found; without an error among them it is whole.
     """
-    reader = _Reader(
-        source=source,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        allow_pickle=allow_pickle,
-        progress=progress,
-    )
+    access = Access(token, cache_dir, local_files_only, progress)
+    reader = _Reader(source, access, allow_pickle=allow_pickle)
     checkpoint = reader.checkpoint(revision, adapter_revision)
     # One cause may stop several files; equal problems are told once.
     return checkpoint, tuple(dict.fromkeys(reader.problems))
@@ -79,23 +74,11 @@ def read_checkpoint(
 class _Reader:
     """One reading of a checkpoint, and the problems it found."""
 
-    def __init__(
-        self,
-        *,
-        source: str | os.PathLike[str],
-        token: str | bool | None,
-        cache_dir: str | os.PathLike[str] | None,
-        local_files_only: bool,
-        allow_pickle: bool,
-        progress: Progress | None,
-    ) -> None:
+    def __init__(self, source: str | os.PathLike[str], access: Access, *, allow_pickle: bool) -> None:
         self.source = source
         self.name = os.fspath(source)
-        self.token = token
-        self.cache_dir = cache_dir
-        self.local_files_only = local_files_only
+        self.access = access
         self.allow_pickle = allow_pickle
-        self.progress = progress
         self.problems: list[Problem] = []
 
     def checkpoint(self, revision: str, adapter_revision: str) -> Checkpoint:
@@ -133,23 +116,7 @@ class _Reader:
 
     def open(self, source: str | os.PathLike[str], revision: str) -> tuple[Place | None, list[Problem]]:
         """Find the folder or repository that a source names."""
-        folder = open_folder(source)
-        if folder is not None:
-            return folder, []
-        if looks_like_path(source):
-            return None, [missing_folder(source)]
-        from loadkit.facts.hub import open_repository  # not needed for folders
-
-        name = os.fspath(source)
-        place, problems = open_repository(
-            name,
-            revision=revision,
-            token=self.token,
-            cache_dir=self.cache_dir,
-            local_files_only=self.local_files_only,
-            progress=self.progress,
-        )
-        return place, [_with_folder(p, name) if p.code == "no-such-repository" else p for p in problems]
+        return open_place(source, revision, self.access)
 
     def contents(self, place: Place, revision: str, adapter: AdapterFacts | None) -> Checkpoint:
         """Read a model's files. `revision` is what the user demands of it."""
@@ -157,7 +124,7 @@ class _Reader:
         configs, problems = read_configs(place)
         self.problems += problems
         weights, problems = read_weights(
-            place, configs.config, allow_pickle=self.allow_pickle, progress=self.progress
+            place, configs.config, allow_pickle=self.allow_pickle, progress=self.access.progress
         )
         if place.size("config.json") is None:
             self.problems.append(place.absent(["config.json"], no_config(place)))
@@ -172,7 +139,9 @@ class _Reader:
             commit=place.commit,
             files=tuple(File(name=name, size=size) for name, size in place.sizes.items()),
             adapter=adapter,
-            **msgspec.structs.asdict(configs),
+            config=configs.config,
+            generation_config=configs.generation_config,
+            processing=configs.processing,
             **msgspec.structs.asdict(weights),
         )
 
@@ -221,13 +190,3 @@ def _where(source: str | os.PathLike[str]) -> dict[str, Any]:
     if looks_like_path(source):
         return {"kind": "folder", "location": os.path.abspath(os.path.expanduser(name)) if name else ""}
     return {"kind": "hub", "location": name}
-
-
-def _with_folder(problem: Problem, source: str) -> Problem:
-    """Add that there is no such folder either: a relative path looks just like a Hub id."""
-    hint = similar_folder(os.path.abspath(source))
-    return msgspec.structs.replace(
-        problem,
-        message=f"{problem.message}; there is no folder {source!r} here either",
-        remedy=(f"did you mean the folder {hint!r}? " if hint else "") + problem.remedy,
-    )

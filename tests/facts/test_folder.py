@@ -52,9 +52,9 @@ def test_a_whole_checkpoint_is_read(tmp_path: Path) -> None:
     assert (checkpoint.kind, checkpoint.revision, checkpoint.commit) == ("folder", "", "")
     assert checkpoint.config == CONFIG
     assert checkpoint.generation_config == {"eos_token_id": 2}
-    assert checkpoint.tokenizer_config == {"pad_token": "<pad>"}
-    assert checkpoint.processor_config == {"size": 3, "crop": 2}
-    assert checkpoint.chat_template == "{{ messages }}"
+    assert checkpoint.processing.tokenizer_config == {"pad_token": "<pad>"}
+    assert checkpoint.processing.processor_config == {"size": 3, "crop": 2}
+    assert checkpoint.processing.chat_template == "{{ messages }}"
     assert (checkpoint.weight_format, checkpoint.weight_files) == ("safetensors", ("model.safetensors",))
     assert {name: header.shape for name, header in checkpoint.tensors.items()} == SHAPES
     assert checkpoint.weight_bytes == 2 * (64 * 32 + 64 * 32 + 32)
@@ -110,7 +110,7 @@ def test_the_chat_template_in_force_is_found(
     write_model(tmp_path)
     for name, value in files.items():
         (tmp_path / name).write_text(value if isinstance(value, str) else json.dumps(value))
-    assert read(tmp_path)[0].chat_template == expected
+    assert read(tmp_path)[0].processing.chat_template == expected
 
 
 def test_numbers_that_only_python_reads_are_read(tmp_path: Path) -> None:
