@@ -36,14 +36,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         source: a folder, a Hub id, or an adapter repository.
         profile: the profile's name, or the path of a profile file; "" for none.
-        options: the options in force, by name; a caller's option hides the profile's.
-        hidden: profile options that the caller's own replaced, so that the plan can show them.
+        options: the options in force, by name; a caller's option hides the recipe's, which hides the profile's.
+        hidden: options of the profile or recipe that were hidden so, for the plan to show.
+        recipe: the recipe's file; "" for none.
+        trainer_keys: keys of the recipe that are the trainer's.
     """
 
     source: str
     profile: str = ""
     options: dict[str, Asked] = {}
     hidden: tuple[Asked, ...] = ()
+    recipe: str = ""
+    trainer_keys: tuple[str, ...] = ()
 
     def asked(self, name: str) -> Asked | None:
         """The option of that name, None where nobody set it. An explicit None counts as not set."""
