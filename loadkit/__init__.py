@@ -29,21 +29,25 @@ if TYPE_CHECKING:
         Problem,
         Severity,
     )
-    from loadkit.facts.checkpoint import AdapterFacts, Checkpoint, File, TensorHeader
+    from loadkit.facts.beside import Beside, Template
+    from loadkit.facts.checkpoint import AdapterFacts, Checkpoint, File, ProcessingFacts, TensorHeader
     from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts
     from loadkit.facts.machine import Accelerator, Machine
     from loadkit.facts.request import Asked, Request
     from loadkit.facts.topology import Topology
     from loadkit.hookspecs import hookimpl
-    from loadkit.loading import Loaded, LoadkitWarning, load
+    from loadkit.inference import InferenceMode
+    from loadkit.loading import Loaded, LoadkitWarning, load, load_processing_class
     from loadkit.manager import PluginInfo, PluginManager
     from loadkit.options import Option, nearest
     from loadkit.pipeline import make_plan as plan
     from loadkit.plans import Plan
     from loadkit.profiles import Profile, read_profile, read_profiles
-    from loadkit.report import Loading, Measurements, Report
+    from loadkit.recipes import Recipe, read_recipe
+    from loadkit.report import Change, Loading, Measurements, Report
     from loadkit.values import (
         Adapter,
+        Adapters,
         Architecture,
         Experimental,
         ModelClass,
@@ -53,7 +57,9 @@ if TYPE_CHECKING:
         Quantization,
         Support,
         Supported,
+        Tokens,
         Unsupported,
+        Vocabulary,
     )
 
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -69,21 +75,25 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Problem",
         "Severity",
     ),
-    "facts.checkpoint": ("AdapterFacts", "Checkpoint", "File", "TensorHeader"),
+    "facts.beside": ("Beside", "Template"),
+    "facts.checkpoint": ("AdapterFacts", "Checkpoint", "File", "ProcessingFacts", "TensorHeader"),
     "facts.library": ("ConfigFacts", "Family", "Library", "ModelFacts"),
     "facts.machine": ("Accelerator", "Machine"),
     "facts.request": ("Asked", "Request"),
     "facts.topology": ("Topology",),
     "hookspecs": ("hookimpl",),
-    "loading": ("Loaded", "LoadkitWarning", "load"),
+    "inference": ("InferenceMode",),
+    "loading": ("Loaded", "LoadkitWarning", "load", "load_processing_class"),
     "manager": ("PluginInfo", "PluginManager"),
     "options": ("Option", "nearest"),
     "pipeline": ("plan",),
     "plans": ("Plan",),
     "profiles": ("Profile", "read_profile", "read_profiles"),
-    "report": ("Loading", "Measurements", "Report"),
+    "recipes": ("Recipe", "read_recipe"),
+    "report": ("Change", "Loading", "Measurements", "Report"),
     "values": (
         "Adapter",
+        "Adapters",
         "Architecture",
         "Experimental",
         "ModelClass",
@@ -93,7 +103,9 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Quantization",
         "Support",
         "Supported",
+        "Tokens",
         "Unsupported",
+        "Vocabulary",
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -103,9 +115,12 @@ __all__ = [
     "Accelerator",
     "Adapter",
     "AdapterFacts",
+    "Adapters",
     "Architecture",
     "Asked",
     "AuditError",
+    "Beside",
+    "Change",
     "Checkpoint",
     "Claim",
     "ConfigFacts",
@@ -115,6 +130,7 @@ __all__ = [
     "Family",
     "File",
     "Finding",
+    "InferenceMode",
     "Library",
     "LoadError",
     "Loaded",
@@ -137,23 +153,30 @@ __all__ = [
     "Preparation",
     "Problem",
     "Processing",
+    "ProcessingFacts",
     "Profile",
     "Quantization",
+    "Recipe",
     "Report",
     "Request",
     "Severity",
     "Strength",
     "Support",
     "Supported",
+    "Template",
     "TensorHeader",
+    "Tokens",
     "Topology",
     "Unsupported",
+    "Vocabulary",
     "hookimpl",
     "load",
+    "load_processing_class",
     "nearest",
     "plan",
     "read_profile",
     "read_profiles",
+    "read_recipe",
 ]
 
 

@@ -15,18 +15,23 @@ __all__ = ["audit"]
 ORDER = ("error", "warning", "note")
 
 
-def audit(plan: Plan, model: Any, loading: Loading, manager: PluginManager) -> tuple[Finding, ...]:
+def audit(
+    plan: Plan, model: Any, loading: Loading, processing_class: Any, manager: PluginManager
+) -> tuple[Finding, ...]:
     """Collect what the plugins find, errors first.
 
     Parameters:
         plan: what was planned.
         model: the final model.
         loading: what `from_pretrained` said of the weights.
+        processing_class: the tokenizer or processor; None where there is none.
         manager: the plugins.
 
     Raises:
         PluginError: a plugin failed while looking.
     """
-    answers = manager.answers(hooks.loadkit_audit_model, plan=plan, model=model, loading=loading)
+    answers = manager.answers(
+        hooks.loadkit_audit_model, plan=plan, model=model, loading=loading, processing_class=processing_class
+    )
     found = [finding for _, given in answers for finding in given]
     return tuple(sorted(found, key=lambda f: (ORDER.index(f.severity), f.stage, f.code, f.message)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from loadkit.facts.checkpoint import Checkpoint
+from loadkit.facts.beside import Beside
+from loadkit.facts.checkpoint import Checkpoint, ProcessingFacts
 from loadkit.facts.library import Library
 from loadkit.facts.machine import Machine
 from loadkit.facts.request import Request
@@ -20,6 +21,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         request: what was asked, and by whom.
         checkpoint: config, files and headers of the checkpoint.
+        beside: what the request names beside it: another tokenizer, a chat template, adapters.
         machine: accelerators, memory, packages.
         topology: processes and the engine that spreads the model over them.
         library: what the installed transformers offers for this checkpoint.
@@ -31,9 +33,20 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     topology: Topology
     library: Library
+    beside: Beside = Beside()
     architectures: dict[str, Architecture] = {}
 
     @property
     def registered(self) -> Architecture | None:
         """The architecture that a plugin registered for this checkpoint's model type, if any."""
         return self.architectures.get(self.checkpoint.model_type)
+
+    @property
+    def processing(self) -> ProcessingFacts:
+        """The tokenizer or processor in question: the one asked for by name, else the adapter's own, else the checkpoint's."""
+        if self.beside.tokenizer is not None:
+            return self.beside.tokenizer
+        adapter = self.checkpoint.adapter
+        if adapter is not None and "tokenizer_config.json" in adapter.processing.files:
+            return adapter.processing
+        return self.checkpoint.processing

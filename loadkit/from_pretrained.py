@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from loadkit import hookspecs as hooks
 from loadkit.errors import LoadError, LoadkitError
+from loadkit.inference import configs
 from loadkit.manager import PluginManager
 from loadkit.plans import KWARGS, Plan
 from loadkit.report import Loading
 from loadkit.skipping import modules_to_skip
+from loadkit.values import Adapter, Adapters
 
-__all__ = ["load_model", "load_processing_class"]
+__all__ = ["LoadedModel", "fetch_adapters", "load_model", "load_processing_class"]
 
 HEADED = ("sequence-classification", "token-classification")
 """Tasks with a head of their own. transformers 5.23 means to leave the last module unquantized, but misses one that has a
@@ -22,8 +26,26 @@ bias (`get_keys_to_not_convert` strips ".weight" only), so that BERT's classifie
 
 HUB_KWARGS = ("cache_dir", "local_files_only", "revision")
 
+NO_ADAPTER = {"subfolder": "loadkit-attaches-adapters"}
+"""Where transformers is sent to look for an adapter beside the weights: it finds none, and injects none (transformers 5.23:
+`maybe_load_adapters`). An adapter that the plan has is attached in its own phase."""
 
-def load_model(plan: Plan, manager: PluginManager, token: str | bool | None = None) -> tuple[Any, Loading]:
+
+class LoadedModel(NamedTuple):
+    """What `load_model` gives.
+
+    Parameters:
+        model: the model in evaluation mode.
+        loading: what `from_pretrained` said of its weights.
+        own_cache: path of a nested config ("" for the outermost) to the checkpoint's own `use_cache`.
+    """
+
+    model: Any
+    loading: Loading
+    own_cache: dict[str, bool]
+
+
+def load_model(plan: Plan, manager: PluginManager, token: str | bool | None = None) -> LoadedModel:
     """Load the model that the plan names.
 
     Parameters:
@@ -31,17 +53,15 @@ def load_model(plan: Plan, manager: PluginManager, token: str | bool | None = No
         manager: the plugins that may load it another way, and that build its quantization config.
         token: the Hub token.
 
-    Returns:
-        The model in evaluation mode, and what `from_pretrained` said of its weights.
-
     Raises:
         LoadError: transformers failed; its exception is the cause.
     """
     other = manager.first(hooks.loadkit_load_model, plan=plan)
     if other is not None:
-        return other, Loading()
+        return LoadedModel(other, Loading(), {})
     with _explained(plan, "the model"):
         config, further = load_config(plan, token)
+        own_cache = _set_cache(config, plan.use_cache)
         kwargs: dict[str, Any] = {**plan.kwargs, **further, **({} if token is None else {"token": token})}
         for name in plan_kwargs(plan).keys() - further.keys() - set(HUB_KWARGS):
             kwargs.pop(name)  # the config took it
@@ -55,13 +75,14 @@ def load_model(plan: Plan, manager: PluginManager, token: str | bool | None = No
             config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told, not raised, so that the audit can name every tensor
+            **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind == "folder" else {}),
             **kwargs,
         )
-    return model, _loading(info)
+    return LoadedModel(model, _loading(info), own_cache)
 
 
 def load_config(plan: Plan, token: str | bool | None = None) -> tuple[Any, dict[str, Any]]:
-    """Load the config at the plan's commit, with `use_cache` set at every depth that has it.
+    """Load the config at the plan's commit.
 
     Parameters:
         plan: the plan.
@@ -88,10 +109,6 @@ def load_config(plan: Plan, token: str | bool | None = None) -> tuple[Any, dict[
         whole, config = config, getattr(config, model_class.config_key)
         if getattr(whole, "quantization_config", None) is not None:
             config.quantization_config = whole.quantization_config
-    if plan.use_cache is not None:
-        for nested in _configs(config):
-            if hasattr(nested, "use_cache"):
-                nested.use_cache = plan.use_cache
     return config, {name: value for name, value in unused.items() if name in further}
 
 
@@ -110,7 +127,7 @@ def load_processing_class(plan: Plan, token: str | bool | None = None) -> Any:
         auto = transformers.AutoProcessor if processing.kind == "processor" else transformers.AutoTokenizer
         loader = _imported(processing.processing_class) if processing.processing_class else auto
         kwargs = {name: value for name, value in plan_kwargs(plan).items() if name in HUB_KWARGS}
-        loaded = loader.from_pretrained(
+        return loader.from_pretrained(
             processing.source,
             trust_remote_code=plan.model_class.implementation == "remote code",
             **({} if token is None else {"token": token}),
@@ -118,12 +135,34 @@ def load_processing_class(plan: Plan, token: str | bool | None = None) -> Any:
             **kwargs,
             **processing.options,
         )
-    tokenizer = getattr(loaded, "tokenizer", loaded)
-    if processing.padding_side is not None:
-        tokenizer.padding_side = processing.padding_side
-    if processing.chat_template is not None:
-        loaded.chat_template = processing.chat_template
-    return loaded
+
+
+def fetch_adapters(plan: Plan, token: str | bool | None = None) -> Adapters | None:
+    """Bring the files of existing adapters onto this machine, at their commits.
+
+    Returns:
+        The plan's adapters, with the folder of each as its source; None for a bare model.
+
+    Raises:
+        LoadError: the Hub can't be reached, or refuses.
+    """
+    adapters = plan.adapters
+    if adapters is None:
+        return None
+    return msgspec.structs.replace(
+        adapters, members=tuple(_fetched(plan, a, token) if a.revision else a for a in adapters.members)
+    )
+
+
+def _fetched(plan: Plan, adapter: Adapter, token: str | bool | None) -> Adapter:
+    from huggingface_hub import snapshot_download
+
+    hub = {name: value for name, value in plan_kwargs(plan).items() if name in HUB_KWARGS}
+    with _explained(plan, f"the adapter {adapter.source!r}"):
+        folder = snapshot_download(
+            adapter.source, revision=adapter.revision, token=token, allow_patterns=["adapter_*"], **hub
+        )
+    return msgspec.structs.replace(adapter, source=folder, revision="")
 
 
 def plan_kwargs(plan: Plan) -> dict[str, Any]:
@@ -164,12 +203,15 @@ def _imported(reference: str) -> Any:
     return getattr(importlib.import_module(module or "transformers"), name)
 
 
-def _configs(config: Any) -> Iterator[Any]:
-    yield config
-    for key in config.sub_configs:
-        nested = getattr(config, key, None)
-        if hasattr(nested, "sub_configs"):
-            yield from _configs(nested)
+def _set_cache(config: Any, use_cache: bool | None) -> dict[str, bool]:
+    """Set `use_cache` at every depth that has it; the values from before."""
+    if use_cache is None:
+        return {}
+    own = {path: nested.use_cache for path, nested in configs(config) if hasattr(nested, "use_cache")}
+    for path, nested in configs(config):
+        if path in own:
+            nested.use_cache = use_cache
+    return own
 
 
 def _loading(info: dict[str, Any]) -> Loading:

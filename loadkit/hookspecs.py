@@ -13,8 +13,8 @@ Three kinds of hooks:
   Registration order decides nothing. Claim only what concerns you, and say why in one line. Where you would decide but
   can't, answer with a `Problem` that says why: it is shown if nobody else claims either.
 * **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `audit_model`): every answer counts.
-* **Act** (`build_quantization_config`, `load_model`, `prepare_model`, `attach_adapter`): the first result that isn't None
-  is used; return None for what isn't yours.
+* **Act** (`build_quantization_config`, `load_model`, and the phases from `fit_vocabulary` to `merge_adapters`): the first
+  result that isn't None is used; return None for what isn't yours. The core calls them, always in the same order.
 
 Hooks up to `check_plan` run while planning: they must not import torch or transformers, and must not look at the machine,
 the environment or the network. All they need is in the frozen facts of `context`. The others run while loading.
@@ -34,13 +34,15 @@ from loadkit.options import Option
 from loadkit.plans import Plan
 from loadkit.profiles import Profile
 from loadkit.values import (
-    Adapter,
+    Adapters,
     Architecture,
     ModelClass,
     Placement,
     Preparation,
     Processing,
     Quantization,
+    Tokens,
+    Vocabulary,
 )
 
 if TYPE_CHECKING:
@@ -208,19 +210,48 @@ def loadkit_choose_processing(context: Context, architecture: ModelClass) -> Ans
 
 
 @hookspec
+def loadkit_choose_tokens(
+    context: Context,
+    architecture: ModelClass,
+    quantization: Quantization | None,
+    preparation: Preparation,
+    processing: Processing,
+) -> Answer[Tokens | None]:
+    """Choose the special tokens: which ends a text, which fills up a batch, which are added.
+
+    Parameters:
+        context: the facts.
+        architecture: the class decided before.
+        quantization: the quantization decided before: embeddings of a quantized checkpoint can't be resized.
+        preparation: the preparation decided before: what only training needs isn't changed for inference.
+        processing: the tokenizer or processor decided before.
+
+    Returns:
+        A claim with `Tokens`, or with None to leave the tokenizer's own.
+    """
+
+
+@hookspec
 def loadkit_choose_adapter(
-    context: Context, architecture: ModelClass, dtype: str, quantization: Quantization | None
-) -> Answer[Adapter | None]:
-    """Choose the adapter, new or existing. Nobody's claim means that there is none.
+    context: Context,
+    architecture: ModelClass,
+    dtype: str,
+    quantization: Quantization | None,
+    preparation: Preparation,
+    tokens: Tokens | None,
+) -> Answer[Adapters | None]:
+    """Choose the adapters, new or existing. Nobody's claim means that there is none.
 
     Parameters:
         context: the facts.
         architecture: the class decided before.
         dtype: the dtype decided before.
         quantization: the quantization decided before.
+        preparation: the preparation decided before.
+        tokens: the special tokens decided before: rows of new ones are trained with a new adapter.
 
     Returns:
-        A claim with an `Adapter`, or with None for a bare model.
+        A claim with `Adapters`, or with None for a bare model.
     """
 
 
@@ -284,42 +315,115 @@ def loadkit_load_model(plan: Plan) -> Any | None:
     """
 
 
+# --- The phases between loading and the audit, in this order; each only where the plan has it ------------------------
+
+
 @hookspec(firstresult=True)
-def loadkit_prepare_model(plan: Plan, model: Any, preparation: Preparation) -> Any | None:
-    """Carry out the preparation on the loaded model: k-bit preparation, gradient checkpointing, input gradients.
+def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> Any | None:
+    """Make embeddings, config and generation config agree with the tokenizer.
 
     Parameters:
         plan: the plan.
         model: the loaded `transformers.PreTrainedModel`.
-        preparation: what was decided.
+        vocabulary: what the tokenizer asks for.
 
     Returns:
-        The prepared model (the same object, as a rule); None where it isn't yours.
+        The model; None where it isn't yours.
     """
 
 
 @hookspec(firstresult=True)
-def loadkit_attach_adapter(plan: Plan, model: Any, adapter: Adapter) -> Any | None:
-    """Attach the adapter to the prepared model.
+def loadkit_dequantize(plan: Plan, model: Any) -> Any | None:
+    """Turn a quantized model back into floating point, for an adapter to be merged into it.
+
+    Parameters:
+        plan: the plan.
+        model: the loaded `transformers.PreTrainedModel`.
+
+    Returns:
+        The model in the planned dtype, without a quantization config; None where the method isn't yours.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_prepare_quantized(plan: Plan, model: Any) -> Any | None:
+    """Make a quantized model fit for training over it: freeze it, keep in float32 what must be.
+
+    Parameters:
+        plan: the plan.
+        model: the loaded `transformers.PreTrainedModel`.
+
+    Returns:
+        The model; None where the method isn't yours.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any | None:
+    """Turn gradient checkpointing on.
+
+    Parameters:
+        plan: the plan; `plan.preparation.gradient_checkpointing_kwargs` says how.
+        model: the `transformers.PreTrainedModel`, frozen where it is quantized.
+
+    Returns:
+        The model; None where it isn't yours.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_enable_input_gradients(plan: Plan, model: Any) -> Any | None:
+    """Let gradients flow from the embeddings, so that a checkpointed frozen layer hands them on to the adapter.
+
+    Parameters:
+        plan: the plan.
+        model: the `transformers.PreTrainedModel`, with gradient checkpointing on.
+
+    Returns:
+        The model; None where it isn't yours.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_attach_adapters(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -> Any | None:
+    """Attach the adapters to the prepared model, and turn the active one on.
 
     Parameters:
         plan: the plan.
         model: the prepared `transformers.PreTrainedModel`.
-        adapter: what was decided.
+        adapters: what was decided; the `source` of an existing one is a folder here, whose files are on this machine.
+        vocabulary: what the tokenizer asked for: the rows of new tokens train with a new adapter.
 
     Returns:
         The `peft.PeftModel`; None where that type of adapter isn't yours.
     """
 
 
+@hookspec(firstresult=True)
+def loadkit_merge_adapters(plan: Plan, model: Any, adapters: Adapters) -> Any | None:
+    """Work the active adapter into the weights of the base.
+
+    Parameters:
+        plan: the plan.
+        model: the `peft.PeftModel`.
+        adapters: what was decided.
+
+    Returns:
+        The bare `transformers.PreTrainedModel`; None where that type of adapter isn't yours.
+    """
+
+
 @hookspec
-def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Finding]:  # type: ignore[empty-body]
+def loadkit_audit_model(  # type: ignore[empty-body]
+    plan: Plan, model: Any, loading: Loading, processing_class: Any
+) -> Sequence[Finding]:
     """Compare the loaded model with what your stage decided.
 
     Parameters:
         plan: the plan.
         model: the final model, with its adapter.
         loading: what `from_pretrained` reported: missing, unexpected and mismatched tensors.
+        processing_class: the tokenizer or processor; None where there is none.
 
     Returns:
         Findings; one of severity "error" fails the load unless `strict=False`.

@@ -10,17 +10,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loadkit import hookspecs as hooks
+from loadkit import from_pretrained
 from loadkit.audit import audit
-from loadkit.errors import AuditError, LoadError, LoadkitError
-from loadkit.from_pretrained import load_model, load_processing_class
+from loadkit.errors import AuditError, LoadkitError
+from loadkit.from_pretrained import fetch_adapters, load_model
+from loadkit.inference import InferenceMode
 from loadkit.manager import PluginManager, default_manager
 from loadkit.measure import measure, peak_memory
+from loadkit.phases import Given, run_phases
 from loadkit.pipeline import make_plan
 from loadkit.plans import Plan
+from loadkit.processing import finish_processing
+from loadkit.recipes import Recipe
 from loadkit.report import Report
+from loadkit.saving import keep_own_cache
 
-__all__ = ["Loaded", "LoadkitWarning", "load"]
+__all__ = ["Loaded", "LoadkitWarning", "load", "load_processing_class"]
+
+
+NEUTRAL = (None, True, "gaussian")
+"""Values of `init_lora_weights` after which a fresh adapter changes nothing."""
 
 
 class LoadkitWarning(UserWarning):
@@ -42,6 +51,7 @@ class Loaded:
         self.processing_class = processing_class
         self.plan = plan
         self.report = report
+        self._versions = _versions(model)
 
     @property
     def tokenizer(self) -> Any:
@@ -51,6 +61,9 @@ class Loaded:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Save the model (with an adapter: the adapter alone, as PEFT does) and its processing class.
 
+        The configs that are written hold the checkpoint's own `use_cache`, whatever training needed; so do those that a
+        trainer writes with `model.save_pretrained`.
+
         Parameters:
             folder: where to; made where it isn't there.
 
@@ -59,10 +72,51 @@ class Loaded:
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(target)
+        grown = any(c.phase == "vocabulary" for c in self.report.changes) and self.plan.adapter is not None
+        self.model.save_pretrained(target, **({"save_embedding_layers": True} if grown else {}))
         if self.processing_class is not None:
             self.processing_class.save_pretrained(target)
         return target
+
+    def for_inference(self) -> InferenceMode:
+        """Turn evaluation mode and the key-value cache on, at once.
+
+        Returns:
+            What takes it back: at the end of a `with` block, or by its `undo()`.
+        """
+        return InferenceMode(self.model)
+
+    def reference(self, *, trained_in_full: bool | None = None) -> Any:
+        """The frozen model as it was loaded, for preference training, without a second load.
+
+        With an adapter it is the same base with the adapter off, or, where the adapter isn't a fresh one, with a frozen copy of it on.
+        Without one it shares the policy's storage, and refuses to run once that has trained; a policy that is trained in full
+        gets a real copy instead. Call it before training.
+
+        Parameters:
+            trained_in_full: whether the policy's own weights will train. By default as planned: training, without an adapter,
+                over a base that isn't quantized. Give False where the trainer injects an adapter itself.
+
+        Returns:
+            A `torch.nn.Module` with `forward`, `generate` and `config`, in evaluation mode, without trainable parameters.
+
+        Raises:
+            LoadkitError: the reference is an adapter that has been trained since it was loaded.
+        """
+        from loadkit.reference import adapter_reference, frozen_copy, shared_reference
+
+        plan = self.plan
+        if plan.adapter is not None and hasattr(self.model, "disable_adapter"):
+            init = plan.adapter.options.get("init_lora_weights", True)
+            return adapter_reference(
+                self.model,
+                plan.adapter.name,
+                trained=_versions(self.model) != self._versions,
+                starts_neutral=not plan.adapter.source and init in NEUTRAL,
+            )
+        if trained_in_full is None:
+            trained_in_full = plan.preparation.training and not plan.preparation.kbit
+        return frozen_copy(self.model) if trained_in_full else shared_reference(self.model)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.processing_class))
@@ -72,9 +126,10 @@ class Loaded:
 
 
 def load(
-    source: str | os.PathLike[str] | Plan,
+    source: str | os.PathLike[str] | Plan | None = None,
     profile: str | None = None,
     *,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     token: str | bool | None = None,
     strict: bool = True,
     plugin_manager: PluginManager | None = None,
@@ -84,8 +139,9 @@ def load(
     """Load a model and its tokenizer or processor, exactly as planned.
 
     Parameters:
-        source: a folder, a Hub id, an adapter repository, or a `Plan` to run as it is.
+        source: a folder, a Hub id, an adapter repository, or a `Plan` to run as it is; None for the model that the recipe names.
         profile: a profile's name ("qlora"), or the path of a profile file.
+        recipe: a training recipe (YAML) of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory.
         token: the Hub token, as huggingface_hub takes it.
         strict: whether a finding of the audit fails the load; False turns errors into a `LoadkitWarning`.
         plugin_manager: the plugins to use; all installed ones by default.
@@ -105,37 +161,32 @@ def load(
     say = progress or (lambda _: None)
     clock = _Clock()
     with clock("plan"):
-        plan = _planned(source, profile, options, token=token, plugin_manager=manager, progress=progress)
+        plan = _planned(
+            source, profile, recipe, options, token=token, plugin_manager=manager, progress=progress
+        )
     say("importing torch and transformers")
     with clock("import"):
         _import()
+    say("loading the tokenizer or processor")
+    with clock(
+        "processing"
+    ):  # first, so that a token that can't be had is refused before the weights are read
+        processing_class = from_pretrained.load_processing_class(plan, token)
+        vocabulary = finish_processing(plan, processing_class)
     say(f"loading {plan.model_class.model_class}")
     with clock("load"):
-        model, loading = load_model(plan, manager, token)
-    say("preparing")
-    with clock("prepare"):
-        model = _acted(
-            manager.first(hooks.loadkit_prepare_model, plan=plan, model=model, preparation=plan.preparation),
-            "prepare_model",
-            "preparation",
-        )
-    if plan.adapter is not None:
-        say("attaching the adapter")
-        with clock("adapter"):
-            model = _acted(
-                manager.first(hooks.loadkit_attach_adapter, plan=plan, model=model, adapter=plan.adapter),
-                "attach_adapter",
-                plan.adapter.peft_type,
-            )
-    with clock("processing"):
-        processing_class = load_processing_class(plan, token)
+        model, loading, own_cache = load_model(plan, manager, token)
+    keep_own_cache(model, own_cache)
+    given = Given(vocabulary, fetch_adapters(plan, token))
+    model, changes = run_phases(plan, model, given, manager, clock, say)
     say("auditing")
     with clock("audit"):
-        findings = audit(plan, model, loading, manager)
+        findings = audit(plan, model, loading, processing_class, manager)
         measurements = measure(model)
     report = Report(
         measurements=measurements,
         findings=findings,
+        changes=changes,
         loading=loading,
         seconds=clock.seconds,
         peak_memory=peak_memory(),
@@ -143,15 +194,49 @@ def load(
     return _judged(Loaded(model, processing_class, plan, report), strict)
 
 
+def load_processing_class(
+    source: str | os.PathLike[str] | Plan | None = None,
+    profile: str | None = None,
+    *,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
+    token: str | bool | None = None,
+    plugin_manager: PluginManager | None = None,
+    **options: Any,
+) -> Any:
+    """Load the tokenizer or processor alone, as `load` would: planned template, padding side and special tokens.
+
+    Parameters:
+        source, profile, recipe, token, plugin_manager, **options: as `load` takes them.
+
+    Returns:
+        The tokenizer or processor; None where the checkpoint has neither.
+
+    Raises:
+        PlanError: the request can't be met.
+        LoadError: transformers failed, or a token that was asked for isn't in the vocabulary.
+    """
+    plan = _planned(
+        source, profile, recipe, options, token=token, plugin_manager=plugin_manager or default_manager()
+    )
+    loaded = from_pretrained.load_processing_class(plan, token)
+    finish_processing(plan, loaded)
+    return loaded
+
+
 def _planned(
-    source: str | os.PathLike[str] | Plan, profile: str | None, options: Mapping[str, Any], **about: Any
+    source: str | os.PathLike[str] | Plan | None,
+    profile: str | None,
+    recipe: str | os.PathLike[str] | Recipe | None,
+    options: Mapping[str, Any],
+    **about: Any,
 ) -> Plan:
     if not isinstance(source, Plan):
-        return make_plan(source, profile, **about, **options)
-    if profile is not None or options:
-        given = ", ".join(
-            ([f"profile={profile!r}"] if profile else []) + [f"{k}={v!r}" for k, v in options.items()]
-        )
+        return make_plan(source, profile, recipe=recipe, **about, **options)
+    named = {"profile": profile, "recipe": recipe}
+    given = ", ".join(
+        f"{k}={v!r}" for k, v in ({k: v for k, v in named.items() if v} | dict(options)).items()
+    )
+    if given:
         raise LoadkitError(
             f"load() was given a plan and {given}: a plan is run as it is; make another with loadkit.plan(…, {given})"
         )
@@ -164,12 +249,9 @@ def _import() -> None:
     import transformers.modeling_utils  # noqa: F401
 
 
-def _acted(model: Any, hook: str, what: str) -> Any:
-    if model is None:
-        raise LoadError(
-            f"no plugin carried out {what}: loadkit_{hook} has no taker; `loadkit plugins --hook loadkit_{hook}` shows who implements it"
-        )
-    return model
+def _versions(model: Any) -> int:
+    """torch's count of in-place changes to what trains."""
+    return sum(p._version for p in model.parameters() if p.requires_grad)
 
 
 def _judged(loaded: Loaded, strict: bool) -> Loaded:

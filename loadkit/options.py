@@ -24,6 +24,7 @@ TYPES: Mapping[str, Any] = {
     "mapping": dict[str, Any],
     "str": str,
     "bool or mapping": bool | dict[str, Any],
+    "bool or str": bool | str,
     "list or str": list[str] | str,
     "mapping or str": dict[str, Any] | str,
     "bool or mapping or str": bool | dict[str, Any] | str,
@@ -77,6 +78,25 @@ CORE_OPTIONS: tuple[Option, ...] = (
         type="bool",
         stage="checkpoint",
         help="use only what is cached; don't ask the Hub",
+    ),
+    Option(
+        name="tokenizer",
+        type="str",
+        stage="processing",
+        help="folder or Hub id[@revision] of another tokenizer or processor; by default the adapter's or the model's own",
+        aliases=("tokenizer_name_or_path",),
+    ),
+    Option(
+        name="chat_template",
+        type="str",
+        stage="processing",
+        help="a chat template to set: Jinja text, a file, or the folder or Hub id of a checkpoint that has it",
+    ),
+    Option(
+        name="adapter",
+        type="bool or mapping or str",
+        stage="adapter",
+        help='true for a new LoRA adapter, false for none; the folder or Hub id[@revision] of an existing one; or several as {"name": "source"}',
     ),
     Option(
         name="quantization_config",

@@ -13,9 +13,11 @@ from loadkit import hookspecs as hooks
 from loadkit.claims import Claim, Decision, StampedClaim, Strength, decide
 from loadkit.context import Context
 from loadkit.errors import PlanError, PluginError, Problem
+from loadkit.facts.beside import read_beside
 from loadkit.facts.checkpoint import Checkpoint
 from loadkit.facts.library import read_library
 from loadkit.facts.machine import Machine, read_machine
+from loadkit.facts.opening import Access
 from loadkit.facts.reading import read_checkpoint
 from loadkit.facts.request import Asked, Request
 from loadkit.facts.topology import Topology, read_topology
@@ -23,8 +25,9 @@ from loadkit.manager import PluginManager, default_manager
 from loadkit.options import ask
 from loadkit.plans import KWARGS, CheckpointSummary, Plan
 from loadkit.profiles import find_profile
+from loadkit.recipes import Recipe, read_recipe
 from loadkit.stages import OWNED_KWARGS, STAGES, Stage, stage_named
-from loadkit.values import ModelClass, Preparation, Quantization
+from loadkit.values import ModelClass, Preparation, Processing, Quantization
 
 __all__ = ["make_plan", "make_request", "plan_context"]
 
@@ -33,9 +36,10 @@ Progress = Callable[[str], None]
 
 
 def make_plan(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
     profile: str | None = None,
     *,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     token: str | bool | None = None,
     machine: Machine | None = None,
     topology: Topology | None = None,
@@ -46,8 +50,10 @@ def make_plan(
     """Plan a load without loading anything. Public as `loadkit.plan`.
 
     Parameters:
-        source: a folder, a Hub id, or an adapter repository (its base is found).
+        source: a folder, a Hub id, or an adapter repository (its base is found); None for the one that the recipe names.
         profile: a profile's name, or the path of a profile file; None for none.
+        recipe: a training recipe of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory: its loading keys are
+            preferences, stronger than the profile's, weaker than your options.
         token: the Hub token, as huggingface_hub takes it; it appears in no plan and no message.
         machine: facts to plan for; this machine's by default.
         topology: processes to plan for; those of this launch by default.
@@ -62,11 +68,16 @@ def make_plan(
         PlanError: it can't be met; all problems are listed.
     """
     manager = plugin_manager or default_manager()
-    request, problems = make_request(source, profile, options, manager)
+    request, problems = make_request(source, profile, options, manager, recipe)
+    if not request.source:
+        raise PlanError("", [*problems, *([] if problems else [_no_source(request)])])
     checkpoint, found = read_checkpoint(
-        source,
+        request.source,
         revision=request.value("revision", ""),
-        adapter_revision=request.value("adapter_revision", ""),
+        # that of the adapter named by an option isn't the source's
+        adapter_revision=""
+        if isinstance(request.value("adapter"), str)
+        else request.value("adapter_revision", ""),
         token=token,
         cache_dir=request.value("cache_dir"),
         local_files_only=request.value("local_files_only", False),
@@ -81,9 +92,15 @@ def make_plan(
         problems.append(
             _several("architecture", "model type", checkpoint.model_type, architectures.conflicts)
         )
+    access = Access(token, request.value("cache_dir"), request.value("local_files_only", False), progress)
+    beside, found_beside = read_beside(
+        request, checkpoint, access, allow_pickle=request.value("allow_pickle", False)
+    )
+    problems += found_beside
     context = Context(
         request=request,
         checkpoint=checkpoint,
+        beside=beside,
         machine=machine or _this_machine(),
         topology=topology or read_topology(),
         library=read_library(checkpoint.config, progress=progress),
@@ -93,33 +110,60 @@ def make_plan(
 
 
 def make_request(
-    source: str | os.PathLike[str], profile: str | None, options: Mapping[str, Any], manager: PluginManager
+    source: str | os.PathLike[str] | None,
+    profile: str | None,
+    options: Mapping[str, Any],
+    manager: PluginManager,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
 ) -> tuple[Request, list[Problem]]:
-    """Check the options and merge them over the profile's, keeping who asked for what."""
+    """Check the options and merge them over the recipe's and the profile's, keeping who asked for what."""
     declared = manager.options
     yours, problems = ask(options, declared.found, declared.conflicts, by="you", strength=Strength.YOU)
-    theirs: dict[str, Asked] = {}
+    layers = [yours]
+    read: Recipe | None = None
+    if recipe is not None:
+        read, found = (recipe, []) if isinstance(recipe, Recipe) else read_recipe(recipe)
+        problems += found
+    if read is not None:
+        theirs, unfit = ask(
+            read.options,
+            declared.found,
+            declared.conflicts,
+            by=f"recipe {os.path.basename(read.path)!r}",
+            strength=Strength.PROFILE,
+        )
+        layers.append(theirs)
+        problems += [*unfit, *(_note(read, note) for note in read.notes)]
     if profile:
-        profiles = manager.profiles
-        if profile in profiles.conflicts:
-            problems.append(_several("request", "profile", profile, profiles.conflicts))
-        else:
-            wanted, found = find_profile(profile, profiles.found)
-            theirs, unfit = ask(
-                wanted,
-                declared.found,
-                declared.conflicts,
-                by=f"profile {profile!r}",
-                strength=Strength.PROFILE,
-            )
-            problems += [*found, *unfit]
+        wanted, found = _profile(profile, manager)
+        layers.append(wanted)
+        problems += found
     request = Request(
-        source=os.fspath(source),
+        source=os.fspath(source) if source is not None else read.source if read else "",
         profile=profile or "",
-        options={**theirs, **yours},
-        hidden=tuple(asked for name, asked in theirs.items() if name in yours),
+        options={name: asked for layer in reversed(layers) for name, asked in layer.items()},
+        hidden=tuple(
+            asked
+            for i, layer in enumerate(layers)
+            for name, asked in layer.items()
+            if any(name in stronger for stronger in layers[:i])
+        ),
+        recipe=read.path if read else "",
+        trainer_keys=tuple(sorted(read.trainer)) if read else (),
     )
     return request, problems
+
+
+def _profile(name: str, manager: PluginManager) -> tuple[dict[str, Asked], list[Problem]]:
+    """A profile's options, checked."""
+    profiles, declared = manager.profiles, manager.options
+    if name in profiles.conflicts:
+        return {}, [_several("request", "profile", name, profiles.conflicts)]
+    wanted, found = find_profile(name, profiles.found)
+    theirs, unfit = ask(
+        wanted, declared.found, declared.conflicts, by=f"profile {name!r}", strength=Strength.PROFILE
+    )
+    return theirs, [*found, *unfit]
 
 
 def plan_context(context: Context, manager: PluginManager, problems: Iterable[Problem] = ()) -> Plan:
@@ -165,9 +209,16 @@ class _Decisions:
         about["quantization"] = quantization
         self.conclude("device_map", hooks.loadkit_choose_device_map, **about)
         preparation = self.conclude("preparation", hooks.loadkit_choose_preparation, **about) or Preparation()
-        self.conclude("use_cache", hooks.loadkit_choose_use_cache, **about, preparation=preparation)
-        self.conclude("processing", hooks.loadkit_choose_processing, **about)
-        self.conclude("adapter", hooks.loadkit_choose_adapter, **about, dtype=dtype)
+        about["preparation"] = preparation
+        self.conclude("use_cache", hooks.loadkit_choose_use_cache, **about)
+        processing = self.conclude("processing", hooks.loadkit_choose_processing, **about)
+        tokens = self.conclude(
+            "tokens",
+            hooks.loadkit_choose_tokens,
+            **about,
+            processing=processing or Processing(kind="none"),
+        )
+        self.conclude("adapter", hooks.loadkit_choose_adapter, **about, dtype=dtype, tokens=tokens)
         self.further_kwargs()
         self.check()
 
@@ -331,6 +382,32 @@ def _owned(key: str, plugin: str) -> Problem:
         remedy=f"give it as an option of its own ({stage.option}=…) rather than in model_kwargs"
         if stage
         else f"leave {key} out of model_kwargs",
+    )
+
+
+def _note(recipe: Recipe, note: str) -> Problem:
+    return Problem(
+        stage="request",
+        plugin="loadkit",
+        code="recipe-note",
+        message=f"recipe {os.path.basename(recipe.path)!r}: {note}",
+        remedy="nothing need be done; an option of your own decides otherwise",
+        severity="note",
+    )
+
+
+def _no_source(request: Request) -> Problem:
+    asked = (
+        f"recipe {request.recipe!r} names no model"
+        if request.recipe
+        else "neither a model nor a recipe was given"
+    )
+    return Problem(
+        stage="request",
+        plugin="loadkit",
+        code="no-source",
+        message=asked,
+        remedy="give a folder or a Hub id as the source, or model_name_or_path in the recipe",
     )
 
 

@@ -12,7 +12,16 @@ from loadkit.errors import LoadkitError, Problem
 from loadkit.facts.request import Request
 from loadkit.options import nearest
 from loadkit.stages import STAGES, stage_named
-from loadkit.values import Adapter, ModelClass, Placement, Preparation, Processing, Quantization
+from loadkit.values import (
+    Adapter,
+    Adapters,
+    ModelClass,
+    Placement,
+    Preparation,
+    Processing,
+    Quantization,
+    Tokens,
+)
 
 __all__ = ["CheckpointSummary", "Plan"]
 
@@ -161,9 +170,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return cast("Processing", self.why("processing").value)
 
     @property
+    def tokens(self) -> Tokens:
+        """The special tokens, and those to add."""
+        return cast("Tokens | None", self._value("tokens")) or Tokens()
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """Every adapter and what becomes of them; None for a bare model."""
+        return cast("Adapters | None", self._value("adapter"))
+
+    @property
     def adapter(self) -> Adapter | None:
-        """The adapter; None for a bare model."""
-        return cast("Adapter | None", self._value("adapter"))
+        """The adapter that is on; None for a bare model."""
+        adapters = self.adapters
+        return None if adapters is None else next(a for a in adapters.members if a.name == adapters.active)
 
     def _find(self, stage: str) -> Decision | None:
         return next((d for d in self.decisions if d.stage == stage), None)

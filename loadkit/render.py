@@ -9,15 +9,34 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadkit.values import Adapter, ModelClass, Placement, Preparation, Processing, Quantization
+from loadkit.values import (
+    Adapter,
+    Adapters,
+    ModelClass,
+    Placement,
+    Preparation,
+    Processing,
+    Quantization,
+    Tokens,
+)
 
 if TYPE_CHECKING:
     from loadkit.claims import Decision
     from loadkit.errors import Finding, Problem
+    from loadkit.facts.request import Request
     from loadkit.plans import Plan
-    from loadkit.report import Report
+    from loadkit.report import Change, Report
 
-__all__ = ["plan_table", "plan_text", "problem_lines", "report_table", "report_text", "size", "value_text"]
+__all__ = [
+    "change_text",
+    "plan_table",
+    "plan_text",
+    "problem_lines",
+    "report_table",
+    "report_text",
+    "size",
+    "value_text",
+]
 
 WIDTH = 110
 """Columns of plain text, where there is no terminal to ask."""
@@ -63,13 +82,25 @@ def report_table(report: Report) -> RenderableType:
         "by dtype": ", ".join(f"{dtype} {size(count)}" for dtype, count in m.bytes_by_dtype.items()),
         "on": ", ".join(f"{device} {size(count)}" for device, count in m.devices.items()),
         "modules": ", ".join(f"{count} {name}" for name, count in m.modules.items()),
+        "changed": "\n".join(change_text(change) for change in report.changes),
         "seconds": ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in report.seconds.items()),
         "peak memory": ", ".join(f"{where} {size(count)}" for where, count in report.peak_memory.items()),
         "audit": _verdict(report),
     }
     for name, text in rows.items():
-        table.add_row(name, text)
+        if text:
+            table.add_row(name, text)
     return Group(table, *problem_lines(report.findings))
+
+
+def change_text(change: Change) -> str:
+    """What a phase did, in a line."""
+    many = f"{change.tensors} tensors" if change.tensors > 1 else change.example
+    held = {
+        "added": size(change.bytes_after),
+        "removed": size(change.bytes_before),
+    }.get(change.kind, f"{size(change.bytes_before)} → {size(change.bytes_after)}")
+    return f"{change.phase}: {change.kind} {many}, {change.what}, {held}"
 
 
 def problem_lines(items: tuple[Problem, ...] | tuple[Finding, ...]) -> list[RenderableType]:
@@ -108,19 +139,39 @@ def value_text(value: Any) -> str:
             steps += ["input gradients"] if value.input_gradients else []
             return " → ".join([*steps, "train()" if value.training else "eval()"])
         case Processing():
-            template = ", own chat template" if value.chat_template else ""
+            origin = value.template_origin or "the one given"
+            template = f", chat template: {origin}" if value.chat_template else ""
             side = f", padding {value.padding_side}" if value.padding_side else ""
             return f"{value.kind}{template}{side}"
-        case Adapter():
-            about = (
-                f" from {value.source}"
-                if value.source
-                else _fields({k: v for k, v in value.options.items() if v is not None})
-            )
-            return f"{value.peft_type}{about} in {value.dtype}" + ("" if value.trainable else ", frozen")
+        case Tokens():
+            return _tokens(value)
+        case Adapters():
+            named = len(value.members) > 1
+            told = [
+                (f"{a.name}{' (active)' if a.name == value.active else ''}: " if named else "") + _adapter(a)
+                for a in value.members
+            ]
+            merged = ", merged into the " + ("dequantized " if value.dequantize else "") + "base"
+            return "; ".join(told) + (merged if value.merge else "")
         case dict():
             return ", ".join(f"{k or '(whole)'}: {v}" for k, v in value.items())
     return str(value)
+
+
+def _adapter(value: Adapter) -> str:
+    options = {k: v for k, v in value.options.items() if v is not None}
+    about = f" from {value.source}" if value.source else _fields(options)
+    return f"{value.peft_type}{about} in {value.dtype}" + ("" if value.trainable else ", frozen")
+
+
+def _tokens(value: Tokens) -> str:
+    said = [
+        f"{role} {token}" for role, token in (("eos", value.eos_token), ("pad", value.pad_token)) if token
+    ]
+    added = [token for token in value.additional if token not in (value.eos_token, value.pad_token)]
+    said += [f"added {', '.join(added)}"] if added else []
+    said += [f"rows a multiple of {value.pad_to_multiple_of}"] if value.pad_to_multiple_of else []
+    return ", ".join(said) or "the tokenizer's own"
 
 
 def size(count: int) -> str:
@@ -166,6 +217,7 @@ def _head(plan: Plan) -> Text:
     )
     about = f"\n{checkpoint.model_type}, {weights}; on {plan.machine}"
     about += f"; profile {plan.request.profile}" if plan.request.profile else ""
+    about += f"; recipe {plan.request.recipe}" if plan.request.recipe else ""
     head.append(f"{about}\n", style="not bold dim")
     return head
 
@@ -174,11 +226,18 @@ def _gave_way(plan: Plan) -> list[RenderableType]:
     """The profile's options that the caller replaced."""
     request = plan.request
     said = [
-        f"{a.name}={request.value(a.name)} by you, instead of {a.value} by {a.by}"
+        f"{a.name}={request.value(a.name)} by {_by(request, a.name)}, instead of {a.value} by {a.by}"
         for a in request.hidden
         if request.value(a.name) != a.value
     ]
+    if request.trainer_keys:
+        said.append(f"left to the trainer: {', '.join(request.trainer_keys)}")
     return [Text("\n" + "\n".join(said), style="dim")] if said else []
+
+
+def _by(request: Request, name: str) -> str:
+    asked = request.asked(name)
+    return asked.by if asked else "you"
 
 
 def _instead_of(decision: Decision) -> list[str]:

@@ -8,7 +8,29 @@ import msgspec
 
 from loadkit.errors import Finding
 
-__all__ = ["Loading", "Measurements", "Report"]
+__all__ = ["Change", "Loading", "Measurements", "Report"]
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What a phase did to a group of parameters, as found by comparing before and after.
+
+    Parameters:
+        phase: the phase, such as "k-bit preparation".
+        kind: "cast", "resized", "added" or "removed".
+        what: from what to what: dtypes, or shapes.
+        tensors: how many.
+        bytes_before: their bytes before; 0 for added ones.
+        bytes_after: their bytes after; 0 for removed ones.
+        example: the name of one.
+    """
+
+    phase: str
+    kind: str
+    what: str
+    tensors: int
+    bytes_before: int
+    bytes_after: int
+    example: str
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,13 +77,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         measurements: what the model consists of.
         findings: what the audit found, errors first.
+        changes: what was done to the parameters after loading: upcast, resized, added.
         loading: what `from_pretrained` said of the weights.
-        seconds: phase to seconds, in order: "plan", "import", "load", "prepare", "adapter", "processing", "audit".
+        seconds: phase to seconds, in order: "plan", "import", "processing", "load", the phases that the plan has, "audit".
         peak_memory: bytes: the process's highest resident set so far, and each accelerator's highest allocation.
     """
 
     measurements: Measurements
     findings: tuple[Finding, ...] = ()
+    changes: tuple[Change, ...] = ()
     loading: Loading = Loading()
     seconds: dict[str, float] = {}
     peak_memory: dict[str, int] = {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from loadkit.values import Adapter, ModelClass, Placement, Preparation, Processing, Quantization
+from loadkit.values import Adapters, ModelClass, Placement, Preparation, Processing, Quantization, Tokens
 
 __all__ = ["OWNED_KWARGS", "STAGES", "Stage", "stage_named"]
 
@@ -89,7 +89,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(name="preparation", type=Preparation, option="gradient_checkpointing"),
     Stage(name="use_cache", type=bool | None, option="use_cache", required=False, owns=("use_cache",)),
     Stage(name="processing", type=Processing, option="processing_class"),
-    Stage(name="adapter", type=Adapter | None, option="adapter", required=False, owns=("adapter_kwargs",)),
+    Stage(name="tokens", type=Tokens | None, option="pad_token", required=False),
+    Stage(name="adapter", type=Adapters | None, option="adapter", required=False, owns=("adapter_kwargs",)),
 )
 """All stages that decide one value each. After them come the further kwargs, decided one by one as "kwargs.NAME"."""
 

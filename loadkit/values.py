@@ -8,6 +8,7 @@ import msgspec
 
 __all__ = [
     "Adapter",
+    "Adapters",
     "Architecture",
     "Experimental",
     "ModelClass",
@@ -17,7 +18,9 @@ __all__ = [
     "Quantization",
     "Support",
     "Supported",
+    "Tokens",
     "Unsupported",
+    "Vocabulary",
 ]
 
 
@@ -145,8 +148,9 @@ class Processing(msgspec.Struct, frozen=True, kw_only=True):
         source: where it is loaded from: a folder or a repository id.
         revision: the commit of that repository; "" for a folder.
         processing_class: "module:Class" where a plugin registered one.
-        chat_template: a template to set; None keeps the checkpoint's own.
-        padding_side: "left" or "right"; None keeps the checkpoint's own.
+        chat_template: a template to set; None keeps its own.
+        template_origin: where that template comes from: a file or a checkpoint; "" where it was given as text.
+        padding_side: "left" or "right"; None keeps its own.
         options: further keyword arguments of its `from_pretrained`.
     """
 
@@ -155,8 +159,41 @@ class Processing(msgspec.Struct, frozen=True, kw_only=True):
     revision: str = ""
     processing_class: str = ""
     chat_template: str | None = None
+    template_origin: str = ""
     padding_side: Literal["left", "right"] | None = None
     options: dict[str, Any] = {}
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+    """The special tokens, and what they ask of the embeddings.
+
+    Parameters:
+        eos_token: the token that ends a text; None keeps the tokenizer's own.
+        pad_token: the token that fills up a batch; None keeps the tokenizer's own.
+        additional: special tokens to add where the vocabulary lacks them, the two above included where they are new.
+        pad_to_multiple_of: embedding rows are made a multiple of it when tokens are added; None for no padding.
+    """
+
+    eos_token: str | None = None
+    pad_token: str | None = None
+    additional: tuple[str, ...] = ()
+    pad_to_multiple_of: int | None = None
+
+
+class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded tokenizer's vocabulary asks of the model.
+
+    Parameters:
+        size: one more than its highest id.
+        new_tokens: the tokens that loadkit added, to their ids.
+        special_ids: "bos_token_id", "eos_token_id", "pad_token_id" to the id; None where the tokenizer has none.
+        rows: rows that the embeddings must have at least, because an adapter was saved with so many; 0 for no demand.
+    """
+
+    size: int
+    new_tokens: dict[str, int] = {}
+    special_ids: dict[str, int | None] = {}
+    rows: int = 0
 
 
 class Adapter(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +208,8 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
         trainable: whether its parameters train.
         dtype: dtype of its parameters.
         exclude_vision: leave the towers of a multimodal model other than the text one alone.
+        new_tokens: for a new one: train the embedding rows of the tokens that were added, the pad token's aside.
+        embedding_rows: rows that the embeddings must have because an existing adapter was saved with so many; 0 for no demand.
     """
 
     name: str = "default"
@@ -181,3 +220,21 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     trainable: bool = True
     dtype: str = "float32"
     exclude_vision: bool = True
+    new_tokens: bool = False
+    embedding_rows: int = 0
+
+
+class Adapters(msgspec.Struct, frozen=True, kw_only=True):
+    """The adapters of a model, and what becomes of them.
+
+    Parameters:
+        members: one or several, in the order in which they are attached.
+        active: the name of the one that is on.
+        merge: work the active one into the weights of the base, and return a bare model.
+        dequantize: turn a quantized base back into floating point before merging.
+    """
+
+    members: tuple[Adapter, ...]
+    active: str = "default"
+    merge: bool = False
+    dequantize: bool = False

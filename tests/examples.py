@@ -7,12 +7,15 @@ from typing import Any
 
 from loadkit import (
     Accelerator,
+    Beside,
     Checkpoint,
     Context,
     Machine,
     Plan,
     PlanError,
     PluginManager,
+    ProcessingFacts,
+    Template,
     TensorHeader,
     Topology,
 )
@@ -75,6 +78,15 @@ NF4 = {
     "bnb_4bit_quant_storage": "uint8",
 }
 
+TOKENIZER = ProcessingFacts(
+    location="a/b",
+    commit="0123456789abcdef0123456789abcdef01234567",
+    files=("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    tokenizer_config={"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
+    chat_template="{{ messages }}",
+    added_tokens={"<pad>": 0, "</s>": 1, "<unk>": 2},
+)
+
 LINEARS = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -106,6 +118,7 @@ def checkpoint(config: Mapping[str, Any] = MISTRAL, *, stored: str = "BF16", **m
         "tensors": tensors,
         "weight_files": ("model.safetensors",),
         "weight_format": "safetensors",
+        "processing": TOKENIZER,
     }
     return Checkpoint(**{**facts, **more})
 
@@ -117,6 +130,7 @@ def planned(
     machine: Machine = CPU,
     topology: Topology = ALONE,
     manager: PluginManager | None = None,
+    beside: Beside | None = None,
     **options: Any,
 ) -> Plan:
     """The plan for given facts, without reading any."""
@@ -126,12 +140,23 @@ def planned(
     context = Context(
         request=request,
         checkpoint=facts,
+        beside=beside or _beside(facts, options),
         machine=machine,
         topology=topology,
         library=read_library(facts.config),
         architectures={name: item for name, (_, item) in manager.architectures.found.items()},
     )
     return plan_context(context, manager, problems)
+
+
+def _beside(facts: Checkpoint, options: Mapping[str, Any]) -> Beside:
+    """What would be read beside the checkpoint: a template given as text, and the source's own adapter."""
+    text = options.get("chat_template")
+    adapter = facts.adapter
+    return Beside(
+        template=Template(text=text) if isinstance(text, str) else None,
+        adapters={} if adapter is None else {"default": adapter},
+    )
 
 
 def problems(*args: Any, **kwargs: Any) -> dict[str, str]:

@@ -30,8 +30,9 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print plan and report as JSON.")
 @model_options
 def command(
-    model: str,
+    model: str | None,
     profile: str | None,
+    recipe: str | None,
     save: Path | None,
     generate: str | None,
     max_new_tokens: int,
@@ -39,13 +40,15 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Load MODEL (a folder, a Hub id, an adapter), audit it against the plan, and report."""
+    """Load MODEL (a folder, a Hub id, an adapter), audit it against the plan, and report.
+
+    Without MODEL, the one that --recipe names."""
     from loadkit.cli.terminal import console, working
     from loadkit.loading import load
     from loadkit.render import plan_table, report_table
 
-    with working(f"planning {model}") as progress:
-        loaded = load(model, profile, strict=strict, progress=progress, **chosen(options))
+    with working(f"planning {model or recipe}") as progress:
+        loaded = load(model, profile, recipe=recipe, strict=strict, progress=progress, **chosen(options))
     if as_json:
         import msgspec
 

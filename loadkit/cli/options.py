@@ -25,6 +25,8 @@ class Plain(click.ParamType[Any]):
         if not isinstance(value, str):
             return value
         read: Any = value
+        if self.name.startswith("bool or") and value.lower() in ("true", "false"):
+            return value.lower() == "true"
         if value[:1] in ("[", "{"):
             try:
                 read = msgspec.json.decode(value)
@@ -39,7 +41,7 @@ class Plain(click.ParamType[Any]):
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add MODEL, --profile and a flag for every declared option to a command."""
+    """Add MODEL, --profile, --recipe and a flag for every declared option to a command."""
     seen: set[str] = set()
     for plugin, option in sorted(
         default_manager().options.found.values(), key=lambda f: (f[1].stage, f[1].name), reverse=True
@@ -47,8 +49,14 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if option.name not in seen:
             seen.add(option.name)
             command = _flag(option, plugin)(command)
+    command = click.option(
+        "-r",
+        "--recipe",
+        type=click.Path(dir_okay=False),
+        help="A training recipe (YAML) of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory.",
+    )(command)
     command = click.option("-p", "--profile", help="A profile's name, or a profile file (.toml).")(command)
-    return click.argument("model", metavar="MODEL")(command)
+    return click.argument("model", metavar="[MODEL]", required=False)(command)
 
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +70,8 @@ def _flag(option: Option, plugin: str) -> Callable[[Callable[..., Any]], Callabl
     text = f"{option.help}  [{plugin}]"
     if option.type == "bool":
         return click.option(f"--{dashed}/--no-{dashed}", option.name, default=None, help=text)
+    if option.type.startswith("bool or"):
+        return _switch_or_value(option, text)
     kind: Any = click.Choice(option.choices) if option.choices else Plain(option.type)
     return click.option(
         f"--{dashed}",
@@ -72,3 +82,30 @@ def _flag(option: Option, plugin: str) -> Callable[[Callable[..., Any]], Callabl
         metavar=None if option.choices else option.type.split()[0].upper(),
         help=text,
     )
+
+
+def _switch_or_value(option: Option, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--name` for true, `--no-name` for false, `--name VALUE` for more."""
+    dashed = option.name.replace("_", "-")
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option(
+            f"--no-{dashed}",
+            option.name,
+            flag_value="false",
+            default=None,
+            type=Plain(option.type),
+            help="turns it off",
+        )(command)
+        return click.option(
+            f"--{dashed}",
+            option.name,
+            is_flag=False,
+            flag_value="true",
+            default=None,
+            type=Plain(option.type),
+            metavar="[VALUE]",
+            help=text,
+        )(command)
+
+    return add

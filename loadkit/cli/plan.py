@@ -25,13 +25,25 @@ __all__ = ["command"]
 )
 @model_options
 def command(
-    model: str, profile: str | None, as_json: bool, kwargs_only: bool, output: Path | None, **options: Any
+    model: str | None,
+    profile: str | None,
+    recipe: str | None,
+    as_json: bool,
+    kwargs_only: bool,
+    output: Path | None,
+    **options: Any,
 ) -> None:
-    """Print what would be loaded from MODEL (a folder, a Hub id, an adapter), who decided it, and why."""
+    """Print what would be loaded from MODEL (a folder, a Hub id, an adapter), who decided it, and why.
+
+    Without MODEL, the one that --recipe names."""
     from loadkit.cli.terminal import errors
 
     made = make_plan(
-        model, profile, progress=lambda step: errors.print(f"{step} …", style="dim"), **chosen(options)
+        model,
+        profile,
+        recipe=recipe,
+        progress=lambda step: errors.print(f"{step} …", style="dim"),
+        **chosen(options),
     )
     if output is not None:
         output.write_text(made.to_json() + "\n", encoding="utf-8")

@@ -1,24 +1,29 @@
-"""adapter: a new LoRA by plain options or any PEFT config, or an existing adapter; in the planned dtype."""
+"""adapter: a new LoRA by plain options or any PEFT config, or existing adapters; in the planned dtype, checked against their base."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadkit import (
     Adapter,
+    AdapterFacts,
+    Adapters,
+    Asked,
     Claim,
     Context,
     Finding,
-    LoadError,
     ModelClass,
     Option,
     PassedOver,
     Plan,
+    Preparation,
     Problem,
+    Quantization,
     Request,
     Strength,
+    Tokens,
+    Vocabulary,
     hookimpl,
 )
 
@@ -27,11 +32,16 @@ LORA_OPTIONS: Mapping[str, str] = {
     "lora_alpha": "lora_alpha",
     "lora_dropout": "lora_dropout",
     "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters",
     "lora_modules_to_save": "modules_to_save",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
+    "init_lora_weights": "init_lora_weights",
 }
 """Option to field of PEFT's LoraConfig."""
+
+NEEDS_WEIGHTS = ("pissa", "corda", "mica", "loftq", "orthogonal")
+"""Initialisations that read or change the base's weights in floating point (PEFT 0.21; "pissa" stands for pissa_niter_N too)."""
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Config fields that tell how many experts a layer has."""
@@ -51,135 +61,161 @@ def loadkit_options() -> Sequence[Option]:
         return Option(name=name, type=kind, help=line, stage="adapter")
 
     return [
-        option("adapter", "bool", "attach a new LoRA adapter; false leaves the base bare"),
         option("peft_config", "mapping", "a PEFT config object, or its fields, for the new adapter"),
         option("lora_r", "int", "rank of a new LoRA adapter"),
         option("lora_alpha", "float", "scale of a new LoRA adapter"),
         option("lora_dropout", "float", "dropout of a new LoRA adapter"),
         option("lora_target_modules", "list or str", 'modules to adapt: a list, a pattern, or "all-linear"'),
+        option(
+            "lora_target_parameters", "list", "parameters to adapt that aren't modules, such as fused experts"
+        ),
         option("lora_modules_to_save", "list", "modules to train whole and save beside the adapter"),
+        option("lora_vision", "bool", "adapt the towers beside the language model too"),
         option("use_rslora", "bool", "rank-stabilized LoRA"),
         option("use_dora", "bool", "weight-decomposed LoRA (DoRA)"),
+        option(
+            "init_lora_weights",
+            "bool or str",
+            'how a new adapter starts: true, "gaussian", "pissa", "olora", "loftq", …',
+        ),
+        option(
+            "adapter_trainable",
+            "bool",
+            "whether an existing adapter trains on; by default when training",
+        ),
+        option("active_adapter", "str", "of several adapters, the one that is on; by default the first"),
+        option(
+            "check_adapter_base", "bool", "refuse an adapter that was made for another base (the default)"
+        ),
+        option("merge_adapter", "bool", "work the adapter into the base's weights, and return a bare model"),
+        option(
+            "dequantize",
+            "bool",
+            "turn a quantized base back into floating point, to merge an adapter into it",
+        ),
     ]
 
 
 @hookimpl
 def loadkit_choose_adapter(
-    context: Context, architecture: ModelClass, dtype: str
-) -> Sequence[Claim[Adapter | None]]:
-    request, existing = context.request, context.checkpoint.adapter
+    context: Context,
+    architecture: ModelClass,
+    dtype: str,
+    quantization: Quantization | None,
+    preparation: Preparation,
+    tokens: Tokens | None,
+) -> Sequence[Claim[Adapters | None]]:
+    request = context.request
     switch = request.asked("adapter")
-    if switch is not None and switch.demanded and not switch.value:
+    if switch is not None and switch.value is False and (switch.demanded or not context.beside.adapters):
         return [Claim(value=None, because=switch.because, strength=switch.strength)]
-    if existing is not None:
-        value = Adapter(
-            peft_type=str(existing.config.get("peft_type", "LORA")),
-            source=existing.location,
-            revision=existing.commit,
-            trainable=bool(request.value("training", False)),
-            dtype=dtype,
-        )
-        return [
-            Claim(
-                value=value, because="what you asked for is an adapter, and this is it", strength=Strength.YOU
-            )
-        ]
+    if context.beside.adapters:
+        return [_existing(context, dtype, preparation)]
     whole = request.asked("peft_config")
     asked = whole or (switch if switch is not None and switch.value else None)
     if asked is None:
         return [Claim(value=None, because="nobody asked for an adapter", strength=Strength.FALLBACK)]
-    fields = {k: v for k, v in (whole.value if whole else {}).items() if v is not None}
-    peft_type = str(fields.pop("peft_type", "LORA"))
-    options = {**fields, **_lora(request, context)} if peft_type == "LORA" else fields
-    passed = _without_dropout(options, context)
-    if architecture.task in TASK_TYPES:
-        options.setdefault("task_type", TASK_TYPES[architecture.task])
-    value = Adapter(peft_type=peft_type, options=options, dtype=dtype)
-    return [Claim(value=value, because=asked.because, strength=asked.strength, passed_over=passed)]
+    if switch is not None and switch.value is not True and switch.value is not False and whole is None:
+        return []  # an existing one was asked for, and couldn't be read, which has been told
+    return [_new(context, architecture, dtype, quantization, tokens, asked)]
 
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    demanded = [name for name in LORA_OPTIONS if (a := context.request.asked(name)) and a.demanded]
-    problems = []
-    if plan.adapter is None and demanded:
-        problems.append(
-            _problem(
-                "lora-option-unused",
-                f"you asked for {', '.join(demanded)}, but no adapter is attached",
-                "add adapter=True, or leave them out",
-            )
-        )
-    if (
-        plan.adapter is not None
-        and plan.adapter.source
-        and (demanded or context.request.asked("peft_config"))
-    ):
-        problems.append(
-            _problem(
-                "adapter-exists",
-                f"you asked for {', '.join(demanded) or 'a peft_config'}, but {plan.checkpoint.source} is an adapter with settings of its own",
-                "leave them out to go on with that adapter, or name its base to start a new one",
-            )
-        )
-    if plan.adapter is not None and context.machine.version("peft") is None:
-        problems.append(
-            _problem("no-peft", "an adapter was asked for, and peft isn't installed", "pip install peft")
-        )
-    return problems
+    from loadkit_plugins.adapter_checks import check
+
+    return check(context, plan)
 
 
 @hookimpl
-def loadkit_attach_adapter(plan: Plan, model: Any, adapter: Adapter) -> Any:
-    import peft
+def loadkit_attach_adapters(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -> Any:
+    from loadkit_plugins.adapter_loading import attach
 
-    if adapter.source:
-        return peft.PeftModel.from_pretrained(
-            model,
-            adapter.source,
-            adapter_name=adapter.name,
-            is_trainable=adapter.trainable,
-            autocast_adapter_dtype=False,
-            revision=adapter.revision or None,
-        )
-    options = dict(adapter.options)
-    if adapter.exclude_vision and "exclude_modules" not in options and (towers := _towers(model)):
-        options["exclude_modules"] = rf"(^|.*\.)({'|'.join(map(re.escape, towers))})\..*"
-    if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
-        options["fan_in_fan_out"] = True  # GPT-2's layers hold their weights transposed
-    try:
-        config = peft.get_peft_config({"peft_type": adapter.peft_type, **options})
-        attached = peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
-    except (ValueError, TypeError, KeyError) as error:
-        raise LoadError(
-            f"PEFT couldn't attach the {adapter.peft_type} adapter with {options!r}: {error} "
-            f"(asked for because {plan.why('adapter').because})"
-        ) from error
-    return _cast(attached, adapter.dtype)
+    return attach(plan, model, adapters, vocabulary)
+
+
+@hookimpl
+def loadkit_merge_adapters(plan: Plan, model: Any, adapters: Adapters) -> Any:
+    from loadkit_plugins.adapter_loading import merge
+
+    return merge(model, adapters)
 
 
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
-    adapter = plan.adapter
-    config = getattr(model, "peft_config", None) or {}
-    if adapter is None or adapter.name not in config:
-        there = bool(config)
-        if there == (adapter is not None):
-            return []
-        return [_finding("adapter", "an adapter" if adapter else "none", ", ".join(config) or "none")]
-    wanted = adapter.dtype
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    dtypes = {str(p.dtype).removeprefix("torch.") for n, p in trained if "lora_" in n}
-    findings = (
-        [_finding("adapter-dtype", wanted, ", ".join(sorted(dtypes)))]
-        if dtypes - {wanted} and not adapter.source
-        else []
-    )
-    if adapter.trainable != bool(trained):
-        findings.append(
-            _finding("trainable", f"trainable: {adapter.trainable}", f"{len(trained)} trainable tensors")
+    from loadkit_plugins.adapter_audit import audit
+
+    return audit(plan, model)
+
+
+def _existing(context: Context, dtype: str, preparation: Preparation) -> Claim[Adapters | None]:
+    """The adapters that the source is, or that the option names."""
+    request, found = context.request, context.beside.adapters
+    trainable = bool(request.value("adapter_trainable", preparation.training))
+    active = request.value("active_adapter", next(iter(found)))
+    members = tuple(
+        Adapter(
+            name=name,
+            peft_type=str(facts.config.get("peft_type", "LORA")),
+            source=facts.location,
+            revision=facts.commit,
+            trainable=trainable and name == active,
+            dtype=dtype,
+            embedding_rows=_rows(facts),
         )
-    return findings
+        for name, facts in found.items()
+    )
+    asked = request.asked("adapter")
+    own = context.checkpoint.adapter is not None
+    because = "what you asked for is an adapter, and this is it" if own or asked is None else asked.because
+    why = request.asked("adapter_trainable")
+    state = "it trains on" if trainable else "it is frozen"
+    because += f"; {state}: {why.because if why else 'as the model is loaded ' + ('to train' if preparation.training else 'to run')}"
+    value = Adapters(
+        members=members,
+        active=active if active in found else members[0].name,
+        merge=bool(request.value("merge_adapter", False)),
+        dequantize=bool(request.value("dequantize", False)),
+    )
+    strength = Strength.YOU if own or asked is None else asked.strength
+    return Claim(value=value, because=because, strength=strength)
+
+
+def _new(
+    context: Context,
+    architecture: ModelClass,
+    dtype: str,
+    quantization: Quantization | None,
+    tokens: Tokens | None,
+    asked: Asked,
+) -> Claim[Adapters | None]:
+    """A new adapter, by plain options or a config."""
+    request = context.request
+    whole = request.asked("peft_config")
+    fields = {k: v for k, v in (whole.value if whole else {}).items() if v is not None}
+    peft_type = str(fields.pop("peft_type", "LORA"))
+    lora = peft_type == "LORA"
+    options = {**fields, **_lora(request, context)} if lora else fields
+    passed = [*_without_dropout(options, context), *_without_weights(options, quantization, context)]
+    if architecture.task in TASK_TYPES:
+        options.setdefault("task_type", TASK_TYPES[architecture.task])
+    added = [t for t in (tokens.additional if tokens else ()) if t != (tokens.pad_token if tokens else None)]
+    because = asked.because
+    if lora and added:
+        because += "; the rows of new tokens train too"
+    adapter = Adapter(
+        peft_type=peft_type,
+        options=options,
+        dtype=dtype,
+        exclude_vision=not request.value("lora_vision", False),
+        new_tokens=lora and bool(added),
+    )
+    value = Adapters(
+        members=(adapter,),
+        merge=bool(request.value("merge_adapter", False)),
+        dequantize=bool(request.value("dequantize", False)),
+    )
+    return Claim(value=value, because=because, strength=asked.strength, passed_over=tuple(passed))
 
 
 def _lora(request: Request, context: Context) -> dict[str, Any]:
@@ -189,59 +225,53 @@ def _lora(request: Request, context: Context) -> dict[str, Any]:
     targets = request.asked("lora_target_modules")
     if registered and registered.lora_target_modules and not (targets and targets.demanded):
         given["target_modules"] = list(registered.lora_target_modules)
-    if not request.asked("peft_config"):
+    if not request.asked("peft_config") and "target_parameters" not in given:
         given.setdefault("target_modules", "all-linear")
     return given
 
 
-def _without_dropout(options: dict[str, Any], context: Context) -> tuple[PassedOver, ...]:
+def _without_dropout(options: dict[str, Any], context: Context) -> list[PassedOver]:
     """Leave a profile's dropout out where the experts are adapted as fused parameters, over which PEFT has none."""
     asked = context.request.asked("lora_dropout")
     config = context.checkpoint.config.get("text_config") or context.checkpoint.config
     experts = any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
     if not experts or asked is None or asked.demanded or not options.get("lora_dropout"):
-        return ()
+        return []
     wanted = options.pop("lora_dropout")
     reason = "the model has experts, whose weights are fused, and PEFT has no dropout over fused weights"
-    return (PassedOver(f"lora_dropout={wanted:g}", reason),)
+    return [PassedOver(f"lora_dropout={wanted:g}", reason)]
 
 
-def _towers(model: Any) -> list[str]:
-    """Names of the submodels beside the text one: vision and audio towers, which LoRA leaves alone."""
-    text = model.config.get_text_config()
-    if text is model.config:
+def _without_weights(
+    options: dict[str, Any], quantization: Quantization | None, context: Context
+) -> list[PassedOver]:
+    """Leave a profile's or recipe's initialisation out where it needs weights that the base doesn't have."""
+    asked, init = context.request.asked("init_lora_weights"), options.get("init_lora_weights")
+    if asked is None or asked.demanded or quantization is None or not needs_weights(init):
         return []
-    others = [
-        c
-        for key in model.config.sub_configs
-        if (c := getattr(model.config, key, None)) is not None and c is not text
-    ]
+    del options["init_lora_weights"]
     return [
-        name
-        for name, module in model.named_modules()
-        if name and any(getattr(module, "config", None) is c for c in others)
+        PassedOver(
+            f"init_lora_weights={init}", "it needs the base's unquantized weights, and the base is quantized"
+        )
     ]
 
 
-def _cast(model: Any, dtype: str) -> Any:
-    import torch
-
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.is_floating_point() and "lora_" in name:
-            parameter.data = parameter.data.to(getattr(torch, dtype))
-    return model
+def needs_weights(init: object) -> bool:
+    """Whether an initialisation works on unquantized weights only."""
+    return isinstance(init, str) and init.lower().startswith(NEEDS_WEIGHTS)
 
 
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="adapter", plugin="adapter", code=code, message=message, remedy=remedy)
-
-
-def _finding(code: str, planned: str, effective: str) -> Finding:
-    return Finding(
-        stage="adapter",
-        plugin="adapter",
-        code=code,
-        message="the adapter isn't as planned",
-        planned=planned,
-        effective=effective,
-    )
+def _rows(facts: AdapterFacts) -> int:
+    """Rows of the embeddings that an adapter was saved with: of a saved embedding, or up to the highest token that it trains."""
+    saved = [
+        header.shape[0]
+        for name, header in facts.tensors.items()
+        if len(header.shape) == 2
+        and name.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight"))
+        and ("embed_tokens" in name or "lm_head" in name or "wte" in name)
+    ]
+    indices = facts.config.get("trainable_token_indices") or {}
+    listed = indices.values() if isinstance(indices, dict) else [indices]
+    highest = [max(ids) + 1 for ids in listed if ids]
+    return max([*saved, *highest], default=0)

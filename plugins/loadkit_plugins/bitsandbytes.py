@@ -125,9 +125,19 @@ def loadkit_build_quantization_config(quantization: Quantization, skip_modules: 
         return None
     from transformers import BitsAndBytesConfig
 
+    _say_once("bitsandbytes.autograd._functions")
     return BitsAndBytesConfig(
         **quantization.options, llm_int8_skip_modules=None if skip_modules is None else list(skip_modules)
     )
+
+
+@hookimpl
+def loadkit_dequantize(plan: Plan, model: Any) -> Any:
+    if plan.quantization is None or plan.quantization.method != METHOD:
+        return None
+    import torch
+
+    return model.dequantize(dtype=getattr(torch, plan.dtype))
 
 
 @hookimpl
@@ -135,6 +145,22 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     from loadkit_plugins.bitsandbytes_audit import audit
 
     return audit(plan, model)
+
+
+def _say_once(logger: str) -> None:
+    """Let a logger say each thing once: 8-bit layers tell with every product that their inputs are cast (bitsandbytes 0.50)."""
+    import logging
+
+    seen: set[str] = set()
+
+    def once(record: logging.LogRecord) -> bool:
+        new = record.msg not in seen
+        seen.add(str(record.msg))
+        return new
+
+    found = logging.getLogger(logger)
+    if not any(getattr(f, "__name__", "") == once.__name__ for f in found.filters):
+        found.addFilter(once)
 
 
 def settings(request: Request) -> dict[str, Asked]:

@@ -18,6 +18,9 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
     quantization = plan.quantization
     if quantization is None or quantization.method != "bitsandbytes":
         return []
+    if plan.adapters is not None and plan.adapters.dequantize:
+        left = [name for name, m in model.named_modules() if hasattr(m, "quant_state") or hasattr(m, "state")]
+        return [_finding("not-dequantized", "a module is still quantized", "none", left[0])] if left else []
     import bitsandbytes as bnb
 
     kind = bnb.nn.Linear4bit if quantization.bits == 4 else bnb.nn.Linear8bitLt
@@ -64,7 +67,7 @@ def _share(model: Any, kind: type) -> Iterator[Finding]:
             size = parameter.numel() * parameter.element_size()
             if isinstance(module, kind) and key == "weight":
                 packed += size
-            elif id(module) not in apart and parameter.ndim > 1 and "lora_" not in name:
+            elif id(module) not in apart and parameter.ndim > 1 and not _adapters(name):
                 left += size
                 family = ".".join("*" if part.isdigit() else part for part in f"{name}.{key}".split("."))
                 largest[family] = largest.get(family, 0) + size
@@ -81,6 +84,11 @@ def _share(model: Any, kind: type) -> Iterator[Finding]:
             effective=f"{left / (left + packed):.0%}",
             remedy="count on that much memory, or choose another quantizer for this architecture",
         )
+
+
+def _adapters(name: str) -> bool:
+    """Whether a module is an adapter's: a low-rank half, a module that it trains whole, rows of tokens."""
+    return any(part in name for part in ("lora_", "modules_to_save", "token_adapter", "original_module"))
 
 
 def _finding(code: str, message: str, planned: str, effective: str) -> Finding:

@@ -37,12 +37,14 @@ def loadkit_options() -> Sequence[Option]:
             type="bool",
             stage="preparation",
             help="recompute activations in the backward pass to save memory",
+            aliases=("activation_checkpointing",),
         ),
         Option(
             name="gradient_checkpointing_kwargs",
             type="mapping",
             stage="preparation",
             help='how, such as {"use_reentrant": false} (the default)',
+            aliases=("activation_checkpointing_kwargs",),
         ),
     ]
 
@@ -113,17 +115,30 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 
 
 @hookimpl
-def loadkit_prepare_model(plan: Plan, model: Any, preparation: Preparation) -> Any:
-    if preparation.kbit:
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for module in norms(model):
-            _in_float32(module, plan.dtype)
-    if preparation.gradient_checkpointing:
-        _checkpoint_activations(model, dict(preparation.gradient_checkpointing_kwargs))
-    if preparation.input_gradients:
-        model.enable_input_require_grads()
-    return model.train(preparation.training)
+def loadkit_prepare_quantized(plan: Plan, model: Any) -> Any:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for module in norms(model):
+        _in_float32(module, plan.dtype)
+    _stay_trainable(model)
+    return model
+
+
+@hookimpl
+def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any:
+    kwargs = dict(plan.preparation.gradient_checkpointing_kwargs)
+    # transformers 5.23 renamed the method, and warns at the old name; the floor of Python 3.10 is an older transformers.
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    return model
+
+
+@hookimpl
+def loadkit_enable_input_gradients(model: Any) -> Any:
+    model.enable_input_require_grads()
+    return model
 
 
 @hookimpl
@@ -144,19 +159,22 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     return findings
 
 
-def _checkpoint_activations(model: Any, kwargs: dict[str, Any]) -> None:
-    """transformers 5.23 renamed the method, and warns at the old name; the floor of Python 3.10 is an older transformers."""
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-
-
 def norms(model: Any) -> list[Any]:
     """Every normalisation layer with a weight: those whose class is called a norm."""
     return [
         m for m in model.modules() if type(m).__name__.endswith("Norm") and list(m.parameters(recurse=False))
     ]
+
+
+def _stay_trainable(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference on the CPU.
+
+    On a CPU with AVX512-BF16, the first forward pass in evaluation mode packs them for a kernel that has no backward pass, and
+    they stay so: after one evaluation, training goes on with wrong gradients (bitsandbytes 0.50, `Linear4bit.forward`).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _in_float32(module: Any, dtype: str) -> None:

@@ -1,4 +1,4 @@
-"""processing: the tokenizer or processor that goes with the model, at the model's commit."""
+"""processing: the tokenizer or processor that goes with the model, at its commit, with its template and padding side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from loadkit import (
-    Checkpoint,
     Claim,
     Context,
     ModelClass,
@@ -14,6 +13,7 @@ from loadkit import (
     Plan,
     Problem,
     Processing,
+    ProcessingFacts,
     Strength,
     hookimpl,
 )
@@ -29,60 +29,68 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+SETTINGS = ("chat_template", "padding_side", "use_fast")
 
 Kind = Literal["tokenizer", "processor", "none"]
 
 
 @hookimpl
 def loadkit_options() -> Sequence[Option]:
+    def option(name: str, kind: str, line: str, **more: Any) -> Option:
+        return Option(name=name, type=kind, help=line, stage="processing", **more)
+
     return [
-        Option(
-            name="processing_class",
-            type="str",
-            stage="processing",
+        option(
+            "processing_class",
+            "str",
+            "what to load beside the model; by default a processor for multimodal models, else a tokenizer",
             choices=("auto", "tokenizer", "processor", "none"),
-            help="what to load beside the model; by default a processor for multimodal models, else a tokenizer",
         ),
-        Option(
-            name="chat_template",
-            type="str",
-            stage="processing",
-            help="a chat template, as Jinja text, to set",
-        ),
-        Option(
-            name="padding_side",
-            type="str",
-            stage="processing",
+        option(
+            "padding_side",
+            "str",
+            "the side that padding goes to; by default the tokenizer's own",
             choices=("left", "right"),
-            help="the side that padding goes to; by default the checkpoint's own",
+        ),
+        option(
+            "use_fast",
+            "bool",
+            "image processors: torchvision's (true) or PIL's (false); tokenizers have one implementation each",
+        ),
+        option(
+            "chat",
+            "bool",
+            "the data or prompts are conversations: a missing chat template is an error",
         ),
     ]
 
 
 @hookimpl
 def loadkit_choose_processing(context: Context, architecture: ModelClass) -> Sequence[Claim[Processing]]:
-    kind, because = _own(context.checkpoint, architecture)
-    fallback = Claim(value=_value(kind, context), because=because, strength=Strength.FALLBACK)
+    kind, because = _own(context, architecture)
     asked = context.request.asked("processing_class")
-    if asked is None or asked.value == "auto":
+    wanted = asked is not None and asked.value != "auto"
+    value = _value(kind, context)
+    reasons = [because, *_reasons(value, context)]
+    fallback = Claim(value=value, because="; ".join(reasons), strength=Strength.FALLBACK)
+    if asked is None or not wanted:
         return [fallback]
-    return [
-        Claim(value=_value(asked.value, context), because=asked.because, strength=asked.strength),
-        fallback,
-    ]
+    value = _value(asked.value, context)
+    reasons = [asked.because, *_reasons(value, context)]
+    return [Claim(value=value, because="; ".join(reasons), strength=asked.strength), fallback]
 
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    kind, checkpoint = plan.processing.kind, context.checkpoint
+    kind, facts = plan.processing.kind, context.processing
     problems = []
     demanded = plan.why("processing").strength is not Strength.FALLBACK
-    if demanded and kind != "none" and not _has(checkpoint, kind):
+    if demanded and kind != "none" and not _has(facts, kind):
         wanted = TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES
         problems.append(
             _problem(
                 f"no-{kind}",
-                f"a {kind} was asked for, and {checkpoint.location} has none of {', '.join(wanted)}",
+                f"a {kind} was asked for, and {facts.location} has none of {', '.join(wanted)}",
                 "leave processing_class out, or save one beside the model",
             )
         )
@@ -90,12 +98,12 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
         problems.append(
             _problem(
                 "no-processing-class",
-                f"{checkpoint.location} has no tokenizer and no processor, so processing_class is None",
-                "save one beside the model if you need it",
+                f"{facts.location} has no tokenizer and no processor, so processing_class is None",
+                "save one beside the model, or name another's with tokenizer=…",
                 severity="warning",
             )
         )
-    unused = [name for name in ("chat_template", "padding_side") if context.request.asked(name)]
+    unused = [name for name in SETTINGS if context.request.asked(name)]
     if kind == "none" and unused:
         problems.append(
             _problem(
@@ -104,39 +112,96 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
                 f"leave {' and '.join(unused)} out",
             )
         )
-    return problems
+    return [*problems, *_template_problems(context, plan.processing)]
 
 
-def _own(checkpoint: Checkpoint, architecture: ModelClass) -> tuple[Kind, str]:
-    if architecture.task == "image-text-to-text" and _has(checkpoint, "processor"):
-        return "processor", "the model takes images and text"
-    if _has(checkpoint, "tokenizer"):
-        return (
-            "tokenizer",
+def _template_problems(context: Context, processing: Processing) -> list[Problem]:
+    """What the user should know of the chat template: that it is replaced, or that there is none."""
+    own, chat = context.processing.chat_template, context.request.asked("chat")
+    if processing.kind == "none":
+        return []
+    if processing.chat_template is not None:
+        if own is None or own == processing.chat_template:
+            return []
+        asked = context.request.asked("chat_template")
+        return [
+            _problem(
+                "template-replaced",
+                f"{context.processing.location} has a chat template, which is replaced: {asked.because if asked else 'a plugin chose another'}",
+                "leave chat_template out to keep the one that the model was trained with",
+                severity="warning",
+            )
+        ]
+    if own is None and chat is not None and chat.value:
+        return [
+            _problem(
+                "no-chat-template",
+                f"{chat.by} said that the data are conversations, and {context.processing.location} has no chat template",
+                "give chat_template=…: Jinja text, a file, or a checkpoint of the same family that has one",
+            )
+        ]
+    return []
+
+
+def _own(context: Context, architecture: ModelClass) -> tuple[Kind, str]:
+    facts = context.processing
+    whose = _whose(context)
+    if architecture.task == "image-text-to-text" and _has(facts, "processor"):
+        return "processor", f"the model takes images and text{whose}"
+    if _has(facts, "tokenizer"):
+        takes = (
             "the model takes text"
             if architecture.task != "image-text-to-text"
-            else "the checkpoint has no processor",
+            else f"{facts.location} has no processor"
         )
-    return "none", "the checkpoint has neither"
+        return "tokenizer", takes + whose
+    return "none", f"{facts.location} has neither tokenizer nor processor"
 
 
-def _has(checkpoint: Checkpoint, kind: str) -> bool:
-    return any(
-        checkpoint.has_file(name) for name in (TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES)
-    )
+def _whose(context: Context) -> str:
+    """Where it comes from, if not from the model's own place."""
+    if context.beside.tokenizer is not None:
+        asked = context.request.asked("tokenizer")
+        return f"; from {context.processing.location}: {asked.because if asked else ''}"
+    if context.processing is not context.checkpoint.processing:
+        return "; the adapter was saved with its own"
+    return ""
+
+
+def _reasons(value: Processing, context: Context) -> list[str]:
+    """A reason for everything that is set on it."""
+    if value.kind == "none":
+        return []
+    names = [name for name in SETTINGS if context.request.asked(name)]
+    said = [f"{name}: {asked.because}" for name in names if (asked := context.request.asked(name))]
+    if value.chat_template is None and context.processing.chat_template is not None:
+        said.append("it keeps its chat template")
+    elif value.chat_template is None:
+        said.append("it has no chat template, so conversations need chat_template=…")
+    return said
+
+
+def _has(facts: ProcessingFacts, kind: str) -> bool:
+    return any(name in facts.files for name in (TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES))
 
 
 def _value(kind: Kind, context: Context) -> Processing:
     if kind == "none":
         return Processing(kind="none")
-    request, registered = context.request, context.registered
+    request, registered, facts = context.request, context.registered, context.processing
+    template = context.beside.template
+    # transformers 5 has one implementation of each tokenizer, and names those of image processors by "backend".
+    fast = request.value("use_fast")
+    backend = {} if fast is None or kind != "processor" else {"backend": "torchvision" if fast else "pil"}
     return Processing(
         kind=kind,
-        source=context.checkpoint.location,
-        revision=context.checkpoint.commit,
+        source=facts.location,
+        revision=facts.commit,
         processing_class=registered.processing_class if registered else "",
-        chat_template=request.value("chat_template"),
+        chat_template=template.text if template else None,
+        template_origin=template.origin if template else "",
         padding_side=request.value("padding_side"),
+        options=backend,
     )
 
 

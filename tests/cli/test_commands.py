@@ -98,11 +98,11 @@ def test_plugins_lists_states() -> None:
     assert listed["attention"]["distribution"] == "loadkit"
     assert "loadkit_choose_attention" in listed["attention"]["hooks"]
     assert "blocked" in run("plugins", LOADKIT_DISABLE="dtype").stdout
-    only = json.loads(run("plugins", "--json", "--hook", "loadkit_attach_adapter").stdout)
+    only = json.loads(run("plugins", "--json", "--hook", "loadkit_attach_adapters").stdout)
     assert [p["name"] for p in only] == ["adapter"]
     wrong = run("plugins", "--hook", "loadkit_attach_adaptor")
     assert wrong.returncode == 4
-    assert "loadkit_attach_adapter" in wrong.stderr
+    assert "loadkit_attach_adapters" in wrong.stderr
 
 
 def test_profiles_are_listed() -> None:

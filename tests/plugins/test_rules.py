@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from examples import (
     A100,
@@ -20,6 +22,7 @@ from examples import (
     NF4,
     PACKAGES,
     T4,
+    TOKENIZER,
     TWO_NODES,
     ZERO3,
     checkpoint,
@@ -29,12 +32,15 @@ from examples import (
 )
 
 from loadkit import (
+    AdapterFacts,
     Architecture,
+    Checkpoint,
     Experimental,
-    File,
     PluginManager,
+    ProcessingFacts,
     Strength,
     Supported,
+    Tokens,
     Unsupported,
     hookimpl,
 )
@@ -544,57 +550,133 @@ def test_the_cache_follows_the_preparation() -> None:
 # --- processing ------------------------------------------------------------------------------------------------------
 
 
+def with_files(*files: str, **config: object) -> Checkpoint:
+    """The checkpoint with these files of a tokenizer or processor."""
+    facts = msgspec.structs.replace(TOKENIZER, files=files)
+    return checkpoint(config or MISTRAL, processing=facts)
+
+
 def test_processing() -> None:
     assert planned().processing.kind == "tokenizer"
     assert planned().processing.revision == checkpoint().commit
-    with_processor = (*checkpoint().files, File(name="processor_config.json"))
-    assert planned(checkpoint(GEMMA3, files=with_processor)).processing.kind == "processor"
-    assert planned(checkpoint(GEMMA3, files=with_processor), task="text").processing.kind == "tokenizer"
-    bare = planned(checkpoint(files=(File(name="config.json"),)))
+    seeing = with_files("tokenizer.json", "processor_config.json", **GEMMA3)
+    assert planned(seeing).processing.kind == "processor"
+    assert planned(seeing, task="text").processing.kind == "tokenizer"
+    bare = planned(with_files("config.json"))
     assert bare.processing.kind == "none"
     assert [w.code for w in bare.warnings] == ["no-processing-class"]
-    assert "no-tokenizer" in problems(checkpoint(files=()), processing_class="tokenizer")
+    assert "no-tokenizer" in problems(with_files(), processing_class="tokenizer")
     assert "no-processor" in problems(processing_class="processor")
-    assert "processing-option-unused" in problems(checkpoint(files=()), padding_side="left")
+    assert "processing-option-unused" in problems(with_files(), padding_side="left")
     assert planned(processing_class="none").processing.kind == "none"
 
 
-# --- adapter ---------------------------------------------------------------------------------------------------------
+def test_use_fast_names_the_backend_of_image_processors() -> None:
+    seeing = with_files("tokenizer.json", "processor_config.json", **GEMMA3)
+    assert planned(seeing, use_fast=True).processing.options == {"backend": "torchvision"}
+    assert planned(seeing, use_fast=False).processing.options == {"backend": "pil"}
+    assert planned(use_fast=False).processing.options == {}
 
 
-def test_adapters() -> None:
-    plan = planned(None, "qlora", lora_r=8, use_rslora=True)
-    assert plan.adapter is not None
-    assert plan.adapter.options == {
-        "r": 8,
-        "lora_alpha": 32.0,
-        "lora_dropout": 0.05,
-        "target_modules": "all-linear",
-        "use_rslora": True,
-        "task_type": "CAUSAL_LM",
-    }
-    assert plan.adapter.dtype == plan.dtype
-    assert planned(None, "qlora", adapter=False).adapter is None
-    assert planned().adapter is None
-    assert "adapter=True" in problems(lora_r=8)["lora-option-unused"]
+def test_a_chat_template_is_never_replaced_silently() -> None:
+    kept = planned()
+    assert kept.processing.chat_template is None
+    assert "it keeps its chat template" in kept.why("processing").because
+    replaced = planned(chat_template="{{ 1 }}")
+    assert replaced.processing.chat_template == "{{ 1 }}"
+    assert [w.code for w in replaced.warnings] == ["template-replaced"]
+    same = planned(chat_template=TOKENIZER.chat_template)
+    assert same.warnings == ()
 
 
-def test_a_peft_config_object() -> None:
-    from peft import IA3Config, LoraConfig
-
-    lora = planned(peft_config=LoraConfig(r=4, target_modules=["q_proj"])).adapter
-    assert lora is not None
-    assert (lora.peft_type, lora.options["r"], lora.options["target_modules"]) == ("LORA", 4, ["q_proj"])
-    other = planned(peft_config=IA3Config(target_modules=["q_proj"], feedforward_modules=[])).adapter
-    assert other is not None
-    assert other.peft_type == "IA3"
+def test_a_missing_chat_template_in_a_chat_use_names_the_remedy() -> None:
+    silent = checkpoint(processing=msgspec.structs.replace(TOKENIZER, chat_template=None))
+    assert "conversations need chat_template" in planned(silent).why("processing").because
+    assert "a checkpoint of the same family" in problems(silent, chat=True)["no-chat-template"]
+    assert planned(silent, chat=True, chat_template="{{ messages }}").warnings == ()
+    assert planned(chat=True).warnings == ()
 
 
-def test_a_profiles_dropout_is_left_out_over_experts() -> None:
-    mixtral = checkpoint({"model_type": "mixtral", "num_local_experts": 4})
-    decision = planned(mixtral, "lora").why("adapter")
-    assert "lora_dropout" not in decision.value.options
-    assert [p.value for p in decision.passed_over] == ["lora_dropout=0.05"]
-    demanded = planned(mixtral, "lora", lora_dropout=0.1).adapter
-    assert demanded is not None
-    assert demanded.options["lora_dropout"] == 0.1
+def test_an_adapter_brings_its_own_tokenizer() -> None:
+    own = msgspec.structs.replace(TOKENIZER, location="a/adapter", commit="f" * 40)
+    adapter = AdapterFacts(
+        source="a/adapter",
+        location="a/adapter",
+        commit="f" * 40,
+        config={"peft_type": "LORA"},
+        processing=own,
+    )
+    plan = planned(checkpoint(adapter=adapter))
+    assert (plan.processing.source, plan.processing.revision) == ("a/adapter", "f" * 40)
+    assert "saved with its own" in plan.why("processing").because
+    without = msgspec.structs.replace(adapter, processing=ProcessingFacts(location="a/adapter"))
+    assert planned(checkpoint(adapter=without)).processing.source == "a/b"
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def with_tokens(pad: str | None, *added: str, **more: object) -> Checkpoint:
+    """A checkpoint whose tokenizer has this pad token and these added tokens beside eos and unk."""
+    config = {"eos_token": "</s>", "unk_token": "<unk>", **({"pad_token": pad} if pad else {})}
+    tokens = {token: i for i, token in enumerate(["</s>", "<unk>", *added])}
+    facts = msgspec.structs.replace(TOKENIZER, tokenizer_config=config, added_tokens=tokens)
+    return checkpoint(**{"processing": facts, **more})
+
+
+def test_the_pad_token_is_never_the_eos_token() -> None:
+    """TRAPS 18: padding is left out of the loss, so a model whose pad is its eos never learns to stop."""
+    assert planned(None, "lora").tokens.pad_token is None  # its own is another
+    for own in (None, "</s>"):
+        facts = with_tokens(own, "<|begin|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>")
+        assert planned(facts, "lora").tokens.pad_token == "<|reserved_special_token_0|>"
+        assert planned(facts, "lora").tokens.additional == ()
+        named = with_tokens(own, "<|reserved_0|>", "<|finetune_right_pad_id|>")
+        assert planned(named, "lora").tokens.pad_token == "<|finetune_right_pad_id|>"
+        new = planned(with_tokens(own), "lora")
+        assert (new.tokens.pad_token, new.tokens.additional) == ("<|pad|>", ("<|pad|>",))
+    passed = planned(with_tokens("</s>"), "lora").why("tokens").passed_over
+    assert [(p.value, p.reason) for p in passed] == [("</s>", "it is the eos token")]
+
+
+def test_a_reserved_token_that_the_template_uses_isnt_free() -> None:
+    facts = with_tokens(None, "<|reserved_0|>", "<|reserved_1|>")
+    used = msgspec.structs.replace(facts.processing, chat_template="{{ '<|reserved_0|>' }}")
+    assert planned(checkpoint(processing=used), "lora").tokens.pad_token == "<|reserved_1|>"
+
+
+def test_inference_adds_no_token() -> None:
+    assert planned(with_tokens(None), "inference").tokens == Tokens()
+    assert planned(with_tokens("</s>"), "inference").tokens == Tokens()
+
+
+def test_a_demanded_pad_token_that_is_eos_is_refused_and_a_profiles_gives_way(tmp_path: Path) -> None:
+    assert "never learns to stop" in problems(None, "lora", pad_token="</s>")["pad-is-eos"]
+    assert "pad-is-eos" in problems(None, "lora", pad_token="<pad>", eos_token="<pad>")
+    profile = tmp_path / "mine.toml"
+    profile.write_text('description = "x"\nextends = "lora"\n[options]\npad_token = "</s>"\n')
+    decision = planned(None, str(profile)).why("tokens")
+    assert decision.value.pad_token is None
+    assert "only prefers it" in decision.passed_over[0].reason
+    assert planned(None, "inference", pad_token="</s>").tokens.pad_token == "</s>"
+
+
+def test_tokens_cant_be_added_to_a_quantized_checkpoint() -> None:
+    """TRAPS 19: the rows of a quantized embedding can't grow."""
+    stored = {"config": {**MISTRAL, "quantization_config": NF4}}
+    told = problems(with_tokens("<unk>", **stored), "lora", additional_special_tokens=["<new>"])
+    assert "quantize it on the fly" in told["resize-prequantized"]
+    known = with_tokens("<unk>", "<new>", **stored)
+    assert planned(known, "lora", additional_special_tokens=["<new>"]).tokens.additional == ("<new>",)
+    decision = planned(with_tokens(None, **stored), "lora").why("tokens")
+    assert decision.value == Tokens(pad_token="<unk>")
+    assert "can't grow" in decision.passed_over[0].reason
+
+
+def test_token_options_that_have_no_use_are_told() -> None:
+    bare = with_files("config.json")
+    assert "token-option-unused" in problems(bare, eos_token="</s>")
+    assert [w.code for w in planned(pad_to_multiple_of=8).warnings] == ["multiple-unused"]
+    assert "bad-multiple" in problems(additional_special_tokens=["<a>"], pad_to_multiple_of=0)
+    tokens = planned(additional_special_tokens=["<a>", "<a>"], pad_to_multiple_of=8).tokens
+    assert (tokens.additional, tokens.pad_to_multiple_of) == (("<a>",), 8)

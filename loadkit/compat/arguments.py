@@ -1,0 +1,132 @@
+"""Argument objects of trainers, read as loadkit's options. Nothing of TRL or transformers is imported for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loadkit.errors import LoadkitError
+from loadkit.recipes import Recipe
+
+__all__ = ["LORA_FIELDS", "from_model_config", "from_training_arguments", "model_id", "recipe_of"]
+
+MODEL_FIELDS: Mapping[str, str] = {
+    "model_revision": "revision",
+    "attn_implementation": "attn_implementation",
+    "trust_remote_code": "trust_remote_code",
+    "load_in_4bit": "load_in_4bit",
+    "load_in_8bit": "load_in_8bit",
+}
+FOUR_BIT_FIELDS: Mapping[str, str] = {
+    "bnb_4bit_quant_type": "bnb_4bit_quant_type",
+    "use_bnb_nested_quant": "bnb_4bit_use_double_quant",
+    "bnb_4bit_quant_storage": "bnb_4bit_quant_storage",
+}
+LORA_FIELDS: Mapping[str, str] = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters",
+    "lora_modules_to_save": "modules_to_save",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+"""Field of TRL's ModelConfig to field of PEFT's LoraConfig."""
+
+TRAINING_FIELDS: Mapping[str, str] = {
+    "chat_template": "chat_template",
+    "chat_template_path": "chat_template",
+    "eos_token": "eos_token",
+    "pad_token": "pad_token",
+}
+"""Field of a trainer's config to loadkit's option."""
+
+DTYPE_FIELDS = ("dtype", "torch_dtype")
+"""What the field is called today, and what it was called before transformers 4.56 and TRL 0.24."""
+
+
+def from_model_config(model_args: Any) -> dict[str, Any]:
+    """The options that a TRL `ModelConfig` (or an older `ModelArguments`) asks for, the adapter's aside.
+
+    Parameters:
+        model_args: any object with its fields; `dtype` may be called `torch_dtype`.
+
+    Returns:
+        Option to value, for `loadkit.plan` and `loadkit.load`.
+    """
+    options = _given(model_args, MODEL_FIELDS)
+    if options.get("revision") == "main":
+        del options["revision"]  # the default; folders have none
+    dtype = _either(model_args, *DTYPE_FIELDS)
+    if dtype not in (None, "auto"):
+        options["dtype"] = dtype
+    if options.get("load_in_4bit"):
+        options |= _given(model_args, FOUR_BIT_FIELDS)
+    if getattr(model_args, "lora_task_type", None) == "SEQ_CLS":
+        options["task"] = "sequence-classification"
+    return {name: value for name, value in options.items() if value is not False}
+
+
+def from_training_arguments(training_args: Any) -> dict[str, Any]:
+    """The options that a trainer's arguments ask for, to load a model that is ready for that trainer.
+
+        loaded = loadkit.load("owner/model", "qlora", **from_training_arguments(training_args))
+
+    Parameters:
+        training_args: `transformers.TrainingArguments` or one of TRL's configs.
+
+    Returns:
+        Option to value: training, gradient checkpointing and its settings, and what the config says of template and tokens.
+    """
+    options: dict[str, Any] = {"training": True, **_given(training_args, TRAINING_FIELDS)}
+    options["gradient_checkpointing"] = checkpoints(training_args)
+    kwargs = _either(training_args, "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+    if kwargs and options["gradient_checkpointing"]:
+        options["gradient_checkpointing_kwargs"] = dict(kwargs)
+    return options
+
+
+def recipe_of(model_args: Any, training_args: Any = None) -> Recipe:
+    """Both argument objects as a recipe: what they say is a preference, which may fall back in plain sight.
+
+    The originals load a bare model and leave preparing it to the trainer: with the cache off under gradient checkpointing.
+    """
+    options = from_model_config(model_args)
+    if training_args is not None:
+        options |= _given(training_args, TRAINING_FIELDS)
+        options["use_cache"] = not checkpoints(training_args)
+    return Recipe(path=type(model_args).__name__, dialect="trl", source=model_id(model_args), options=options)
+
+
+def checkpoints(training_args: Any) -> bool:
+    """Whether a trainer's arguments turn gradient checkpointing on, which transformers 5.23 calls activation checkpointing."""
+    return bool(_either(training_args, "gradient_checkpointing", "activation_checkpointing"))
+
+
+def model_id(model_args: Any) -> str:
+    """The model that the arguments name.
+
+    Raises:
+        LoadkitError: they name none.
+    """
+    found = getattr(model_args, "model_name_or_path", None)
+    if not found:
+        raise LoadkitError(
+            f"{type(model_args).__name__} names no model: model_name_or_path is {found!r}; give a folder or a Hub id"
+        )
+    return str(found)
+
+
+def _either(arguments: Any, *names: str) -> Any:
+    return next((value for name in names if (value := getattr(arguments, name, None)) is not None), None)
+
+
+def _given(arguments: Any, fields: Mapping[str, str]) -> dict[str, Any]:
+    """Option to value of the fields that are there and set; the first of two for one option counts."""
+    found: dict[str, Any] = {}
+    for field, option in fields.items():
+        value = getattr(arguments, field, None)
+        if value is not None:
+            found.setdefault(option, value)
+    return found

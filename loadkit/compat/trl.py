@@ -1,0 +1,110 @@
+"""What the alignment-handbook, open-r1 and TRL call when they load a model, on TRL's `ModelConfig` of today and of old."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loadkit import hookspecs as hooks
+from loadkit.compat.arguments import LORA_FIELDS, recipe_of
+from loadkit.facts.machine import read_machine
+from loadkit.facts.topology import read_topology
+from loadkit.loading import load, load_processing_class
+from loadkit.manager import default_manager
+from loadkit.pipeline import make_plan
+
+__all__ = [
+    "get_kbit_device_map",
+    "get_model",
+    "get_peft_config",
+    "get_quantization_config",
+    "get_tokenizer",
+]
+
+
+def get_model(model_args: Any, training_args: Any = None) -> Any:
+    """Load the bare model, as the alignment-handbook's and open-r1's function of this name.
+
+    Parameters:
+        model_args: TRL's `ModelConfig`, with `dtype` or, before, `torch_dtype`.
+        training_args: the trainer's config: gradient checkpointing turns the key-value cache off.
+
+    Returns:
+        The `transformers.PreTrainedModel`, quantized where asked for, without an adapter: the trainer injects it.
+
+    Raises:
+        PlanError: the request can't be met.
+        AuditError: the model isn't what was planned.
+    """
+    return load(recipe=recipe_of(model_args, training_args), adapter=False, training=False).model
+
+
+def get_tokenizer(model_args: Any, training_args: Any = None) -> Any:
+    """Load the tokenizer (the processor of a multimodal model), as the alignment-handbook's and open-r1's function.
+
+    Parameters:
+        model_args: TRL's `ModelConfig`.
+        training_args: the trainer's config: its `chat_template` (or `chat_template_path`) is set where it has one.
+
+    Returns:
+        The tokenizer or processor.
+
+    Raises:
+        PlanError: the request can't be met.
+    """
+    return load_processing_class(recipe=recipe_of(model_args, training_args), adapter=False, training=False)
+
+
+def get_quantization_config(model_args: Any) -> Any:
+    """Build the quantization config, as TRL's function of this name, with the compute dtype resolved.
+
+    TRL hands `dtype` on as it is: "auto" raises an AttributeError in `BitsAndBytesConfig`, None computes in float32.
+
+    Parameters:
+        model_args: TRL's `ModelConfig`.
+
+    Returns:
+        A `transformers.BitsAndBytesConfig`; None where nothing is quantized.
+
+    Raises:
+        PlanError: the request can't be met.
+    """
+    if not (getattr(model_args, "load_in_4bit", False) or getattr(model_args, "load_in_8bit", False)):
+        return None
+    plan = make_plan(recipe=recipe_of(model_args), adapter=False)
+    quantization = plan.quantization
+    if quantization is None or quantization.prequantized:
+        return None  # stored so: from_pretrained reads it from the checkpoint
+    return default_manager().first(
+        hooks.loadkit_build_quantization_config, plan=plan, quantization=quantization, skip_modules=None
+    )
+
+
+def get_kbit_device_map() -> dict[str, int] | None:
+    """Place a quantized model on this process's own GPU, as TRL's function of this name did.
+
+    Returns:
+        `{"": local rank}`; None without a GPU.
+    """
+    return {"": read_topology().local_rank} if read_machine().accelerators else None
+
+
+def get_peft_config(model_args: Any) -> Any:
+    """Build the LoRA config, as TRL's function of this name.
+
+    Parameters:
+        model_args: TRL's `ModelConfig`, with `use_peft`.
+
+    Returns:
+        A `peft.LoraConfig`; None without `use_peft`.
+    """
+    if not getattr(model_args, "use_peft", False):
+        return None
+    import peft
+
+    fields = {
+        ours: value
+        for theirs, ours in LORA_FIELDS.items()
+        if (value := getattr(model_args, theirs, None)) is not None
+    }
+    task_type = getattr(model_args, "lora_task_type", "CAUSAL_LM")
+    return peft.LoraConfig(task_type=task_type, bias="none", **fields)

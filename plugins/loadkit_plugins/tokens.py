@@ -1,0 +1,215 @@
+"""tokens: which token ends a text, which fills up a batch (never the same), and which are added to the vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from loadkit import (
+    Asked,
+    Claim,
+    Context,
+    Option,
+    PassedOver,
+    Plan,
+    Preparation,
+    Problem,
+    Processing,
+    ProcessingFacts,
+    Quantization,
+    Strength,
+    Tokens,
+    hookimpl,
+)
+
+PAD_NAMED = re.compile(
+    r"[<\[|_]*(?:finetune_)?(?:right_|left_)?pad(?:ding)?(?:_token|_id)?[>\]|_]*", re.IGNORECASE
+)
+RESERVED = re.compile(
+    r"<\|?(?:reserved|unused|extra)[\w|]*>|\[unused\d+\]|<SPECIAL_\d+>|<\|?(?:dummy|placeholder)[\w|]*>",
+    re.IGNORECASE,
+)
+"""How families call tokens that were set aside and never trained."""
+
+NEW_PAD = "<|pad|>"
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+
+@hookimpl
+def loadkit_options() -> Sequence[Option]:
+    def option(name: str, kind: str, line: str) -> Option:
+        return Option(name=name, type=kind, help=line, stage="tokens")
+
+    return [
+        option(
+            "eos_token",
+            "str",
+            "the token that ends a text: set in the tokenizer, the config and the generation config",
+        ),
+        option(
+            "pad_token",
+            "str",
+            "the token that fills up a batch; by default the tokenizer's own, else a reserved one, else a new one",
+        ),
+        option(
+            "additional_special_tokens", "list", "special tokens to add; the embeddings grow to hold them"
+        ),
+        option(
+            "pad_to_multiple_of", "int", "where tokens are added: make the embedding rows a multiple of it"
+        ),
+    ]
+
+
+@hookimpl
+def loadkit_choose_tokens(
+    context: Context,
+    quantization: Quantization | None,
+    preparation: Preparation,
+    processing: Processing,
+) -> Claim[Tokens | None] | None:
+    if processing.kind == "none":
+        return None
+    request, facts = context.request, context.processing
+    eos, more = request.asked("eos_token"), request.asked("additional_special_tokens")
+    pad = _pad(context, quantization, preparation)
+    added = [*(more.value if more else ()), *([pad.token] if pad.new and pad.token else [])]
+    value = Tokens(
+        eos_token=eos.value if eos else None,
+        pad_token=pad.token,
+        additional=tuple(dict.fromkeys(added)),
+        pad_to_multiple_of=request.value("pad_to_multiple_of") if added else None,
+    )
+    asked: list[Asked] = [a for a in (eos, more, request.asked("pad_token")) if a]
+    own_eos = facts.special_token("eos_token")
+    reasons = [
+        f"eos {eos.value}: {eos.because}"
+        if eos
+        else f"eos {own_eos} is the tokenizer's own"
+        if own_eos
+        else "",
+        f"pad {pad.token or facts.special_token('pad_token') or 'none'}: {pad.because}",
+        f"added {', '.join(more.value)}: {more.because}" if more else "",
+    ]
+    return Claim(
+        value=value,
+        because="; ".join(reason for reason in reasons if reason),
+        strength=max((a.strength for a in asked), key=lambda s: s.rank, default=Strength.FALLBACK),
+        passed_over=pad.passed_over,
+    )
+
+
+@hookimpl
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    request, tokens, facts = context.request, plan.tokens, context.processing
+    problems = []
+    asked = [n for n in ("eos_token", "pad_token", "additional_special_tokens") if request.asked(n)]
+    demanded = [n for n in asked if (a := request.asked(n)) and a.demanded]
+    if plan.processing.kind == "none" and demanded:
+        problems.append(
+            _problem(
+                "token-option-unused",
+                f"{' and '.join(demanded)} was given, but there is no tokenizer",
+                f"leave {' and '.join(demanded)} out, or name a tokenizer with tokenizer=…",
+            )
+        )
+        return problems
+    pad, eos = request.asked("pad_token"), tokens.eos_token or facts.special_token("eos_token")
+    if plan.preparation.training and pad is not None and pad.demanded and pad.value == eos:
+        problems.append(
+            _problem(
+                "pad-is-eos",
+                f"you asked for pad_token={pad.value!r}, which is the eos token: padding is left out of the loss, so a model "
+                "trained with it never learns to stop",
+                "leave pad_token out to have one chosen, or name another",
+            )
+        )
+    new = [t for t in tokens.additional if t not in facts.added_tokens]
+    if new and plan.quantization is not None and plan.quantization.prequantized:
+        problems.append(
+            _problem(
+                "resize-prequantized",
+                f"{', '.join(new)} would be added to the vocabulary, but the checkpoint is stored quantized "
+                f"({plan.quantization.method}), so its embeddings can't be resized ({plan.why('tokens').because})",
+                "load the unquantized checkpoint and quantize it on the fly, or use tokens that the vocabulary has"
+                + (f": {', '.join(reserved)}" if (reserved := _reserved(facts)[:3]) else ""),
+            )
+        )
+    multiple = request.asked("pad_to_multiple_of")
+    if multiple is not None and multiple.value < 1:
+        problems.append(
+            _problem(
+                "bad-multiple", f"pad_to_multiple_of={multiple.value} was asked for", "give 8, 64 or 128"
+            )
+        )
+    elif multiple is not None and multiple.demanded and not tokens.additional:
+        problems.append(
+            _problem(
+                "multiple-unused",
+                "pad_to_multiple_of was given, but no token is added, so the embeddings keep their size",
+                "leave it out",
+                severity="warning",
+            )
+        )
+    return problems
+
+
+class _Pad(NamedTuple):
+    """The pad token to set (None keeps the tokenizer's own), why, and whether it must be added."""
+
+    token: str | None
+    because: str
+    new: bool = False
+    passed_over: tuple[PassedOver, ...] = ()
+
+
+def _pad(context: Context, quantization: Quantization | None, preparation: Preparation) -> _Pad:
+    """The first that can be had: the one asked for, the tokenizer's own, a reserved one, a new one."""
+    request, facts = context.request, context.processing
+    eos = request.value("eos_token") or facts.special_token("eos_token")
+    own, asked = facts.special_token("pad_token"), request.asked("pad_token")
+    passed: list[PassedOver] = []
+    training = preparation.training
+    if asked is not None:
+        if asked.demanded or asked.value != eos or not training:
+            return _Pad(asked.value, asked.because)
+        passed.append(PassedOver(asked.value, f"it is the eos token, and {asked.by} only prefers it"))
+    if own is not None and own != eos:
+        return _Pad(None, "the tokenizer's own", passed_over=tuple(passed))
+    if own is not None and not training:
+        return _Pad(None, "the tokenizer's own; that it is the eos token matters in training only")
+    passed += [PassedOver(own, "it is the eos token")] if own is not None else []
+    if reserved := _reserved(facts, preferred=request.value("additional_special_tokens", [])):
+        return _Pad(
+            reserved[0],
+            "set aside in the vocabulary and not used for anything else",
+            passed_over=tuple(passed),
+        )
+    if not training:
+        return _Pad(None, "the tokenizer has none, and inference adds no token")
+    if (
+        quantization is not None
+        and quantization.prequantized
+        and (unknown := facts.special_token("unk_token"))
+    ):
+        passed.append(
+            PassedOver(NEW_PAD, "the embeddings of a checkpoint that is stored quantized can't grow")
+        )
+        return _Pad(unknown, "the unknown token ends no text and is rare in any", passed_over=tuple(passed))
+    return _Pad(
+        NEW_PAD, "new: the tokenizer has none, and no reserved one", new=True, passed_over=tuple(passed)
+    )
+
+
+def _reserved(facts: ProcessingFacts, preferred: Sequence[str] = ()) -> list[str]:
+    """Tokens set aside in the vocabulary, by id; those with a name for padding first."""
+    used = {facts.special_token(role) for role in ROLES} | set(preferred)
+    template = facts.chat_template or ""
+    free = [t for t, _ in sorted(facts.added_tokens.items(), key=lambda f: f[1])]
+    free = [t for t in free if t not in used and t not in template]
+    named = [t for t in free if PAD_NAMED.fullmatch(t)]
+    return named + [t for t in free if RESERVED.fullmatch(t)]
+
+
+def _problem(code: str, message: str, remedy: str, **more: Any) -> Problem:
+    return Problem(stage="tokens", plugin="tokens", code=code, message=message, remedy=remedy, **more)

@@ -1,0 +1,145 @@
+"""vocabulary: embeddings, config and generation config agree with the tokenizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loadkit import Finding, LoadError, Plan, Vocabulary, hookimpl
+
+
+@hookimpl
+def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> Any:
+    embeddings = model.get_input_embeddings()
+    if vocabulary.size == 0 or not hasattr(embeddings, "weight"):
+        return model
+    rows = embeddings.weight.shape[0]
+    trained = vocabulary.size - len(vocabulary.new_tokens)
+    if trained > max(rows, vocabulary.rows):
+        raise LoadError(
+            f"the tokenizer of {plan.processing.source!r} has {trained} tokens, and the embeddings of {plan.checkpoint.source!r} "
+            f"have {rows} rows: the ids above have no embedding, so they don't belong together\n"
+            "    fix: name the model's own tokenizer with tokenizer=…, or load the tokenizer's own model"
+        )
+    needed = max(rows, vocabulary.size, vocabulary.rows)
+    if vocabulary.new_tokens:
+        needed = _multiple(needed, plan.tokens.pad_to_multiple_of)
+    if needed > rows:
+        _refuse_quantized(plan, model, vocabulary)
+        model.resize_token_embeddings(needed, mean_resizing=False)
+    new = sorted({*vocabulary.new_tokens.values(), *range(rows, needed)})
+    if new:
+        _mean_rows(model, new, trained=min(trained, rows))
+    _align(model, plan, vocabulary.special_ids)
+    return model
+
+
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any, processing_class: Any) -> Sequence[Finding]:
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    embeddings: Any = base.get_input_embeddings()
+    if tokenizer is None or not hasattr(embeddings, "weight"):
+        return []
+    findings = []
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    rows = embeddings.weight.shape[0]
+    if size > rows:
+        findings.append(
+            _finding(
+                "vocabulary-size", "the tokenizer has ids without an embedding", f"{size} ids", f"{rows} rows"
+            )
+        )
+    stated = getattr(base.config.get_text_config(), "vocab_size", rows)
+    if stated != rows:
+        findings.append(
+            _finding("vocab-size-config", "vocab_size isn't what the embeddings have", f"{rows}", f"{stated}")
+        )
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if plan.preparation.training and pad is not None and pad == eos:
+        findings.append(
+            _finding("pad-is-eos", "the pad token is the eos token", "two tokens", tokenizer.eos_token)
+        )
+    for where, config in _configs(base).items():
+        own = _listed(getattr(config, "eos_token_id", None))
+        if plan.preparation.training and eos is not None and eos not in own:
+            findings.append(
+                _finding("eos-token", f"{where} has another eos token", f"{eos}", f"{own or 'none'}")
+            )
+    return findings
+
+
+def _mean_rows(model: Any, new: Sequence[int], *, trained: int) -> None:
+    """Set new rows to the mean of the trained ones, in the input and output embeddings.
+
+    The rows that a checkpoint has beyond its vocabulary were never trained: one that a new token takes is new too.
+    A mean needs no random numbers, so every rank gets the same rows.
+    """
+    import torch
+
+    output = model.get_output_embeddings()
+    tensors = {id(m.weight): m.weight for m in (model.get_input_embeddings(), output) if m is not None}
+    if (bias := getattr(output, "bias", None)) is not None:
+        tensors[id(bias)] = bias
+    with torch.no_grad():
+        for tensor in tensors.values():
+            if tensor.shape[0] > max(new):
+                mean = tensor[:trained].mean(dim=0, dtype=torch.float32)
+                tensor[list(new)] = mean.to(tensor.dtype)
+
+
+def _refuse_quantized(plan: Plan, model: Any, vocabulary: Vocabulary) -> None:
+    """Rows can be added to floating-point embeddings only."""
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight = getattr(module, "weight", None)
+        if weight is not None and not (weight.is_floating_point() and weight.dim() == 2):
+            raise LoadError(
+                f"{', '.join(vocabulary.new_tokens) or 'rows of the adapter'} would need more embedding rows, and "
+                f"{type(module).__name__} of {plan.checkpoint.source!r} is quantized\n"
+                "    fix: keep it out of quantization with skip_modules, or use tokens that the vocabulary has"
+            )
+
+
+def _align(model: Any, plan: Plan, ids: Mapping[str, int | None]) -> None:
+    """Let config and generation config name the tokenizer's special tokens.
+
+    The eos token is what generation stops at: where several are listed there, the others stay in the list.
+    """
+    for where, config in _configs(model).items():
+        eos, own = ids.get("eos_token_id"), _listed(getattr(config, "eos_token_id", None))
+        if eos is not None and (eos not in own or (plan.tokens.eos_token and own[0] != eos)):
+            several = where == "the generation config"
+            config.eos_token_id = (
+                [eos, *(i for i in own if i != eos)] if several and own and own != [eos] else eos
+            )
+        if ids.get("pad_token_id") is not None:
+            config.pad_token_id = ids["pad_token_id"]
+
+
+def _configs(model: Any) -> dict[str, Any]:
+    """The configs that name special tokens: the text part's, the whole one's where it has the field, the generation's."""
+    config = model.config
+    found = {"the config": config.get_text_config(), "the outer config": config}
+    generation = getattr(model, "generation_config", None)
+    named = {where: c for where, c in found.items() if hasattr(c, "eos_token_id")}
+    return {**named, **({} if generation is None else {"the generation config": generation})}
+
+
+def _listed(value: Any) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _multiple(count: int, of: int | None) -> int:
+    return count if not of else math.ceil(count / of) * of
+
+
+def _finding(code: str, message: str, planned: str, effective: str) -> Finding:
+    return Finding(
+        stage="tokens",
+        plugin="vocabulary",
+        code=code,
+        message=message,
+        planned=planned,
+        effective=effective,
+    )
