@@ -14,7 +14,17 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)```", re.DOTALL)
-PAGES_THAT_RUN = ("tutorial/first-load.md", "tutorial/first-plugin.md", "how-to/choose-a-profile.md")
+PAGES_THAT_RUN = (
+    "tutorial/first-load.md",
+    "tutorial/first-plugin.md",
+    "how-to/adapters.md",
+    "how-to/choose-a-profile.md",
+    "how-to/dpo.md",
+    "how-to/move-to-loadkit.md",
+    "how-to/qlora-with-trl.md",
+    "how-to/tokens-and-templates.md",
+    "how-to/vision-language.md",
+)
 
 
 def generator():
@@ -26,6 +36,8 @@ def generator():
     return module
 
 
+# trl 1.16 sets gradient_checkpointing, which transformers 5.23 calls activation_checkpointing.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("page", PAGES_THAT_RUN)
 def test_a_page_works_when_typed_in(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny) -> None:
     monkeypatch.chdir(tmp_path)
@@ -33,6 +45,7 @@ def test_a_page_works_when_typed_in(page: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if page.startswith("how-to"):
         (tmp_path / "my-mistral").symlink_to(tiny("mistral"))
+        (tmp_path / "my-gemma3").symlink_to(tiny("gemma3"))
     namespace: dict[str, object] = {"__name__": "__main__"}
     ran = 0
     for language, title, code in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):

@@ -22,7 +22,14 @@ def plain(plan: Plan, *, location: str | None = None) -> Any:
             quantization["llm_int8_skip_modules"] = ["classifier"]  # transformers would quantize the head
         kwargs["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
     auto = getattr(transformers, plan.model_class.auto_class)
-    return auto.from_pretrained(location or plan.checkpoint.location, **kwargs).eval()
+    model = auto.from_pretrained(location or plan.checkpoint.location, **kwargs).eval()
+    if plan.preparation.kbit:
+        for module in (
+            model.modules()
+        ):  # bitsandbytes' kernel for inference rounds otherwise, and can't be trained over
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def batch(loaded: Loaded, *, seed: int = 0) -> dict[str, Any]:
