@@ -137,7 +137,9 @@ def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any:
 
 @hookimpl
 def loadkit_enable_input_gradients(model: Any) -> Any:
-    model.enable_input_require_grads()
+    # transformers does it itself with checkpointing, for models that take token ids (5.20 and later); others need it too.
+    if not getattr(model, "_require_grads_hooks", None):
+        model.enable_input_require_grads()
     return model
 
 

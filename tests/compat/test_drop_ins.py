@@ -75,17 +75,17 @@ def ids() -> torch.Tensor:
 def test_get_model_returns_the_bare_model_that_the_original_returns(
     tiny: Tiny, config: Any, quantized: dict[str, bool]
 ) -> None:
-    folder, dtype = tiny("mistral"), {"torch_dtype" if config is OldModelConfig else "dtype": "bfloat16"}
+    folder, dtype = tiny("mistral"), {"torch_dtype" if config is OldModelConfig else "dtype": "float32"}
     model_args = config(model_name_or_path=str(folder), use_peft=True, **quantized, **dtype)
     ours = get_model(model_args, Training())
     settings = {
-        "load_in_4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16, "bnb_4bit_use_double_quant": True},
+        "load_in_4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32, "bnb_4bit_use_double_quant": True},
         "load_in_8bit": {"load_in_8bit": True},
     }  # fmt: skip
     chosen = next((settings[name] for name in quantized if name in settings), None)
     plain = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=torch.bfloat16,
+        dtype=torch.float32,
         use_cache=False,
         quantization_config=transformers.BitsAndBytesConfig(**chosen) if chosen else None,
     )

@@ -192,6 +192,7 @@ def test_an_adapter_is_in_the_planned_dtype_on_the_bases_device(
         return original(source, device=device, **more)
 
     monkeypatch.setattr(peft.peft_model, "load_peft_weights", watched)
+    monkeypatch.setattr(peft.peft_model, "infer_device", lambda: "cuda")  # as on a machine with a GPU
     loaded = loadkit.load(adapter, "qlora")
     assert asked == ["cpu"]
     own = [p for n, p in loaded.model.named_parameters() if "lora_" in n]

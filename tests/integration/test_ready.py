@@ -87,6 +87,17 @@ def test_the_order_of_the_phases_is_the_cores(tiny: Tiny) -> None:
         assert all(bool(g.any()) for n, g in gradients.items() if "lora_B" in n)
 
 
+def test_gradients_flow_from_the_embeddings_of_a_frozen_base(tiny: Tiny) -> None:
+    """TRAPS 12: reentrant checkpointing hands no gradient on where nothing before it has one; not every injector sees to it."""
+    loaded = loadkit.load(
+        tiny("mistral"), "qlora", adapter=False, gradient_checkpointing_kwargs={"use_reentrant": True}
+    )
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), loaded.model)
+    loaded.model(**batch(loaded)).loss.backward()
+    reached = {n for n, p in loaded.model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert reached == {n for n, _ in loaded.model.named_parameters() if "lora_B" in n}
+
+
 def test_a_phase_without_a_taker_is_an_error(tiny: Tiny) -> None:
     manager = loadkit.PluginManager(environ={"LOADKIT_DISABLE": "vocabulary"})
     with pytest.raises(loadkit.LoadError, match="no plugin carried out vocabulary: loadkit_fit_vocabulary"):
