@@ -31,6 +31,9 @@ TOKENIZER_FILES = (
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 SETTINGS = ("chat_template", "padding_side", "use_fast")
 
+BACKENDS = {True: "torchvision", False: "pil"}
+"""Of image processors, by `use_fast`."""
+
 Kind = Literal["tokenizer", "processor", "none"]
 
 
@@ -110,6 +113,16 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
                 "processing-option-unused",
                 f"{' and '.join(unused)} was given, but there is no tokenizer or processor to set it on",
                 f"leave {' and '.join(unused)} out",
+            )
+        )
+    fast = context.request.asked("use_fast")
+    demanded_fast = fast is not None and fast.demanded and fast.value
+    if kind == "processor" and demanded_fast and context.machine.version("torchvision") is None:
+        problems.append(
+            _problem(
+                "no-torchvision",
+                "use_fast=True was asked for, which takes torchvision, and it isn't installed",
+                "pip install torchvision, or leave use_fast out",
             )
         )
     return [*problems, *_template_problems(context, plan.processing)]
@@ -192,7 +205,7 @@ def _value(kind: Kind, context: Context) -> Processing:
     template = context.beside.template
     # transformers 5 has one implementation of each tokenizer, and names those of image processors by "backend".
     fast = request.value("use_fast")
-    backend = {} if fast is None or kind != "processor" else {"backend": "torchvision" if fast else "pil"}
+    backend = {} if fast is None or kind != "processor" else {"backend": BACKENDS[fast]}
     return Processing(
         kind=kind,
         source=facts.location,

@@ -81,16 +81,19 @@ def loadkit_choose_tokens(
         pad_to_multiple_of=request.value("pad_to_multiple_of") if added else None,
     )
     asked: list[Asked] = [a for a in (eos, more, request.asked("pad_token")) if a]
-    own_eos = facts.special_token("eos_token")
-    reasons = [
-        f"eos {eos.value}: {eos.because}"
-        if eos
-        else f"eos {own_eos} is the tokenizer's own"
-        if own_eos
-        else "",
-        f"pad {pad.token or facts.special_token('pad_token') or 'none'}: {pad.because}",
-        f"added {', '.join(more.value)}: {more.because}" if more else "",
-    ]
+    own_eos, own_pad = facts.special_token("eos_token"), facts.special_token("pad_token")
+    if value == Tokens() and own_pad is not None and own_pad != own_eos:
+        reasons = [f"eos {own_eos} and pad {own_pad} are two tokens"]
+    else:
+        reasons = [
+            f"eos {eos.value}: {eos.because}"
+            if eos
+            else f"eos {own_eos} is the tokenizer's own"
+            if own_eos
+            else "",
+            f"pad {pad.token or own_pad or 'none'}: {pad.because}",
+            f"added {', '.join(more.value)}: {more.because}" if more else "",
+        ]
     return Claim(
         value=value,
         because="; ".join(reason for reason in reasons if reason),

@@ -228,6 +228,22 @@ def test_the_reference_of_an_existing_adapter_is_that_adapter(tiny: Tiny, tmp_pa
         late.reference()
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora", "gaussian"])
+def test_the_reference_of_an_adapter_that_starts_with_a_part_of_the_base(tiny: Tiny, init: str) -> None:
+    """PiSSA moves weights from the base into the adapter: the base alone isn't the model that was loaded."""
+    loaded = loadkit.load(tiny("mistral"), "lora", dtype="float32", init_lora_weights=init, lora_dropout=0.0)
+    inputs = batch(loaded)
+    before = logits(loaded.model, inputs)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tiny("mistral"), dtype="float32")
+    torch.testing.assert_close(
+        before, logits(plain, inputs), atol=1e-4, rtol=0
+    )  # a sum of two parts, in another order
+    reference = loaded.reference()
+    trained(loaded.model, inputs)
+    assert not torch.equal(logits(loaded.model, inputs), before)
+    assert torch.equal(logits(reference, inputs), before)
+
+
 def test_the_reference_of_a_policy_trained_in_full_is_a_copy(tiny: Tiny) -> None:
     loaded = loadkit.load(tiny("mistral"), "full")
     inputs = batch(loaded)

@@ -573,7 +573,9 @@ def test_processing() -> None:
 
 def test_use_fast_names_the_backend_of_image_processors() -> None:
     seeing = with_files("tokenizer.json", "processor_config.json", **GEMMA3)
-    assert planned(seeing, use_fast=True).processing.options == {"backend": "torchvision"}
+    machine = msgspec.structs.replace(CPU, packages={**PACKAGES, "torchvision": "0.28.0"})
+    assert planned(seeing, use_fast=True, machine=machine).processing.options == {"backend": "torchvision"}
+    assert "pip install torchvision" in problems(seeing, use_fast=True)["no-torchvision"]
     assert planned(seeing, use_fast=False).processing.options == {"backend": "pil"}
     assert planned(use_fast=False).processing.options == {}
 
