@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from loadkit import hookspecs as hooks
@@ -16,7 +17,12 @@ ORDER = ("error", "warning", "note")
 
 
 def audit(
-    plan: Plan, model: Any, loading: Loading, processing_class: Any, manager: PluginManager
+    plan: Plan,
+    model: Any,
+    loading: Loading,
+    processing_class: Any,
+    manager: PluginManager,
+    earlier: Sequence[Finding] = (),
 ) -> tuple[Finding, ...]:
     """Collect what the plugins find, errors first.
 
@@ -26,6 +32,7 @@ def audit(
         loading: what `from_pretrained` said of the weights.
         processing_class: the tokenizer or processor; None where there is none.
         manager: the plugins.
+        earlier: what was found before the phases.
 
     Raises:
         PluginError: a plugin failed while looking.
@@ -33,5 +40,5 @@ def audit(
     answers = manager.answers(
         hooks.loadkit_audit_model, plan=plan, model=model, loading=loading, processing_class=processing_class
     )
-    found = [finding for _, given in answers for finding in given]
+    found = [*earlier, *(finding for _, given in answers for finding in given)]
     return tuple(sorted(found, key=lambda f: (ORDER.index(f.severity), f.stage, f.code, f.message)))

@@ -315,6 +315,23 @@ def loadkit_load_model(plan: Plan) -> Any | None:
     """
 
 
+@hookspec(firstresult=True)
+def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any) -> str | None:
+    """Compare a parameter that your plugin quantized with what the checkpoint's file has for it.
+
+    Called for a sample of tensors right after loading. What nobody takes is compared by the core, value by value.
+
+    Parameters:
+        plan: the plan.
+        module: the `torch.nn.Module` that holds it.
+        parameter: the `torch.nn.Parameter`, quantized.
+        stored: the first rows of the tensor in the file, as a `torch.Tensor` on the CPU in the file's dtype.
+
+    Returns:
+        What differs, in a few words; "" where nothing does; None where it isn't yours.
+    """
+
+
 # --- The phases between loading and the audit, in this order; each only where the plan has it ------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from loadkit import from_pretrained
 from loadkit.audit import audit
+from loadkit.comparing import compare_with_files
 from loadkit.errors import AuditError, LoadkitError
 from loadkit.from_pretrained import fetch_adapters, load_model
 from loadkit.inference import InferenceMode
@@ -177,11 +178,13 @@ def load(
     with clock("load"):
         model, loading, own_cache = load_model(plan, manager, token)
     keep_own_cache(model, own_cache)
+    with clock("comparison"):
+        compared = compare_with_files(plan, model, manager)
     given = Given(vocabulary, fetch_adapters(plan, token))
     model, changes = run_phases(plan, model, given, manager, clock, say)
     say("auditing")
     with clock("audit"):
-        findings = audit(plan, model, loading, processing_class, manager)
+        findings = audit(plan, model, loading, processing_class, manager, compared)
         measurements = measure(model)
     report = Report(
         measurements=measurements,

@@ -367,6 +367,7 @@ def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
         weight_bytes=checkpoint.weight_bytes,
         weight_format=checkpoint.weight_format,
         tensors=len(checkpoint.tensors),
+        weight_files=checkpoint.weight_files,
     )
 
 

@@ -43,6 +43,7 @@ class CheckpointSummary(msgspec.Struct, frozen=True, kw_only=True):
         weight_bytes: bytes of its tensors, by the headers.
         weight_format: "safetensors" or "pickle".
         tensors: how many tensors it has.
+        weight_files: the files that hold them.
     """
 
     source: str
@@ -54,6 +55,7 @@ class CheckpointSummary(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: int = 0
     weight_format: str = "safetensors"
     tensors: int = 0
+    weight_files: tuple[str, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,6 +198,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         from loadkit.render import plan_text
 
         return plan_text(self)
+
+    def _repr_html_(self) -> str:
+        from loadkit.render import html, plan_table
+
+        return html(plan_table(self))
 
     def __hash__(self) -> int:
         return int(self.digest[:15], 16)

@@ -54,6 +54,14 @@ def report_text(report: Report) -> str:
     return _text(report_table(report))
 
 
+def html(renderable: RenderableType) -> str:
+    """A plan or report for a notebook: the same layout, with the terminal's colours as styles."""
+    console = Console(file=io.StringIO(), width=WIDTH, record=True, highlight=False, force_jupyter=False)
+    console.print(renderable)
+    code = '<pre style="white-space: pre; line-height: 1.35; font-family: monospace">{code}</pre>'
+    return console.export_html(code_format=code, inline_styles=True)
+
+
 def plan_table(plan: Plan) -> RenderableType:
     """A plan: for each stage its value, then who decided it and why, then what it was decided instead of."""
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))

@@ -79,7 +79,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         findings: what the audit found, errors first.
         changes: what was done to the parameters after loading: upcast, resized, added.
         loading: what `from_pretrained` said of the weights.
-        seconds: phase to seconds, in order: "plan", "import", "processing", "load", the phases that the plan has, "audit".
+        seconds: phase to seconds, in order: "plan", "import", "processing", "load",
+            "comparison" (with the files), the phases that the plan has, "audit".
         peak_memory: bytes: the process's highest resident set so far, and each accelerator's highest allocation.
     """
 
@@ -98,6 +99,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         from loadkit.render import report_text
 
         return report_text(self)
+
+    def _repr_html_(self) -> str:
+        from loadkit.render import html, report_table
+
+        return html(report_table(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,77 +10,104 @@ import yaml
 
 from loadkit.errors import Problem
 
-__all__ = ["read_yaml", "recipe_problem"]
+__all__ = ["problem", "read_yaml"]
 
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, which also notes every key that a mapping has twice; PyYAML takes the last without a word."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.twice: list[tuple[str, int]] = []
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen:
-                    self.twice.append((key_node.value, key_node.start_mark.line + 1))
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+MERGE = "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: str) -> tuple[dict[str, Any] | None, list[Problem]]:
     """The file's mapping, None where it can't be read; and what is wrong with it."""
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # bytes that aren't text, a home that isn't there
         reason = getattr(error, "strerror", None) or str(error)
-        return None, [
-            recipe_problem(
-                "recipe-unreadable",
-                path,
-                f"it can't be read: {reason}",
-                "check the path; a recipe is a YAML file",
-            )
-        ]
-    loader = _Loader(text)
+        remedy = "check the path; a recipe is a YAML file"
+        return None, [problem("recipe-unreadable", path, f"it can't be read: {reason}", remedy)]
     try:
-        content = loader.get_single_data()
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        content, twice = _parsed(text)
+    except Exception as error:
+        # PyYAML's constructors raise whatever they stumble over: `!!int ''` is an IndexError
+        where = _place(error, text)
         return None, [
-            recipe_problem(
-                "recipe-not-yaml", path, f"it isn't YAML{_place(error)}", "correct the file at that place"
-            )
+            problem("recipe-not-yaml", path, f"it isn't YAML{where}", "correct the file at that place")
         ]
-    finally:
-        loader.dispose()
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        what = "nothing" if content is None else f"a {type(content).__name__}"
+        found = _instead(content)
         return None, [
-            recipe_problem(
+            problem(
                 "recipe-not-mapping",
                 path,
-                f"it holds {what}, where `key: value` lines belong",
+                f"it holds {found}, where `key: value` lines belong",
                 "give a training recipe",
             )
         ]
-    problems = [
-        recipe_problem(
-            "recipe-key-twice", path, f"line {line} gives {key!r} a second time", "keep one of the two"
+    return content, [
+        problem(
+            "recipe-key-twice",
+            path,
+            f"line {line} gives {key!r} a second time, and only the last would count",
+            "keep one of the two",
         )
-        for key, line in loader.twice
+        for key, line in twice
     ]
-    return content, problems
 
 
-def recipe_problem(code: str, path: str, message: str, remedy: str, **more: Any) -> Problem:
+def problem(code: str, path: str, message: str, remedy: str, **more: Any) -> Problem:
     """A problem of the request that a recipe brought in."""
     text = f"recipe {path!r}: {message}"
     return Problem(stage="request", plugin="loadkit", code=code, message=text, remedy=remedy, **more)
 
 
-def _place(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    said = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f" at line {mark.line + 1}, column {mark.column + 1}: {said}" if mark is not None else f": {said}"
+def _parsed(text: str) -> tuple[Any, list[tuple[str, int]]]:
+    """What the text holds, and every key that a mapping of it has twice, with its line."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None, []
+        twice = list(_twice(root))  # before constructing: that writes merged keys into the nodes
+        return loader.construct_document(root), twice
+    finally:
+        loader.dispose()
+
+
+def _twice(root: yaml.Node) -> Iterator[tuple[str, int]]:
+    waiting, known = [root], {id(root)}  # an alias leads to a node once more, or back to itself
+    while waiting:
+        node = waiting.pop()
+        below: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            seen: set[tuple[str, str]] = set()
+            for key, value in node.value:
+                below += [key, value]
+                if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
+                    continue
+                if (key.tag, key.value) in seen:
+                    yield key.value, key.start_mark.line + 1
+                seen.add((key.tag, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            below = node.value
+        for each in below:
+            if id(each) not in known:
+                known.add(id(each))
+                waiting.append(each)
+
+
+def _instead(content: Any) -> str:
+    if content is None:
+        return "nothing"
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    return f"the key {next(key for key in content if not isinstance(key, str))!r}, which isn't text"
+
+
+def _place(error: Exception, text: str) -> str:
+    """Where in the file, and what is wrong there."""
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        return f" at line {line}, column {column}: {error.reason}"
+    mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is not None:
+        return f" at line {mark.line + 1}, column {mark.column + 1}: {said}"
+    return f": {type(error).__name__}{f', {error}' if str(error) else ''}"

@@ -23,8 +23,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         dialect: whose names it uses; the alignment-handbook's and open-r1's are TRL's.
         source: the model; "" where it names none.
         options: loadkit's options that it asks for, to their values.
-        trainer: the keys that are the trainer's, untouched.
-        shared: keys of `options` that the trainer reads too, such as gradient_checkpointing.
+        trainer: the keys that loadkit doesn't take, untouched, and those that the trainer reads too.
+        shared: keys that became options and are in `trainer` nevertheless, such as gradient_checkpointing.
         notes: a line for everything that isn't translated one to one.
     """
 

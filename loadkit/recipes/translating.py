@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from loadkit.errors import Problem
-from loadkit.recipes.reading import recipe_problem
+from loadkit.recipes.meaning import NOTHING, as_text, meant
+from loadkit.recipes.reading import problem
 from loadkit.recipes.tables import Dialect, Key
 
 __all__ = ["Translation", "translate"]
@@ -18,8 +20,34 @@ NEAR = 0.8
 FREEZING = ("adapter", "load_in_4bit", "load_in_8bit")
 """Options under which the base's own weights don't train."""
 
-NOTHING = (None, "", "null", "None", "none", "~")
-"""Values that ask for nothing, in whatever way people write them."""
+WITHOUT: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "adapter": (
+        "a new adapter",
+        (
+            "lora_r",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target_modules",
+            "lora_target_parameters",
+            "lora_modules_to_save",
+            "lora_vision",
+            "use_rslora",
+            "use_dora",
+            "init_lora_weights",
+        ),
+    ),
+    "load_in_4bit": (
+        "4-bit quantization",
+        (
+            "bnb_4bit_quant_type",
+            "bnb_4bit_use_double_quant",
+            "bnb_4bit_compute_dtype",
+            "bnb_4bit_quant_storage",
+        ),
+    ),
+    "load_in_8bit": ("8-bit quantization", ("llm_int8_threshold", "llm_int8_has_fp16_weight")),
+}
+"""An option that must be true, in words, for others to have an effect. An existing adapter has settings of its own."""
 
 
 class Translation(NamedTuple):
@@ -41,8 +69,9 @@ def translate(path: str, content: Mapping[str, Any], dialect: Dialect) -> Transl
         content: its keys and values.
         dialect: the table.
     """
-    found = Translation(str(content.get(dialect.source) or ""), {}, {}, set(), [], [])
-    given_by: dict[str, str] = {}
+    source, wrong = _source(path, content, dialect)
+    found = Translation(source, {}, {}, set(), [], wrong)
+    asked: list[tuple[str, Any, Key]] = []
     for key, value in content.items():
         if key == dialect.source:
             continue
@@ -57,93 +86,44 @@ def translate(path: str, content: Mapping[str, Any], dialect: Dialect) -> Transl
         if meaning.needs and not any(_is_set(content.get(needed)) for needed in meaning.needs):
             found.notes.append(f"{key} has no effect without {' or '.join(meaning.needs)}, and is left out")
             continue
-        for option, plain in _options(path, key, value, meaning, found).items():
-            settled = _settled(found.options[option], plain) if option in given_by else plain
-            if settled is None:
-                found.problems.append(
-                    _twice(path, option, given_by[option], key, found.options[option], plain)
-                )
-                continue
-            found.options[option], given_by[option] = settled, key
-            if meaning.shared:
-                found.shared.add(key)
+        asked.append((key, value, meaning))
+    given_by: dict[str, str] = {}
+    for key, value, meaning in sorted(asked, key=lambda each: each[2].overrides):
+        options, notes, problems = meant(path, key, value, meaning)
+        found.notes.extend(notes)
+        found.problems.extend(problems)
+        for option, plain in options.items():
+            _settle(path, option, plain, key, meaning, found, given_by)
     _contradictions(path, content, dialect, found)
-    _defaults(dialect, found)
+    _defaults(content, dialect, found)
     _frozen_dtype(content, dialect, found)
+    _without_effect(dialect, found, given_by)
     return found
 
 
-def _options(path: str, key: str, value: Any, meaning: Key, found: Translation) -> dict[str, Any]:
-    """The options that one key sets."""
-    if meaning.inert:
-        found.notes.append(f"{key}: {value}: {meaning.inert}")
-        return {}
-    if meaning.note:
-        found.notes.append(f"{key}: {value}: {meaning.note}")
-    if meaning.fields:
-        return _from_fields(path, key, value, meaning, found)
-    text = _text(value)
-    if text in meaning.sets:
-        return dict(meaning.sets[text])
-    if text in meaning.values:
-        return {meaning.option: meaning.values[text]}
-    if meaning.only or not meaning.option:
-        known = [*meaning.sets, *meaning.values]
-        found.problems.append(
-            recipe_problem(
-                "recipe-bad-value",
-                path,
-                f"{key}: {value} has no counterpart here",
-                f"{key} can be {', '.join(known)}; leave it out to have it decided",
-            )
-        )
-        return {}
-    if meaning.number and isinstance(value, str):
-        value = _number(value)
-    if meaning.split and isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    return {meaning.option: (not value) if meaning.invert else value}
-
-
-def _from_fields(path: str, key: str, value: Any, meaning: Key, found: Translation) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        found.problems.append(
-            recipe_problem(
-                "recipe-bad-value",
-                path,
-                f"{key}: {value!r} isn't a mapping",
-                f"give {key} fields such as {', '.join(meaning.fields)}",
-            )
-        )
-        return {}
-    options: dict[str, Any] = {}
-    for field, item in value.items():
-        if field in meaning.fields:
-            options[meaning.fields[field]] = item
-        elif "*" in meaning.fields:
-            options[field] = item
-        else:
-            found.notes.append(f"{key}.{field} has no counterpart here, and is left to the trainer")
-    return {option: item for option, item in options.items() if item not in NOTHING}
+def _source(path: str, content: Mapping[str, Any], dialect: Dialect) -> tuple[str, list[Problem]]:
+    value = content.get(dialect.source)
+    if value in NOTHING:
+        return "", []
+    if isinstance(value, str):
+        return value, []
+    message = f"{dialect.source}: {value} isn't a text"
+    return "", [problem("recipe-bad-value", path, message, "name a folder or a Hub id, in quotes if need be")]
 
 
 def _foreign(path: str, key: str, value: Any, dialect: Dialect, found: Translation) -> None:
-    """A key that isn't one of loading: the trainer's, or a misspelling."""
-    if key in dialect.untranslated and _is_set(value):
-        found.problems.append(
-            recipe_problem(
-                "recipe-untranslated",
-                path,
-                f"{key} changes what is loaded, and isn't translated",
-                dialect.untranslated[key],
-                severity="warning",
-            )
-        )
-    elif key not in dialect.trainer and key not in dialect.untranslated:
-        near = difflib.get_close_matches(key, [dialect.source, *dialect.keys], n=1, cutoff=NEAR)
-        if near:
+    """A key that isn't translated: the trainer's, one without a counterpart, or a misspelling."""
+    if key in dialect.untranslated:
+        if _is_set(value):
+            message = f"{key} changes what is loaded, and isn't translated"
+            remedy = dialect.untranslated[key]
+            found.problems.append(problem("recipe-untranslated", path, message, remedy, severity="warning"))
+    elif not any(fnmatchcase(key, known) for known in dialect.trainer):
+        words = [dialect.source, *dialect.keys, *dialect.untranslated, *dialect.trainer]
+        near = difflib.get_close_matches(key.lower(), words, n=1, cutoff=NEAR)
+        if near and near[0] not in dialect.trainer:
             found.problems.append(
-                recipe_problem(
+                problem(
                     "recipe-misspelt-key",
                     path,
                     f"{key!r} is no key of {dialect.name}'s recipes, and looks like {near[0]!r}",
@@ -154,18 +134,48 @@ def _foreign(path: str, key: str, value: Any, dialect: Dialect, found: Translati
     found.trainer[key] = value
 
 
+def _settle(
+    path: str,
+    option: str,
+    plain: Any,
+    key: str,
+    meaning: Key,
+    found: Translation,
+    given_by: dict[str, str],
+) -> None:
+    """Set an option, unless another key has said something else of it."""
+    label = f"{key}.{option}" if meaning.fields else key
+    if option in given_by:
+        first, earlier = given_by[option], found.options[option]
+        settled = _joined(earlier, plain) if meaning.joins else None
+        settled = _agreed(earlier, plain) if settled is None else settled
+        if settled is None and not meaning.overrides:
+            message = f"{first} and {label} both settle {option}, as {earlier!r} and as {plain!r}"
+            found.problems.append(problem("recipe-key-twice", path, message, f"keep {first} or {label}"))
+            return
+        if settled is None:
+            found.notes.append(f"{key} counts, not {first}: {option} is {plain!r}, not {earlier!r}")
+            settled = plain
+        plain = settled
+    found.options[option] = plain
+    given_by[option] = label
+    if meaning.shared:
+        found.shared.add(key)
+
+
 def _contradictions(path: str, content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
     for wrong in dialect.contradictions:
-        if all(_text(content.get(key)) == _text(value) for key, value in wrong.keys.items()):
-            said = " and ".join(f"{key}: {_text(value)}" for key, value in wrong.keys.items())
-            found.problems.append(
-                recipe_problem("recipe-contradiction", path, f"{said} exclude each other", wrong.remedy)
-            )
+        if _has(content, wrong.keys):
+            said = " and ".join(f"{key}: {as_text(value)}" for key, value in wrong.keys.items())
+            message = f"{said} exclude each other"
+            found.problems.append(problem("recipe-contradiction", path, message, wrong.remedy))
 
 
-def _defaults(dialect: Dialect, found: Translation) -> None:
+def _defaults(content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
     for default in dialect.defaults:
-        if default.when and not found.options.get(default.when):
+        if default.when and found.options.get(default.when) is not True:
+            continue
+        if not _has(content, default.keys) or any(content.get(key) not in NOTHING for key in default.silent):
             continue
         if any(option in found.options for option in default.unless):
             continue
@@ -193,24 +203,35 @@ def _frozen_dtype(content: Mapping[str, Any], dialect: Dialect, found: Translati
             )
 
 
-def _twice(path: str, option: str, first: str, second: str, one: Any, other: Any) -> Problem:
-    return recipe_problem(
-        "recipe-key-twice",
-        path,
-        f"{first} and {second} both settle {option}, as {one!r} and as {other!r}",
-        f"keep {first} or {second}",
-    )
+def _without_effect(dialect: Dialect, found: Translation, given_by: Mapping[str, str]) -> None:
+    """Leave out the settings of what is off."""
+    for switch, (words, options) in WITHOUT.items():
+        if found.options.get(switch) is True:
+            continue
+        for option in options:
+            if option not in found.options:
+                continue
+            del found.options[option]
+            if label := given_by.get(option):
+                key = label.partition(".")[0]
+                end = "left to the trainer" if dialect.keys[key].shared else "left out"
+                found.shared.discard(key)
+                found.notes.append(f"{label} has no effect without {words}, and is {end}")
+
+
+def _has(content: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
+    return all(as_text(content.get(key)) == as_text(value) for key, value in keys.items())
 
 
 def _is_set(value: Any) -> bool:
-    return value not in NOTHING and value is not False and value != 0 and value != []
+    return value not in NOTHING and bool(value)
 
 
 def _among(value: Any, values: tuple[Any, ...]) -> bool:
     return any(type(value) is type(other) and value == other for other in values)
 
 
-def _settled(first: Any, second: Any) -> Any:
+def _agreed(first: Any, second: Any) -> Any:
     """What two keys for one option come to; None where they disagree. "An adapter" and "this adapter" don't."""
     for one, other in ((first, second), (second, first)):
         if one == other or (other is True and isinstance(one, str)):
@@ -218,14 +239,11 @@ def _settled(first: Any, second: Any) -> Any:
     return None
 
 
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _number(text: str) -> Any:
-    """YAML 1.1 reads 5e-2 as text; what isn't a number is left for the option's own check."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return int(number) if number.is_integer() and "." not in text and "e" not in text.lower() else number
+def _joined(first: Any, second: Any) -> Any:
+    """Two lists or two mappings as one; None where they can't be."""
+    if isinstance(first, list) and isinstance(second, list):
+        return [*first, *(each for each in second if each not in first)]
+    if isinstance(first, dict) and isinstance(second, dict):
+        same = all(first[key] == second[key] for key in first.keys() & second.keys())
+        return first | second if same else None
+    return None

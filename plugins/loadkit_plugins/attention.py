@@ -142,7 +142,35 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
                     effective=str(effective),
                 )
             )
-    return findings
+    return findings or _called(model, chosen)
+
+
+def _called(model: Any, chosen: str | dict[str, str]) -> list[Finding]:
+    """What attention modules read when they are called: a config of their own may say something else than the model's."""
+    if not isinstance(chosen, str):
+        return []
+    known = {id(config) for _, config in configs(model.config)}
+    stray: dict[str, str] = {}
+    for name, module in model.named_modules():
+        config = getattr(module, "config", None)
+        effective = getattr(config, "_attn_implementation", None)
+        if (
+            type(module).__name__.endswith("Attention")
+            and id(config) not in known
+            and effective not in (None, chosen)
+        ):
+            stray.setdefault(str(effective), name)
+    return [
+        Finding(
+            stage="attention",
+            plugin="attention",
+            code="attention-called",
+            message=f"{name} calls another attention",
+            planned=chosen,
+            effective=effective,
+        )
+        for effective, name in stray.items()
+    ]
 
 
 def _problem(code: str, message: str, remedy: str) -> Problem:

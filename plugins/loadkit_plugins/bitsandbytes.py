@@ -141,6 +141,15 @@ def loadkit_dequantize(plan: Plan, model: Any) -> Any:
 
 
 @hookimpl
+def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any) -> str | None:
+    from loadkit_plugins.bitsandbytes_audit import compare
+
+    if getattr(getattr(module, "source_cls", None), "__name__", "") == "Conv1D":
+        return None  # GPT-2's layers are stored transposed
+    return compare(plan, parameter, stored)
+
+
+@hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     from loadkit_plugins.bitsandbytes_audit import audit
 

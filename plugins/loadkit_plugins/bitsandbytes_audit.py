@@ -7,7 +7,7 @@ from typing import Any
 
 from loadkit import Finding, Plan
 
-__all__ = ["audit"]
+__all__ = ["audit", "compare"]
 
 MOST_UNQUANTIZED = 0.5
 """Share of the weight bytes, embeddings and output head aside, above which being left in 16 bits is a finding."""
@@ -32,6 +32,42 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
     if quantization.bits == 4:
         findings += _settings(plan, modules)
     return findings
+
+
+def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
+    """Quantize the file's values again and compare the codes; None for what isn't quantized here.
+
+    4-bit blocks run over rows, and 8-bit scales are each row's own, so the first rows tell without the rest.
+    """
+    import bitsandbytes.functional as functional
+    import torch
+
+    if not stored.is_floating_point() or stored.ndim != 2:
+        return None
+    state = getattr(parameter, "quant_state", None)
+    values = stored.to(getattr(torch, plan.dtype)).to(parameter.device)
+    if state is not None:
+        flat = values.flatten()
+        whole = flat.numel() // state.blocksize * state.blocksize
+        if not whole or tuple(state.shape[1:]) != tuple(stored.shape[1:]):
+            return None
+        again, _ = functional.quantize_4bit(
+            flat[:whole], blocksize=state.blocksize, quant_type=state.quant_type
+        )
+        held = parameter.data.view(torch.uint8).flatten()[: whole // 2]
+        return _codes(held, again.view(torch.uint8).flatten())
+    if getattr(parameter, "SCB", None) is not None and parameter.shape[1:] == stored.shape[1:]:
+        again, scales, _ = functional.int8_vectorwise_quant(values.to(torch.float16))
+        rows = stored.shape[0]
+        return _codes(parameter.data[:rows], again) or _codes(
+            parameter.SCB[:rows], scales.to(parameter.SCB.device)
+        )
+    return None
+
+
+def _codes(held: Any, expected: Any) -> str:
+    differ = int((held != expected).sum())
+    return f"{differ} of {held.numel()} quantized values differ" if differ else ""
 
 
 def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Finding]:
@@ -59,18 +95,21 @@ def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Findin
 def _share(model: Any, kind: type) -> Iterator[Finding]:
     """How much of the weights stayed as it was: fused experts and subclasses of Linear are passed over in silence."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    apart = {id(m) for m in (base.get_input_embeddings(), base.get_output_embeddings()) if m is not None}
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    apart = {id(weight) for m in ends if (weight := getattr(m, "weight", None)) is not None}
     packed, left = 0, 0
     largest: dict[str, int] = {}
+    dtypes: dict[str, str] = {}
     for name, module in base.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             size = parameter.numel() * parameter.element_size()
             if isinstance(module, kind) and key == "weight":
                 packed += size
-            elif id(module) not in apart and parameter.ndim > 1 and not _adapters(name):
+            elif id(parameter) not in apart and parameter.ndim > 1 and not _adapters(name):
                 left += size
                 family = ".".join("*" if part.isdigit() else part for part in f"{name}.{key}".split("."))
                 largest[family] = largest.get(family, 0) + size
+                dtypes[family] = str(parameter.dtype).removeprefix("torch.")
     if left > MOST_UNQUANTIZED * (left + packed):
         family = max(largest, key=lambda f: largest[f])
         yield Finding(
@@ -78,8 +117,8 @@ def _share(model: Any, kind: type) -> Iterator[Finding]:
             plugin="bitsandbytes",
             code="mostly-unquantized",
             severity="warning",
-            message=f"{left / 2**20:.1f} MiB of weights ({left / (left + packed):.0%}) stay unquantized, most of them in "
-            f"{family}: bitsandbytes replaces plain Linear layers only",
+            message=f"{left:,} bytes of weights ({left / (left + packed):.0%}) stay unquantized, {largest[family]:,} of them in "
+            f"{family}, in {dtypes[family]}: bitsandbytes replaces plain Linear layers only",
             planned=f"at most {MOST_UNQUANTIZED:.0%}",
             effective=f"{left / (left + packed):.0%}",
             remedy="count on that much memory, or choose another quantizer for this architecture",

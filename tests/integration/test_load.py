@@ -45,7 +45,7 @@ def test_the_report_counts_what_is_there(tiny) -> None:
     assert 0 < measured.trainable < measured.parameters
     assert sum(measured.bytes_by_dtype.values()) == measured.footprint == sum(measured.devices.values())
     assert list(report.seconds) == [
-        "plan", "import", "processing", "load", "vocabulary", "k-bit preparation", "gradient checkpointing",
+        "plan", "import", "processing", "load", "comparison", "vocabulary", "k-bit preparation", "gradient checkpointing",
         "input gradients", "adapter", "audit",
     ]  # fmt: skip
     assert report.peak_memory["host"] > measured.footprint

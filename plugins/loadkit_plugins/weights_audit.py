@@ -1,0 +1,102 @@
+"""The values themselves: nothing on meta, nothing that isn't a number, computed buffers as they should be. Not a plugin itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from loadkit import Finding
+
+__all__ = ["values"]
+
+LOOKED_AT = 4096
+"""How many of a tensor's first values are looked at: reading all of a model would take as long as loading it."""
+
+
+def values(model: Any) -> Sequence[Finding]:
+    """What is wrong with the tensors of the final model."""
+    return [*_on_meta(model), *_not_finite(model), *_buffers(model)]
+
+
+def _on_meta(model: Any) -> Iterator[Finding]:
+    """Tensors without values, but for those that accelerate keeps on the disk or in main memory until they are used."""
+    if "disk" in {str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()}:
+        return
+    offloaded = {id(m) for m in model.modules() if getattr(getattr(m, "_hf_hook", None), "offload", False)}
+    homes = dict(model.named_modules())
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    empty = [
+        name
+        for name, tensor in tensors
+        if tensor.device.type == "meta" and id(homes[name.rpartition(".")[0]]) not in offloaded
+    ]
+    if empty:
+        yield _finding(
+            "on-meta", f"{len(empty)} tensors have no values (they are on the meta device): {_some(empty)}"
+        )
+
+
+def _not_finite(model: Any) -> Iterator[Finding]:
+    import torch
+
+    wrong = []
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        held = state.absmax if state is not None else getattr(parameter, "SCB", None)
+        tensor = parameter.detach() if held is None else held
+        looked_at = tensor.flatten()[:LOOKED_AT] if tensor.device.type != "meta" else None
+        if (
+            looked_at is not None
+            and looked_at.is_floating_point()
+            and not bool(torch.isfinite(looked_at).all())
+        ):
+            wrong.append(name)
+    if wrong:
+        yield _finding(
+            "not-finite", f"{len(wrong)} tensors hold infinite values or none at all: {_some(wrong)}"
+        )
+
+
+def _buffers(model: Any) -> Iterator[Finding]:
+    """Buffers that aren't saved are computed while the model is built, and a model built on meta may get them wrong.
+
+    Modules without parameters that are built from a config (rotary embeddings) are built again, and compared.
+    """
+    import torch
+
+    wrong = []
+    for name, module in model.named_modules():
+        own = dict(module.named_buffers(recurse=False))
+        computed = {key: own[key] for key in module._non_persistent_buffers_set if own.get(key) is not None}
+        config = getattr(module, "config", None)
+        if not computed or config is None or next(module.parameters(), None) is not None:
+            continue
+        try:
+            fresh = dict(type(module)(config).named_buffers(recurse=False))
+        except Exception:  # built in a way of its own: nothing to compare with
+            continue
+        for key, buffer in computed.items():
+            expected = fresh.get(key)
+            if expected is None or expected.shape != buffer.shape:
+                continue  # grown with the length of what it has seen
+            if not torch.allclose(buffer.float().cpu(), expected.float(), rtol=1e-5, atol=1e-7):
+                wrong.append(f"{name}.{key}")
+    if wrong:
+        yield _finding(
+            "computed-buffers",
+            f"{len(wrong)} computed buffers aren't what their config gives: {_some(wrong)}",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+
+
+def _finding(code: str, message: str) -> Finding:
+    return Finding(
+        stage="weights",
+        plugin="weights",
+        code=code,
+        message=message,
+        remedy="the checkpoint or the library that loaded it is at fault: compare with another copy, or another version",
+    )
