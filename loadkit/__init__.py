@@ -39,11 +39,13 @@ if TYPE_CHECKING:
     from loadkit.inference import InferenceMode
     from loadkit.loading import Loaded, LoadkitWarning, load, load_processing_class
     from loadkit.manager import PluginInfo, PluginManager
+    from loadkit.manifests import Difference, FileProof, Manifest, differences
     from loadkit.options import Option, nearest
     from loadkit.pipeline import make_plan as plan
     from loadkit.plans import Plan
     from loadkit.profiles import Profile, read_profile, read_profiles
     from loadkit.recipes import Recipe, read_recipe
+    from loadkit.replaying import ReplayError, ReplayWarning
     from loadkit.report import Change, Loading, Measurements, Report
     from loadkit.values import (
         Adapter,
@@ -85,11 +87,13 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "inference": ("InferenceMode",),
     "loading": ("Loaded", "LoadkitWarning", "load", "load_processing_class"),
     "manager": ("PluginInfo", "PluginManager"),
+    "manifests": ("Difference", "FileProof", "Manifest", "differences"),
     "options": ("Option", "nearest"),
     "pipeline": ("plan",),
     "plans": ("Plan",),
     "profiles": ("Profile", "read_profile", "read_profiles"),
     "recipes": ("Recipe", "read_recipe"),
+    "replaying": ("ReplayError", "ReplayWarning"),
     "report": ("Change", "Loading", "Measurements", "Report"),
     "values": (
         "Adapter",
@@ -126,9 +130,11 @@ __all__ = [
     "ConfigFacts",
     "Context",
     "Decision",
+    "Difference",
     "Experimental",
     "Family",
     "File",
+    "FileProof",
     "Finding",
     "InferenceMode",
     "Library",
@@ -138,6 +144,7 @@ __all__ = [
     "LoadkitError",
     "LoadkitWarning",
     "Machine",
+    "Manifest",
     "Measurements",
     "ModelClass",
     "ModelFacts",
@@ -157,6 +164,8 @@ __all__ = [
     "Profile",
     "Quantization",
     "Recipe",
+    "ReplayError",
+    "ReplayWarning",
     "Report",
     "Request",
     "Severity",
@@ -169,6 +178,7 @@ __all__ = [
     "Topology",
     "Unsupported",
     "Vocabulary",
+    "differences",
     "hookimpl",
     "load",
     "load_processing_class",

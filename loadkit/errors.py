@@ -4,6 +4,7 @@
     ├── PlanError        the request can't be met: every problem of it, all at once (`.problems`)
     ├── LoadError        planning went well, the library underneath failed while loading
     ├── AuditError       the loaded model isn't what was planned (`.findings`, `.loaded`)
+    ├── ReplayError      what a manifest says isn't here any more (`.differences`)
     └── PluginError      a plugin misbehaved (`.plugin`, `.hook`)
 
 `PlanError` is one class on purpose: the problems of a request come together, so what tells them apart is

@@ -17,12 +17,14 @@ from loadkit.errors import AuditError, LoadkitError
 from loadkit.from_pretrained import fetch_adapters, load_model
 from loadkit.inference import InferenceMode
 from loadkit.manager import PluginManager, default_manager
+from loadkit.manifests import Manifest, make_manifest
 from loadkit.measure import measure, peak_memory
 from loadkit.phases import Given, run_phases
 from loadkit.pipeline import make_plan
 from loadkit.plans import Plan
 from loadkit.processing import finish_processing
 from loadkit.recipes import Recipe
+from loadkit.replaying import plan_of
 from loadkit.report import Report
 from loadkit.saving import keep_own_cache
 
@@ -79,6 +81,14 @@ class Loaded:
             self.processing_class.save_pretrained(target)
         return target
 
+    def manifest(self, progress: Callable[[str], None] | None = None) -> Manifest:
+        """Take down what was loaded, from what and by what, so that it can be loaded again. Every file is read, for its hash.
+
+        Parameters:
+            progress: called with a short sentence for each file.
+        """
+        return make_manifest(self.plan, self.report, progress)
+
     def for_inference(self) -> InferenceMode:
         """Turn evaluation mode and the key-value cache on, at once.
 
@@ -131,6 +141,7 @@ def load(
     profile: str | None = None,
     *,
     recipe: str | os.PathLike[str] | Recipe | None = None,
+    replay: Manifest | str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     strict: bool = True,
     plugin_manager: PluginManager | None = None,
@@ -143,6 +154,7 @@ def load(
         source: a folder, a Hub id, an adapter repository, or a `Plan` to run as it is; None for the model that the recipe names.
         profile: a profile's name ("qlora"), or the path of a profile file.
         recipe: a training recipe (YAML) of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory.
+        replay: a manifest (or its file) to load again as it was; nothing else is given then.
         token: the Hub token, as huggingface_hub takes it.
         strict: whether a finding of the audit fails the load; False turns errors into a `LoadkitWarning`.
         plugin_manager: the plugins to use; all installed ones by default.
@@ -154,6 +166,7 @@ def load(
 
     Raises:
         PlanError: the request can't be met; nothing was loaded.
+        ReplayError: what a manifest says isn't here any more.
         LoadError: the libraries underneath failed.
         AuditError: the model isn't what was planned (`error.loaded` has it).
         PluginError: a plugin failed while loading.
@@ -162,6 +175,9 @@ def load(
     say = progress or (lambda _: None)
     clock = _Clock()
     with clock("plan"):
+        if replay is not None:
+            _alone(replay, source=source, profile=profile, recipe=recipe, **options)
+            source = plan_of(replay, strict=strict, token=token, plugin_manager=manager, progress=progress)
         plan = _planned(
             source, profile, recipe, options, token=token, plugin_manager=manager, progress=progress
         )
@@ -195,6 +211,15 @@ def load(
         peak_memory=peak_memory(),
     )
     return _judged(Loaded(model, processing_class, plan, report), strict)
+
+
+def _alone(replay: object, **given: Any) -> None:
+    """Nothing can be changed about a replay."""
+    more = [name for name, value in given.items() if value is not None]
+    if more:
+        raise LoadkitError(
+            f"load() was given a manifest to replay and {', '.join(more)}: it is loaded again as it was; leave {', '.join(more)} out"
+        )
 
 
 def load_processing_class(

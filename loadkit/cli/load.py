@@ -27,6 +27,16 @@ __all__ = ["command"]
     show_default=True,
     help="Whether a finding of the audit fails the load.",
 )
+@click.option(
+    "--manifest",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write down what was loaded, to repeat it.",
+)
+@click.option(
+    "--replay",
+    type=click.Path(dir_okay=False),
+    help="Load what a manifest says again, or say what differs. Without MODEL and other options.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print plan and report as JSON.")
 @model_options
 def command(
@@ -37,6 +47,8 @@ def command(
     generate: str | None,
     max_new_tokens: int,
     strict: bool,
+    manifest: Path | None,
+    replay: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -47,8 +59,10 @@ def command(
     from loadkit.loading import load
     from loadkit.render import plan_table, report_table
 
-    with working(f"planning {model or recipe}") as progress:
-        loaded = load(model, profile, recipe=recipe, strict=strict, progress=progress, **chosen(options))
+    with working(f"planning {model or recipe or replay}") as progress:
+        loaded = load(
+            model, profile, recipe=recipe, replay=replay, strict=strict, progress=progress, **chosen(options)
+        )
     if as_json:
         import msgspec
 
@@ -60,6 +74,11 @@ def command(
         console.print(report_table(loaded.report))
     if generate is not None:
         click.echo(_continued(loaded, generate, max_new_tokens), err=as_json)
+    if manifest is not None:
+        with working("hashing the files") as progress:
+            text = loaded.manifest(progress).to_json()
+        manifest.write_text(text + "\n", encoding="utf-8")
+        click.echo(f"wrote {manifest}", err=as_json)
     if save is not None:
         loaded.save_pretrained(save)
         click.echo(f"saved in {save}", err=as_json)

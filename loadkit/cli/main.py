@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("loadkit.cli.demo", "Make a small real checkpoint, load it, report, and train a few steps."),
     "plan": ("loadkit.cli.plan", "Print what would be loaded, who decided it, and why."),
     "load": ("loadkit.cli.load", "Load a model, audit it and report; save it or generate from it."),
+    "diff": ("loadkit.cli.diff", "Compare two plans or manifests."),
     "plugins": ("loadkit.cli.plugins", "List the plugins: active, blocked and broken ones."),
     "profiles": ("loadkit.cli.profiles", "List the profiles and their options."),
 }
