@@ -127,7 +127,8 @@ def value_text(value: Any) -> str:
             auto = f"{value.auto_class} → " if value.auto_class else ""
             part = f" ({value.config_key} only)" if value.config_key else ""
             own = f" [{value.implementation}]" if value.implementation != "transformers" else ""
-            return f"{auto}{value.model_class}{part}{own}"
+            code = ", ".join(f"{name} {digest[:12]}" for name, digest in value.code.items())
+            return f"{auto}{value.model_class}{part}{own}" + (f", running {code}" if code else "")
         case Quantization():
             return (
                 f"{value.method} {value.bits:g}-bit"

@@ -81,6 +81,7 @@ class ModelClass(msgspec.Struct, frozen=True, kw_only=True):
             vision-language checkpoint); "" for the whole config.
         key_mapping: pattern to replacement for the checkpoint's tensor names, as `from_pretrained` takes it.
         config_class: "module:Class" of a configuration to register first; "" for transformers' own.
+        code: the checkpoint's own Python files that may run, to their SHA-256; empty where none does.
     """
 
     task: str
@@ -90,6 +91,7 @@ class ModelClass(msgspec.Struct, frozen=True, kw_only=True):
     config_key: str = ""
     key_mapping: dict[str, str] = {}
     config_class: str = ""
+    code: dict[str, str] = {}
 
 
 class Quantization(msgspec.Struct, frozen=True, kw_only=True):

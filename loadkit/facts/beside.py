@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,12 +39,14 @@ class Beside(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         tokenizer: the tokenizer or processor that the option `tokenizer` names; None where nobody named one.
         template: the chat template that the option `chat_template` gives or names.
+        code: the checkpoint's own Python files to their SHA-256, where they are allowed to run; empty elsewhere.
         adapters: the existing adapters, by name: the source itself where it is one ("default"), and those that the option
             `adapter` names.
     """
 
     tokenizer: ProcessingFacts | None = None
     template: Template | None = None
+    code: dict[str, str] = {}
     adapters: dict[str, AdapterFacts] = {}
 
 
@@ -67,6 +70,11 @@ def read_beside(
             problems += found
     if given := request.value("chat_template", ""):
         template = _template(given, access, problems)
+    code: dict[str, str] = {}
+    if checkpoint.auto_map and request.value("trust_remote_code", False):
+        place, found = open_place(checkpoint.location, checkpoint.commit, access)
+        code, unread = ({}, found) if place is None else _code(place)
+        problems += unread
     own = checkpoint.adapter  # its base was found by what it names
     adapters = {} if own is None else {"default": msgspec.structs.replace(own, base_is_same=True)}
     for name, source in _named_adapters(request, taken=bool(adapters), problems=problems).items():
@@ -80,7 +88,21 @@ def read_beside(
         problems += found
         same = same_base(facts.config.get("base_model_name_or_path"), checkpoint)
         adapters[name] = msgspec.structs.replace(facts, base_is_same=same)
-    return Beside(tokenizer=tokenizer, template=template, adapters=adapters), problems
+    return Beside(tokenizer=tokenizer, template=template, code=code, adapters=adapters), problems
+
+
+def _code(place: Place) -> tuple[dict[str, str], list[Problem]]:
+    """The hashes of the Python files beside config.json, which may import each other."""
+    hashes: dict[str, str] = {}
+    problems: list[Problem] = []
+    for name in place.sizes:
+        if name.endswith(".py") and "/" not in name:
+            data = place.read(name)
+            if isinstance(data, Problem):
+                problems.append(data)
+            else:
+                hashes[name] = hashlib.sha256(data).hexdigest()
+    return hashes, problems
 
 
 def _opened(stage: str, option: str, source: str, access: Access, problems: list[Problem]) -> Place | None:

@@ -169,6 +169,12 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         return ""
 
     @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's part of config.json; the whole where it has no such part."""
+        found = self.config.get("text_config")
+        return found if isinstance(found, dict) else self.config
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all tensors in the weight files, by their headers."""
         return sum(header.nbytes for header in self.tensors.values())

@@ -65,11 +65,29 @@ class Folder:
 
     def read(self, name: str) -> bytes | Problem:
         """A whole file."""
-        return read_part(os.path.join(self.location, name))
+        return self._outside(name) or read_part(os.path.join(self.location, name))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes | Problem:
         """Bytes `start` to `stop` (exclusive) of a file; fewer where the file ends before."""
-        return read_part(os.path.join(self.location, name), start, stop)
+        return self._outside(name) or read_part(os.path.join(self.location, name), start, stop)
+
+    def _outside(self, name: str) -> Problem | None:
+        """The problem of a link that leads out of the folder, for files that aren't the folder's maker's to give.
+
+        The Hub cache is made of such links: a snapshot's files lead to the blobs of the same repository.
+        """
+        path = os.path.join(self.location, name)
+        real, root = os.path.realpath(path), os.path.realpath(self.location)
+        if real == root or real.startswith(root.rstrip(os.sep) + os.sep):
+            return None
+        repository, found, _ = root.partition(f"{os.sep}snapshots{os.sep}")
+        if found and real.startswith(f"{repository}{os.sep}blobs{os.sep}"):
+            return None
+        return checkpoint_problem(
+            "link-outside",
+            f"{path!r} is a link that leads out of the folder, to {real!r}",
+            f"copy the file into {self.location!r}, if you mean it to be read",
+        )
 
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
         """A folder is all there is: what isn't in it doesn't exist."""

@@ -233,7 +233,7 @@ def _lora(request: Request, context: Context) -> dict[str, Any]:
 def _without_dropout(options: dict[str, Any], context: Context) -> list[PassedOver]:
     """Leave a profile's dropout out where the experts are adapted as fused parameters, over which PEFT has none."""
     asked = context.request.asked("lora_dropout")
-    config = context.checkpoint.config.get("text_config") or context.checkpoint.config
+    config = context.checkpoint.text_config
     experts = any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
     if not experts or asked is None or asked.demanded or not options.get("lora_dropout"):
         return []

@@ -7,6 +7,7 @@ class by the checkpoint's `architectures` and the user's `task`, the checkpoint'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from loadkit import Architecture, Claim, Context, ModelClass, Option, Plan, Problem, Strength, hookimpl
 from loadkit_plugins.tasks import TASKS
@@ -57,20 +58,63 @@ def loadkit_choose_architecture(context: Context) -> Claim[ModelClass] | Problem
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    if (
-        not context.request.value("trust_remote_code", False)
-        or plan.model_class.implementation == "remote code"
-    ):
+    problems = _code_selected(context)
+    if plan.model_class.implementation == "remote code":
+        return [*problems, *_unpinned(context)]
+    if context.request.value("trust_remote_code", False):
+        own = f"{plan.model_class.model_class} of {plan.model_class.implementation} serves, and is preferred"
+        problems.append(
+            _problem(
+                "remote-code-unused",
+                f"trust_remote_code was given, but no code of the checkpoint's runs: {own}",
+                "leave trust_remote_code out",
+                severity="note",
+            )
+        )
+    return problems
+
+
+def _unpinned(context: Context) -> list[Problem]:
+    """Code that may run is code that somebody has read: this folder's, or that of one commit of this repository."""
+    checkpoint = context.checkpoint
+    problems = []
+    elsewhere = sorted({str(v).split("--")[0] for v in checkpoint.auto_map.values() if "--" in str(v)})
+    if elsewhere:
+        problems.append(
+            _problem(
+                "remote-code-elsewhere",
+                f"config.json takes its code from {', '.join(elsewhere)}, which no commit of {checkpoint.location!r} pins",
+                "download the checkpoint and that code into one folder, read it, and load the folder",
+            )
+        )
+    if checkpoint.kind == "hub" and checkpoint.revision != checkpoint.commit:
+        problems.append(
+            _problem(
+                "remote-code-unpinned",
+                f"the code of {checkpoint.location!r} would run as {checkpoint.revision or 'the default branch'!r} has it today, which can change",
+                f"read the code at that commit, then pin it: revision={checkpoint.commit!r}",
+            )
+        )
+    return problems
+
+
+def _code_selected(context: Context) -> list[Problem]:
+    """Fields of config.json that would fetch and run code: kernels on the Hub (CVE-2026-4372 was such a field)."""
+    configs = {"config.json": context.checkpoint.config, **dict(context.checkpoint.sub_configs())}
+    found = [
+        f"{key}={value!r} in {where}"
+        for where, config in configs.items()
+        for key, value in config.items()
+        if (key.endswith(("_implementation", "_implementation_internal")) and "/" in str(value))
+        or (key in ("kernel_config", "use_kernels") and value)
+    ]
+    if not found:
         return []
-    own = f"{plan.model_class.model_class} of {plan.model_class.implementation} serves, and is preferred"
     return [
-        Problem(
-            stage="architecture",
-            plugin="architecture",
-            severity="note",
-            code="remote-code-unused",
-            message=f"trust_remote_code was given, but no code of the checkpoint's runs: {own}",
-            remedy="leave trust_remote_code out",
+        _problem(
+            "config-selects-code",
+            f"the checkpoint's config names kernels to fetch from the Hub: {', '.join(found)}",
+            "remove that from config.json; attn_implementation='owner/kernel' asks for one by name",
         )
     ]
 
@@ -203,6 +247,7 @@ def _remote(context: Context) -> Claim[ModelClass] | None:
                     auto_class=TASKS[task].auto_class,
                     model_class=reference.split("--")[-1],
                     implementation="remote code",
+                    code=context.beside.code,
                 ),
                 because=f"transformers has no {context.checkpoint.model_type!r}; "
                 f"the checkpoint brings {reference}, and trust_remote_code was given",
@@ -255,5 +300,7 @@ def _explain(context: Context) -> Problem:
     )
 
 
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="architecture", plugin="architecture", code=code, message=message, remedy=remedy)
+def _problem(code: str, message: str, remedy: str, **more: Any) -> Problem:
+    return Problem(
+        stage="architecture", plugin="architecture", code=code, message=message, remedy=remedy, **more
+    )

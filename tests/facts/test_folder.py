@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,17 +132,15 @@ def test_files_in_folders_are_listed_and_hidden_folders_are_not(tmp_path: Path) 
 
 
 def test_links_count_as_files_and_broken_ones_do_not(tmp_path: Path) -> None:
-    """The Hub's cache is made of links."""
-    blobs = write_model(tmp_path / "blobs")
     folder = tmp_path / "snapshot"
-    folder.mkdir()
+    blobs = write_model(folder / "blobs")
     for name in ("config.json", "model.safetensors"):
         (folder / name).symlink_to(blobs / name)
     (folder / "generation_config.json").symlink_to(blobs / "gone.json")
     (folder / "loop").symlink_to(folder)
     checkpoint, problems = read(folder)
     assert problems == {}
-    assert [f.name for f in checkpoint.files] == ["config.json", "model.safetensors"]
+    assert [f.name for f in checkpoint.files if "/" not in f.name] == ["config.json", "model.safetensors"]
     (blobs / "model.safetensors").unlink()
     assert only(folder).code == "no-weights"
 
@@ -345,8 +344,52 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         "/proc/self/mem"
     )  # reading its first page is an I/O error
     problem = only(tmp_path)
-    assert problem.code == "unreadable-file"
+    assert problem.code == "link-outside"
     assert "generation_config.json" in problem.message
+
+
+def test_a_file_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path, generation_config={})
+    real = open
+
+    def refusing(path: object, *args: object, **kwargs: object) -> object:
+        if str(path).endswith("generation_config.json"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.open", refusing)
+    problem = only(tmp_path)
+    assert problem.code == "unreadable-file"
+    assert "Permission denied" in problem.message
+
+
+def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    """A folder that was unpacked from somebody's archive may link to any file of its reader's."""
+    folder = write_model(tmp_path / "model")
+    (tmp_path / "secret.json").write_text('{"password": 1}')
+    (folder / "tokenizer_config.json").symlink_to(tmp_path / "secret.json")
+    problem = only(folder)
+    assert problem.code == "link-outside"
+    assert "copy the file" in problem.remedy
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "inside.json").write_text("{}")
+    (folder / "tokenizer_config.json").symlink_to(folder / "inside.json")
+    assert read(folder)[1] == {}
+    shutil.move(folder / "model.safetensors", tmp_path / "weights")
+    (folder / "model.safetensors").symlink_to(tmp_path / "weights")
+    assert only(folder).code == "link-outside"
+
+
+def test_a_snapshot_of_the_hub_cache_is_a_folder(tmp_path: Path) -> None:
+    whole = write_model(tmp_path / "whole")
+    repository = tmp_path / "models--owner--tiny"
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for path in whole.iterdir():
+        shutil.copy(path, repository / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(Path("..") / ".." / "blobs" / path.name)
+    assert read(snapshot)[1] == {}
 
 
 # Weights

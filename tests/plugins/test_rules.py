@@ -34,6 +34,7 @@ from examples import (
 from loadkit import (
     AdapterFacts,
     Architecture,
+    Beside,
     Checkpoint,
     Experimental,
     PluginManager,
@@ -140,9 +141,18 @@ def test_no_class(config: dict[str, Any], options: dict[str, Any], code: str, wo
 
 def test_remote_code_runs_with_consent_and_only_where_needed() -> None:
     wren = {"model_type": "wren", "auto_map": {"AutoModelForCausalLM": "modeling_wren.Wren"}}
-    plan = planned(checkpoint(wren), trust_remote_code=True)
+    told = problems(checkpoint(wren), trust_remote_code=True)
+    assert f"revision={checkpoint().commit!r}" in told["remote-code-unpinned"]  # TRAPS 15
+    pinned = checkpoint(wren, revision=checkpoint().commit)
+    beside = Beside(code={"modeling_wren.py": "ab" * 32})
+    plan = planned(pinned, trust_remote_code=True, beside=beside)
     assert plan.model_class.implementation == "remote code"
+    assert plan.model_class.code == {"modeling_wren.py": "ab" * 32}
+    assert "modeling_wren.py abababababab" in str(plan)
     assert plan.kwargs["trust_remote_code"] is True
+    elsewhere = {"model_type": "wren", "auto_map": {"AutoModelForCausalLM": "other/repo--modeling_wren.Wren"}}
+    told = problems(checkpoint(elsewhere, revision=checkpoint().commit), trust_remote_code=True)
+    assert "other/repo" in told["remote-code-elsewhere"]
     both = {**MISTRAL, "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
     native = planned(checkpoint(both), trust_remote_code=True)
     assert native.kwargs["trust_remote_code"] is False
@@ -548,6 +558,23 @@ def test_the_cache_follows_the_preparation() -> None:
 
 
 # --- processing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_attn_implementation": "evil/kernel"},
+        {"attn_implementation": "evil/kernel"},
+        {"_experts_implementation": "evil/kernel"},
+        {"use_kernels": True},
+        {"text_config": {"model_type": "llama", "_attn_implementation_internal": "evil/kernel"}},
+    ],
+)
+def test_a_config_cant_have_a_kernel_fetched(config: dict[str, Any]) -> None:
+    """TRAPS 14: a field of config.json once fetched and ran code (CVE-2026-4372)."""
+    told = problems(checkpoint({**MISTRAL, **config}))
+    assert "remove that from config.json" in told["config-selects-code"]
+    assert planned(checkpoint({**MISTRAL, "_attn_implementation": "eager"})).warnings == ()
 
 
 def with_files(*files: str, **config: object) -> Checkpoint:
