@@ -154,7 +154,7 @@ def _settle(
             found.problems.append(problem("recipe-key-twice", path, message, f"keep {first} or {label}"))
             return
         if settled is None:
-            found.notes.append(f"{key} counts, not {first}: {option} is {plain!r}, not {earlier!r}")
+            found.notes.append(f"{label} counts, not {first}: {option} is {plain!r}, not {earlier!r}")
             settled = plain
         plain = settled
     found.options[option] = plain

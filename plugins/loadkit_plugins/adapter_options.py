@@ -73,7 +73,9 @@ def settle(context: Context) -> Settled:
     given: dict[str, Any] = dict(whole.value) if whole else {}
     peft_type = str(given.pop("peft_type", None) or "LORA")
     if not given.get("target_modules") and not given.get("target_parameters"):
-        given.pop("target_modules", None)  # PEFT then chooses by model type, unless somebody here knows better
+        given.pop(
+            "target_modules", None
+        )  # PEFT then chooses by model type, unless somebody here knows better
     fields = {name: value for name, value in given.items() if value is not None}
     asked = {} if whole is None else dict.fromkeys(given, whole)
     wishes = {option: a for option in LORA_OPTIONS if (a := request.asked(option))}

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-import loadkit
-from loadkit.cli import main
-from loadkit.recipes import Recipe, read_recipe
-from loadkit.recipes.tables import dialects
+from loadkit.recipes import Recipe
+
+Read = Callable[[str], Recipe]
+Told = Callable[[str], dict[str, str]]
 
 HANDBOOK_QLORA = """
 # supervised fine-tuning in the alignment-handbook's manner
@@ -113,29 +108,8 @@ bf16: true
 """
 
 
-def written(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def recipe(tmp_path: Path, text: str) -> Recipe:
-    """The recipe of a file that is in order."""
-    found, problems = read_recipe(written(tmp_path, text))
-    assert problems == []
-    assert found is not None
-    return found
-
-
-def told(tmp_path: Path, text: str) -> dict[str, str]:
-    """Code to text of everything that is wrong with a recipe."""
-    problems = read_recipe(written(tmp_path, text))[1]
-    assert all(p.remedy and p.stage == "request" for p in problems)
-    return {p.code: f"{p.message} | {p.remedy}" for p in problems}
-
-
-def test_a_handbook_recipe(tmp_path: Path) -> None:
-    found = recipe(tmp_path, HANDBOOK_QLORA)
+def test_a_handbook_recipe(recipe: Read) -> None:
+    found = recipe(HANDBOOK_QLORA)
     assert (found.dialect, found.source) == ("trl", "mistralai/Mistral-7B-v0.1")
     assert found.options == {
         "training": True,
@@ -159,22 +133,22 @@ def test_a_handbook_recipe(tmp_path: Path) -> None:
     assert "torch_dtype" not in found.trainer
 
 
-def test_full_training_leaves_the_dtype_to_the_checkpoint(tmp_path: Path) -> None:
+def test_full_training_leaves_the_dtype_to_the_checkpoint(recipe: Read, told: Told) -> None:
     """TRAPS 23: None means "auto" now. Mixed precision keeps weights in the dtype that they were loaded in."""
-    assert recipe(tmp_path, HANDBOOK_DPO).options == {"training": True, "gradient_checkpointing": True}
-    frozen = recipe(tmp_path, HANDBOOK_DPO + "use_peft: true\n")
+    assert recipe(HANDBOOK_DPO).options == {"training": True, "gradient_checkpointing": True}
+    frozen = recipe(HANDBOOK_DPO + "use_peft: true\n")
     assert frozen.options["dtype"] == "bfloat16"
     assert "no dtype is named" in frozen.notes[0]
     for name in ("dtype", "torch_dtype"):
-        assert recipe(tmp_path, f"{name}: float16\n").options["dtype"] == "float16"
-        assert "dtype" not in recipe(tmp_path, f"{name}: auto\n").options
-    both = told(tmp_path, "dtype: float16\ntorch_dtype: bfloat16\n")
+        assert recipe(f"{name}: float16\n").options["dtype"] == "float16"
+        assert "dtype" not in recipe(f"{name}: auto\n").options
+    both = told("dtype: float16\ntorch_dtype: bfloat16\n")
     assert "keep dtype or torch_dtype" in both["recipe-key-twice"]
-    assert recipe(tmp_path, "dtype: float16\ntorch_dtype: float16\n").options["dtype"] == "float16"
+    assert recipe("dtype: float16\ntorch_dtype: float16\n").options["dtype"] == "float16"
 
 
-def test_an_open_r1_recipe(tmp_path: Path) -> None:
-    found = recipe(tmp_path, OPEN_R1_GRPO)
+def test_an_open_r1_recipe(recipe: Read) -> None:
+    found = recipe(OPEN_R1_GRPO)
     assert found.options == {
         "training": True,
         "dtype": "bfloat16",
@@ -186,8 +160,8 @@ def test_an_open_r1_recipe(tmp_path: Path) -> None:
     assert {"reward_funcs", "system_prompt", "use_vllm", "eos_token"} <= set(found.trainer)
 
 
-def test_trls_defaults_of_an_adapter(tmp_path: Path) -> None:
-    found = recipe(tmp_path, "use_peft: true\nlora_task_type: SEQ_CLS\n")
+def test_trls_defaults_of_an_adapter(recipe: Read) -> None:
+    found = recipe("use_peft: true\nlora_task_type: SEQ_CLS\n")
     assert found.options == {
         "training": True,
         "adapter": True,
@@ -198,17 +172,86 @@ def test_trls_defaults_of_an_adapter(tmp_path: Path) -> None:
     }
 
 
-def test_settings_of_what_is_off_are_left_out_in_plain_sight(tmp_path: Path) -> None:
-    found = recipe(tmp_path, "use_peft: false\nlora_r: 8\nbnb_4bit_quant_type: nf4\nload_in_4bit: false\n")
+def test_settings_of_what_is_off_are_left_out_in_plain_sight(recipe: Read) -> None:
+    found = recipe("use_peft: false\nlora_r: 8\nbnb_4bit_quant_type: nf4\nload_in_4bit: false\n")
     assert found.options == {"training": True, "adapter": False}
     assert found.notes == (
-        "lora_r has no effect without use_peft, and is left out",
-        "bnb_4bit_quant_type has no effect without load_in_4bit, and is left out",
+        "lora_r has no effect without a new adapter, and is left out",
+        "bnb_4bit_quant_type has no effect without 4-bit quantization, and is left out",
     )
+    resumed = recipe(
+        "adapter_name_or_path: ./mine\nlora_rank: 4\nquantization_bit: 8\nquantization_type: nf4\n"
+    )
+    assert resumed.options == {
+        "training": True,
+        "adapter": "./mine",
+        "load_in_8bit": True,
+        "gradient_checkpointing": True,
+    }
+    assert [note.split()[0] for note in resumed.notes] == [
+        "adapter_name_or_path:",
+        "lora_rank",
+        "quantization_type",
+    ]
+    full = recipe("finetuning_type: full\nlora_rank: 8\nlora_target: all\nfreeze_vision_tower: true\n")
+    assert full.options == {"training": True, "adapter": False, "gradient_checkpointing": True}
+    assert full.trainer == {"freeze_vision_tower": True}
+    assert full.shared == ()
 
 
-def test_an_axolotl_recipe(tmp_path: Path) -> None:
-    found = recipe(tmp_path, AXOLOTL)
+def test_what_the_trainer_reads_too_stays_with_it(recipe: Read) -> None:
+    found = recipe(
+        "trust_remote_code: true\npad_token: <pad>\nattn_implementation: sdpa\nuse_peft: true\nbf16: true\n"
+    )
+    assert found.trainer == {"trust_remote_code": True, "pad_token": "<pad>", "bf16": True}
+    assert found.shared == ("bf16", "pad_token", "trust_remote_code")
+
+
+def test_numbers_that_yaml_reads_as_text(recipe: Read) -> None:
+    found = recipe("use_peft: yes\nlora_r: '32'\nlora_alpha: 6.4e1\nlora_dropout: 5e-2\n")
+    assert (found.options["lora_r"], found.options["lora_alpha"], found.options["lora_dropout"]) == (
+        32,
+        64.0,
+        0.05,
+    )
+    assert type(found.options["lora_r"]) is int
+
+
+@pytest.mark.parametrize("nothing", ["", "null", "'null'", "None", "~", "''"])
+def test_nothing_is_asked_for_in_many_ways(recipe: Read, nothing: str) -> None:
+    found = recipe(
+        f"model_name_or_path: {nothing}\ndtype: {nothing}\nlora_r: {nothing}\nattn_implementation: {nothing}\n"
+    )
+    assert (found.source, found.options, found.notes) == ("", {"training": True}, ())
+
+
+def test_one_target_in_a_list(recipe: Read) -> None:
+    """As TRL does with lists of one; a pattern or a name stays what it is."""
+    for text, targets in [
+        ("[all-linear]", "all-linear"),
+        ("[q_proj]", ["q_proj"]),
+        ("'.*q_proj'", ".*q_proj"),
+    ]:
+        assert (
+            recipe(f"use_peft: true\nlora_target_modules: {text}\n").options["lora_target_modules"] == targets
+        )
+    assert recipe("lora_target: [all]\n").options["lora_target_modules"] == "all-linear"
+
+
+def test_the_models_own_arguments_count_over_the_rest(recipe: Read) -> None:
+    """TRL's scripts lay model_init_kwargs over what ModelConfig says."""
+    for order in (1, -1):
+        lines = ["torch_dtype: float32", "model_init_kwargs: {dtype: bfloat16, rope_theta: 5.0}"][::order]
+        found = recipe("\n".join(lines))
+        assert found.options == {"training": True, "dtype": "bfloat16", "model_kwargs": {"rope_theta": 5.0}}
+        assert found.trainer == {}
+        assert found.notes == (
+            "model_init_kwargs.dtype counts, not torch_dtype: dtype is 'bfloat16', not 'float32'",
+        )
+
+
+def test_an_axolotl_recipe(recipe: Read) -> None:
+    found = recipe(AXOLOTL)
     assert (found.dialect, found.source) == ("axolotl", "NousResearch/Llama-3.2-1B")
     assert found.options == {
         "training": True,
@@ -223,16 +266,68 @@ def test_an_axolotl_recipe(tmp_path: Path) -> None:
         "gradient_checkpointing": True,
         "attn_implementation": "flash_attention_2",
         "pad_token": "<|end_of_text|>",
+        "dtype": "bfloat16",
     }
     assert any("chatml" in note for note in found.notes)
     assert any("special_tokens.bos_token" in note for note in found.notes)
     assert {"datasets", "micro_batch_size", "bf16"} <= set(found.trainer)
     for text in ("adapter: lora\nlora_model_dir: ./mine\n", "lora_model_dir: ./mine\nadapter: lora\n"):
-        assert recipe(tmp_path, "base_model: a/b\n" + text).options["adapter"] == "./mine"
+        resumed = recipe("base_model: a/b\nlora_r: 8\n" + text)
+        assert resumed.options == {"training": True, "adapter": "./mine", "dtype": "bfloat16"}
 
 
-def test_a_llama_factory_recipe(tmp_path: Path) -> None:
-    found = recipe(tmp_path, LLAMA_FACTORY)
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("model_revision: abc", {"revision": "abc"}),
+        ("revision_of_model: abc", {"revision": "abc"}),
+        ("model_config: {rope_theta: 5}\nmodel_kwargs: {use_safetensors: true}", {"model_kwargs": {"rope_theta": 5, "use_safetensors": True}}),
+        ("model_type: LlamaForCausalLM", {}),
+        ("model_type: AutoModelForSequenceClassification\nnum_labels: 1\nreward_model: true", {"task": "sequence-classification", "model_kwargs": {"num_labels": 1}}),
+        ("adapter: lora\nlora_target_modules: [q_proj]\nlora_target_linear: true", {"adapter": True, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}),
+        ("adapter: lora\nlora_target_linear: true\nlora_target_modules:", {"adapter": True, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}),
+        ("adapter: qlora\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", {"adapter": True, "lora_dropout": 0.0, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}),
+        ("tokens: [<a>, <b>]\nspecial_tokens: {additional_special_tokens: [<c>, <a>]}", {"additional_special_tokens": ["<a>", "<b>", "<c>"]}),
+        ("tokens: {pad_token: '[PAD]', unk_token: <unk>}", {"pad_token": "[PAD]"}),
+        ("chat_template: jinja\nchat_template_jinja: '{{ 1 }}'", {"chat_template": "{{ 1 }}"}),
+        ("chat_template: tokenizer_default_fallback_chatml", {}),
+        ("gradient_checkpointing: offload", {"gradient_checkpointing": True}),
+        ("xformers_attention: true", {}),
+        ("attn_implementation: sage", {}),
+        ("attn_implementation: kernels-community/flash-attn3", {"attn_implementation": "kernels-community/flash-attn3"}),
+        ("flash_attention:\nsdp_attention: true", {"attn_implementation": "sdpa"}),
+        ("lora_r: 8", {}),
+    ],
+)  # fmt: skip
+def test_axolotls_keys(recipe: Read, text: str, options: dict[str, Any]) -> None:
+    assert recipe(f"base_model: a/b\n{text}\n").options == {"training": True, "dtype": "bfloat16", **options}
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        ("", "bfloat16"),
+        ("bf16: auto", "bfloat16"),
+        ("bf16: auto\nfp16: true", "float16"),
+        ("bf16: true\nfp16:", "bfloat16"),
+        ("bf16: false\nfp16: true", "float16"),
+        ("bf16: false", "float32"),
+        ("bf16: false\nfp16: false\nadapter: lora\nload_in_8bit: true", "float16"),
+        ("float32: true", "float32"),
+    ],
+)
+def test_axolotls_dtype(recipe: Read, text: str, dtype: str) -> None:
+    """It loads in what it computes in, and bf16: auto is its default."""
+    assert recipe(f"base_model: a/b\n{text}\n").options["dtype"] == dtype
+
+
+def test_an_axolotl_recipe_without_a_model(recipe: Read) -> None:
+    found = recipe("adapter: qlora\nlora_target_linear: true\nmicro_batch_size: 2\n")
+    assert (found.dialect, found.source, found.options["load_in_4bit"]) == ("axolotl", "", True)
+
+
+def test_a_llama_factory_recipe(recipe: Read) -> None:
+    found = recipe(LLAMA_FACTORY)
     assert found.dialect == "llama-factory"
     assert found.options == {
         "training": True,
@@ -250,11 +345,67 @@ def test_a_llama_factory_recipe(tmp_path: Path) -> None:
         "dtype": "bfloat16",
     }
     assert {"template", "stage", "cutoff_len"} <= set(found.trainer)
-    full = recipe(tmp_path, "finetuning_type: full\ndisable_gradient_checkpointing: true\nbf16: true\n")
+    full = recipe("finetuning_type: full\ndisable_gradient_checkpointing: true\nbf16: true\n")
     assert full.options == {"training": True, "adapter": False, "gradient_checkpointing": False}
-    listed = recipe(tmp_path, "lora_rank: 4\nlora_target: q_proj, v_proj\nlora_alpha: '12'\n")
+    listed = recipe("lora_rank: 4\nlora_target: q_proj, v_proj\nlora_alpha: '12'\n")
     assert listed.options["lora_target_modules"] == ["q_proj", "v_proj"]
     assert listed.options["lora_alpha"] == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("pissa_init: true", {"init_lora_weights": "pissa_niter_16"}),
+        ("pissa_init: true\npissa_iter: 4\npissa_convert: true", {"init_lora_weights": "pissa_niter_4"}),
+        ("pissa_iter: -1\npissa_init: true", {"init_lora_weights": "pissa"}),
+        ("additional_target: embed_tokens,lm_head", {"lora_modules_to_save": ["embed_tokens", "lm_head"]}),
+        (
+            "add_tokens: <a>\nadd_special_tokens: <b>, <c>",
+            {"additional_special_tokens": ["<a>", "<b>", "<c>"]},
+        ),
+        ("freeze_vision_tower: false", {"lora_vision": True}),
+        ("pure_bf16: true", {"dtype": "bfloat16"}),
+        ("bf16: true\ninfer_dtype: float16", {"dtype": "bfloat16"}),
+        ("use_reentrant_gc: false", {"gradient_checkpointing_kwargs": {"use_reentrant": False}}),
+        ("flash_attn: auto", {}),
+        ("flash_attn: disabled", {"attn_implementation": "eager"}),
+        ("quantization_method: hqq", {}),
+    ],
+)
+def test_llama_factorys_keys(recipe: Read, text: str, options: dict[str, Any]) -> None:
+    assert recipe(f"finetuning_type: lora\n{text}\n").options == {
+        "training": True,
+        "adapter": True,
+        "gradient_checkpointing": True,
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "lora_target_modules": "all-linear",
+        **options,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base_model: a\nchat_template: chatml\n", "give chat_template="),
+        (
+            "base_model: a\nspecial_tokens: {unk_token: <unk>}\n",
+            "special_tokens.unk_token has no counterpart",
+        ),
+        ("base_model: a\ntokens: [<a>]\n", "added as special tokens"),
+        ("base_model: a\ngradient_checkpointing: offload_disk\n", "moving activations away is the trainer's"),
+        ("base_model: a\nattn_implementation: xformers\n", "not part of transformers"),
+        ("base_model: a\nbf16: auto\n", "axolotl loads in bfloat16"),
+        ("lora_rank: 8\n", "finetuning_type isn't given"),
+        ("template: llama3\n", "keeps its chat template"),
+        ("finetuning_type: freeze\n", "which weights train"),
+        ("finetuning_type: lora\nstage: rm\n", "value head"),
+        ("lora_rank: 8\ninfer_dtype: float16\n", "is for inference"),
+    ],
+)
+def test_what_isnt_translated_one_to_one_is_noted(recipe: Read, text: str, words: str) -> None:
+    assert any(words in note for note in recipe(text).notes)
 
 
 @pytest.mark.parametrize(
@@ -263,140 +414,33 @@ def test_a_llama_factory_recipe(tmp_path: Path) -> None:
         ("atn_implementation: sdpa\n", "recipe-misspelt-key", "looks like 'attn_implementation'"),
         ("model_name_or_pat: a/b\n", "recipe-misspelt-key", "looks like 'model_name_or_path'"),
         ("load_in_4bits: true\n", "recipe-misspelt-key", "load_in_4bit"),
+        ("LORA_R: 8\n", "recipe-misspelt-key", "lora_r"),
         ("base_model: a\nlora_target_lineer: true\n", "recipe-misspelt-key", "lora_target_linear"),
-        ("a: [1\n", "recipe-not-yaml", "line 2"),
-        ("a: !!python/object/apply:os.system ['true']\n", "recipe-not-yaml", "could not determine a constructor"),
-        ("- a\n", "recipe-not-mapping", "a list"),
-        ("", "recipe-not-mapping", "nothing"),
-        ("1: a\n", "recipe-not-mapping", "key: value"),
-        ("dtype: float16\nlora_r: 1\ndtype: bfloat16\n", "recipe-key-twice", "line 3 gives 'dtype' a second time"),
+        ("base_model: a\nrope_scalin: {}\n", "recipe-misspelt-key", "rope_scaling"),
         ("load_in_4bit: true\nload_in_8bit: true\n", "recipe-contradiction", "exclude each other"),
         ("base_model: a\nadapter: qlora\nload_in_8bit: true\n", "recipe-contradiction", "qlora is 4-bit"),
+        ("base_model: a\nadapter: qlora\nload_in_4bit: false\n", "recipe-contradiction", "qlora is 4-bit"),
+        ("base_model: a\nbf16: true\nfp16: true\n", "recipe-key-twice", "keep bf16 or fp16"),
+        ("base_model: a\nmodel_config: {a: 1}\nmodel_kwargs: {a: 2}\n", "recipe-key-twice", "model_config and model_kwargs"),
+        ("adapter_name_or_path: ./mine\nfinetuning_type: full\n", "recipe-key-twice", "settle adapter"),
         ("quantization_bit: 3\n", "recipe-bad-value", "quantization_bit can be 4, 8"),
         ("quantization_bit: 4\nquantization_method: hqq\n", "recipe-bad-value", "bnb"),
+        ("finetuning_type: oft\n", "recipe-bad-value", "lora, full, freeze"),
+        ("adapter_name_or_path: ./one,./two\n", "recipe-bad-value", "names several"),
+        ("base_model: a\nmodel_type: MambaLMHeadModel\n", "recipe-bad-value", "ForCausalLM"),
         ("lora_task_type: NOPE\n", "recipe-bad-value", "SEQ_CLS"),
+        ("use_peft: perhaps\n", "recipe-bad-value", "use_peft can be true, false"),
+        ("use_peft: true\nlora_r: many\n", "recipe-bad-value", "lora_r: many isn't a number"),
+        ("use_peft: true\nlora_dropout: nan\n", "recipe-bad-value", "isn't a number"),
+        ("use_peft: true\nlora_alpha: true\n", "recipe-bad-value", "isn't a number"),
+        ("model_name_or_path: 7\n", "recipe-bad-value", "isn't a text"),
         ("base_model: a\nspecial_tokens: 5\n", "recipe-bad-value", "isn't a mapping"),
         ("base_model: a\nrope_scaling: {type: linear}\n", "recipe-untranslated", "model_kwargs"),
+        ("base_model: a\npeft: {loftq_config: {loftq_bits: 4}}\n", "recipe-untranslated", "peft_config"),
+        ("adapter_name_or_path: a\ncreate_new_adapter: true\n", "recipe-untranslated", "merge_adapter"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told(tmp_path: Path, text: str, code: str, words: str) -> None:
-    assert words in told(tmp_path, text)[code]
-
-
-def test_a_file_that_isnt_there(tmp_path: Path) -> None:
-    found, problems = read_recipe(tmp_path / "nowhere.yaml")
-    assert found is None
-    assert [p.code for p in problems] == ["recipe-unreadable"]
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    assert [p.code for p in read_recipe(tmp_path / "binary.yaml")[1]] == ["recipe-unreadable"]
-
-
-# --- The tables --------------------------------------------------------------------------------------------------------
-
-
-def test_every_option_of_the_tables_is_one() -> None:
-    declared = loadkit.PluginManager(environ={}).options.found
-    for dialect in dialects():
-        for key, meaning in dialect.keys.items():
-            named = [meaning.option, *meaning.fields.values(), *(o for s in meaning.sets.values() for o in s)]
-            assert {option for option in named if option} <= set(declared), key
-        for default in dialect.defaults:
-            assert {*default.options, *default.multiples} <= set(declared)
-        assert not set(dialect.trainer) & set(dialect.keys), dialect.name
-        assert not set(dialect.untranslated) & {*dialect.keys, *dialect.trainer}, dialect.name
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_every_field_of_the_trainers_is_known() -> None:
-    """A key of theirs that looks like a loading key would otherwise be taken for a misspelling of it."""
-    import transformers
-    import trl
-
-    trl_table = dialects()[-1]
-    known = {trl_table.source, *trl_table.keys, *trl_table.trainer, *trl_table.untranslated}
-    classes: list[Any] = [transformers.TrainingArguments]
-    classes += [
-        c for name in dir(trl)
-        if name.endswith(("Config", "Arguments")) and inspect.isclass(c := getattr(trl, name)) and dataclasses.is_dataclass(c)
-    ]  # fmt: skip
-    assert len(classes) > 5
-    for kind in classes:
-        assert {f.name for f in dataclasses.fields(kind)} <= known, kind.__name__
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.dictionaries(
-        st.text("xyzwvk_", min_size=3, max_size=12), st.none() | st.booleans() | st.integers() | st.text("ab", max_size=3), max_size=5
-    )
-)  # fmt: skip
-def test_what_isnt_loading_is_the_trainers_untouched(
-    tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_text(yaml.safe_dump(content | {"model_name_or_path": "a/b"}), encoding="utf-8")
-    found, problems = read_recipe(path)
-    assert problems == []
-    assert found is not None
-    assert found.trainer == content
-    assert found.options == {"training": True}
-
-
-# --- Through plan, load and the command line ---------------------------------------------------------------------------
-
-
-def test_a_recipe_is_planned_and_loaded(tiny: Any, tmp_path: Path) -> None:
-    path = written(tmp_path, HANDBOOK_QLORA.replace("mistralai/Mistral-7B-v0.1", str(tiny("mistral"))))
-    plan = loadkit.plan(recipe=path)
-    assert plan.checkpoint.location == str(tiny("mistral"))
-    assert plan.attn_implementation == "sdpa"  # a recipe's preference falls back in plain sight
-    assert any(p.value == "flash_attention_2" for p in plan.why("attention").passed_over)
-    assert "recipe 'recipe.yaml' prefers it" in plan.why("quantization").because
-    assert plan.quantization is not None
-    assert plan.quantization.options["bnb_4bit_quant_storage"] == "bfloat16"
-    assert "learning_rate" in plan.request.trainer_keys
-    text = str(plan)
-    assert f"recipe{path}" in "".join(text.split())  # however it is folded
-    assert "left to the trainer: bf16, chat_template, dataset_mixer" in text
-    assert loadkit.Plan.from_json(plan.to_json()) == plan
-    loaded = loadkit.load(recipe=path, lora_r=4)
-    assert loaded.model.peft_config["default"].r == 4
-    assert loaded.model.peft_config["default"].lora_alpha == 16
-    assert "lora_r=4 by you, instead of 16 by recipe 'recipe.yaml'" in str(loaded.plan)
-
-
-def test_you_beat_the_recipe_and_the_recipe_beats_the_profile(tiny: Any, tmp_path: Path) -> None:
-    path = written(tmp_path, "use_peft: true\nlora_r: 32\n")
-    plan = loadkit.plan(tiny("mistral"), "qlora", recipe=path)
-    assert plan.adapter is not None
-    assert plan.adapter.options["r"] == 32
-    assert plan.quantization is not None  # the profile's, which the recipe leaves open
-    assert "lora_r=32 by recipe 'recipe.yaml', instead of 16 by profile 'qlora'" in str(plan)
-    yours = loadkit.plan(tiny("mistral"), "qlora", recipe=path, lora_r=2)
-    assert yours.adapter is not None
-    assert yours.adapter.options["r"] == 2
-
-
-def test_problems_of_a_recipe_come_with_the_others(tiny: Any, tmp_path: Path) -> None:
-    path = written(
-        tmp_path, "atn_implementation: sdpa\nload_in_4bit: true\nload_in_8bit: true\ntorch_dtype: bf17\n"
-    )
-    with pytest.raises(loadkit.PlanError) as caught:
-        loadkit.plan(tiny("mistral"), recipe=path, dtpe="x")
-    assert {"recipe-misspelt-key", "recipe-contradiction", "unknown-dtype", "unknown-option"} <= {
-        p.code for p in caught.value.problems
-    }
-    with pytest.raises(loadkit.PlanError, match="names no model"):
-        loadkit.plan(recipe=written(tmp_path, "dtype: auto\n"))
-    with pytest.raises(loadkit.PlanError, match="neither a model nor a recipe"):
-        loadkit.plan()
-    with pytest.raises(loadkit.PlanError, match="can't be read"):
-        loadkit.load(recipe=tmp_path / "nowhere.yaml")
-
-
-def test_the_command_line_takes_a_recipe(
-    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = written(tmp_path, f"model_name_or_path: {tiny('mistral')}\nuse_peft: true\n")
-    main(["plan", "--recipe", str(path)], standalone_mode=False)
-    assert "LORA (r=16, lora_alpha=32, lora_dropout=0.05" in " ".join(capsys.readouterr().out.split())
+def test_what_is_wrong_is_told(told: Told, text: str, code: str, words: str) -> None:
+    found = told(text)
+    assert list(found) == [code]
+    assert words in found[code]
