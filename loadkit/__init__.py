@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     )
     from loadkit.facts.beside import Beside, Template
     from loadkit.facts.checkpoint import AdapterFacts, Checkpoint, File, ProcessingFacts, TensorHeader
-    from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts
+    from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts, ModuleFacts
     from loadkit.facts.machine import Accelerator, Machine
+    from loadkit.facts.parts import Weight
     from loadkit.facts.request import Asked, Request
     from loadkit.facts.topology import Topology
     from loadkit.hookspecs import hookimpl
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from loadkit.manifests import Difference, FileProof, Manifest, differences
     from loadkit.options import Option, nearest
     from loadkit.pipeline import make_plan as plan
-    from loadkit.plans import Plan
+    from loadkit.plans import Memory, Plan
     from loadkit.profiles import Profile, read_profile, read_profiles
     from loadkit.recipes import Recipe, read_recipe
     from loadkit.replaying import ReplayError, ReplayWarning
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         Architecture,
         Experimental,
         ModelClass,
+        Packed,
         Placement,
         Preparation,
         Processing,
@@ -79,8 +81,9 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "facts.beside": ("Beside", "Template"),
     "facts.checkpoint": ("AdapterFacts", "Checkpoint", "File", "ProcessingFacts", "TensorHeader"),
-    "facts.library": ("ConfigFacts", "Family", "Library", "ModelFacts"),
+    "facts.library": ("ConfigFacts", "Family", "Library", "ModelFacts", "ModuleFacts"),
     "facts.machine": ("Accelerator", "Machine"),
+    "facts.parts": ("Weight",),
     "facts.request": ("Asked", "Request"),
     "facts.topology": ("Topology",),
     "hookspecs": ("hookimpl",),
@@ -90,7 +93,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "manifests": ("Difference", "FileProof", "Manifest", "differences"),
     "options": ("Option", "nearest"),
     "pipeline": ("plan",),
-    "plans": ("Plan",),
+    "plans": ("Memory", "Plan"),
     "profiles": ("Profile", "read_profile", "read_profiles"),
     "recipes": ("Recipe", "read_recipe"),
     "replaying": ("ReplayError", "ReplayWarning"),
@@ -101,6 +104,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Architecture",
         "Experimental",
         "ModelClass",
+        "Packed",
         "Placement",
         "Preparation",
         "Processing",
@@ -146,10 +150,13 @@ __all__ = [
     "Machine",
     "Manifest",
     "Measurements",
+    "Memory",
     "ModelClass",
     "ModelFacts",
+    "ModuleFacts",
     "Option",
     "Overruled",
+    "Packed",
     "PassedOver",
     "Placement",
     "Plan",
@@ -178,6 +185,7 @@ __all__ = [
     "Topology",
     "Unsupported",
     "Vocabulary",
+    "Weight",
     "differences",
     "hookimpl",
     "load",

@@ -8,9 +8,10 @@ from loadkit.facts.beside import Beside
 from loadkit.facts.checkpoint import Checkpoint, ProcessingFacts
 from loadkit.facts.library import Library
 from loadkit.facts.machine import Machine
+from loadkit.facts.parts import Weight, read_weights
 from loadkit.facts.request import Request
 from loadkit.facts.topology import Topology
-from loadkit.values import Architecture
+from loadkit.values import Architecture, ModelClass
 
 __all__ = ["Context"]
 
@@ -40,6 +41,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     def registered(self) -> Architecture | None:
         """The architecture that a plugin registered for this checkpoint's model type, if any."""
         return self.architectures.get(self.checkpoint.model_type)
+
+    def weights(self, architecture: ModelClass) -> tuple[Weight, ...]:
+        """Every tensor that the class will hold, with what it is in the model; empty where the files have no headers."""
+        return read_weights(self.checkpoint, self.library, architecture)
 
     @property
     def processing(self) -> ProcessingFacts:

@@ -175,8 +175,14 @@ def _quantization_config(plan: Plan, config: Any, manager: PluginManager) -> Any
     assert quantization is not None
     skip: Sequence[str] | None = None
     if quantization.skip_modules or plan.model_class.task in HEADED:
+        whole = plan.request.value("quantization_config", {})
+        asked = (*plan.request.value("skip_modules", ()), *(whole.get("llm_int8_skip_modules") or ()))
         skip = modules_to_skip(
-            _class(plan), config, quantization.skip_modules, plan.model_class.implementation == "remote code"
+            _class(plan),
+            config,
+            quantization.skip_modules,
+            plan.model_class.implementation == "remote code",
+            asked=asked,
         )
     built = manager.first(
         hooks.loadkit_build_quantization_config, plan=plan, quantization=quantization, skip_modules=skip

@@ -6,13 +6,14 @@ taking those of the parameters that it needs, by name. Announce it in your distr
     [project.entry-points.loadkit]
     my-plugin = "my_package.my_module"
 
-Three kinds of hooks:
+Four kinds of hooks:
 
 * **Poll** (`choose_*`, `contribute_kwargs`): every plugin is asked, each answers with a `Claim`, several, or None for
   no opinion; the strongest claim wins, and two of equal strength that differ are an error for the user to settle.
   Registration order decides nothing. Claim only what concerns you, and say why in one line. Where you would decide but
   can't, answer with a `Problem` that says why: it is shown if nobody else claims either.
 * **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `audit_model`): every answer counts.
+* **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
 * **Act** (`build_quantization_config`, `load_model`, and the phases from `fit_vocabulary` to `merge_adapters`): the first
   result that isn't None is used; return None for what isn't yours. The core calls them, always in the same order.
 
@@ -30,6 +31,7 @@ import pluggy
 from loadkit.claims import Claim
 from loadkit.context import Context
 from loadkit.errors import Finding, Problem
+from loadkit.facts.parts import Weight
 from loadkit.options import Option
 from loadkit.plans import Plan
 from loadkit.profiles import Profile
@@ -37,6 +39,7 @@ from loadkit.values import (
     Adapters,
     Architecture,
     ModelClass,
+    Packed,
     Placement,
     Preparation,
     Processing,
@@ -267,6 +270,39 @@ def loadkit_contribute_kwargs(
 
     Returns:
         Keyword to claim. A keyword that a stage owns (`dtype`, `device_map`, …) is refused: answer that stage's hook.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_estimate_weights(
+    context: Context, plan: Plan, weights: Sequence[Weight]
+) -> Mapping[str, Packed] | None:
+    """Estimate what quantizing makes of the weights, for `plan.memory`.
+
+    Parameters:
+        context: the facts.
+        plan: all decisions.
+        weights: every tensor that the model will hold, with what it is.
+
+    Returns:
+        The name of each weight that gets quantized, or is stored so, to its bytes; None where the method isn't yours.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_estimate_adapters(
+    context: Context, plan: Plan, weights: Sequence[Weight]
+) -> Sequence[Weight] | None:
+    """Estimate the tensors that the adapters add, for `plan.memory`.
+
+    Parameters:
+        context: the facts.
+        plan: all decisions.
+        weights: every tensor of the base.
+
+    Returns:
+        One `Weight` for each tensor, in its dtype in memory; its kind is "other" where it doesn't train. None where that type of
+        adapter isn't yours, or its size can't be told.
     """
 
 

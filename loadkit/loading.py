@@ -13,7 +13,7 @@ from typing import Any
 from loadkit import from_pretrained
 from loadkit.audit import audit
 from loadkit.comparing import compare_with_files
-from loadkit.errors import AuditError, LoadkitError
+from loadkit.errors import AuditError, LoadError, LoadkitError
 from loadkit.from_pretrained import fetch_adapters, load_model
 from loadkit.inference import InferenceMode
 from loadkit.manager import PluginManager, default_manager
@@ -25,7 +25,7 @@ from loadkit.plans import Plan
 from loadkit.processing import finish_processing
 from loadkit.recipes import Recipe
 from loadkit.replaying import plan_of
-from loadkit.report import Report
+from loadkit.report import Loading, Report
 from loadkit.saving import keep_own_cache
 
 __all__ = ["Loaded", "LoadkitWarning", "load", "load_processing_class"]
@@ -197,7 +197,8 @@ def load(
     with clock("comparison"):
         compared = compare_with_files(plan, model, manager)
     given = Given(vocabulary, fetch_adapters(plan, token))
-    model, changes = run_phases(plan, model, given, manager, clock, say)
+    with _missing_told(plan, loading):
+        model, changes = run_phases(plan, model, given, manager, clock, say)
     say("auditing")
     with clock("audit"):
         findings = audit(plan, model, loading, processing_class, manager, compared)
@@ -211,6 +212,21 @@ def load(
         peak_memory=peak_memory(),
     )
     return _judged(Loaded(model, processing_class, plan, report), strict)
+
+
+@contextmanager
+def _missing_told(plan: Plan, loading: Loading) -> Iterator[None]:
+    """A phase that fails over tensors that aren't there says so: the audit, which would, comes after the phases."""
+    try:
+        yield
+    except LoadkitError as error:
+        if not loading.missing:
+            raise
+        some = ", ".join(loading.missing[:3]) + (" …" if len(loading.missing) > 3 else "")
+        raise LoadError(
+            f"{len(loading.missing)} tensors aren't in {plan.checkpoint.source!r} ({some}), and then: {error}\n"
+            f"    fix: check that {plan.model_class.model_class} is the class of this checkpoint, and that its files are complete"
+        ) from error
 
 
 def _alone(replay: object, **given: Any) -> None:

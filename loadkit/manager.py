@@ -14,7 +14,7 @@ import pluggy
 
 from loadkit import hookspecs
 from loadkit.claims import Claim, StampedClaim
-from loadkit.errors import PluginError, Problem
+from loadkit.errors import LoadkitError, PluginError, Problem
 from loadkit.options import CORE_OPTIONS, Option, nearest
 from loadkit.profiles import Profile
 from loadkit.values import Architecture
@@ -245,14 +245,18 @@ class PluginManager:
                 yield impl.plugin_name, answer
 
     def first(self, hook: Callable[P, T | None], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Call an action hook: the first result that isn't None, wrappers included.
+        """Call an action hook: the first result that isn't None, by the plugins' names, wrappers included.
 
         Raises:
             PluginError: a plugin raised something that isn't a loadkit error.
         """
         caller = getattr(self._pluggy.hook, hook.__name__)
-        result: T | None = caller(**kwargs)
-        return result
+        impls = sorted(caller.get_hookimpls(), key=lambda i: i.plugin_name)
+        if any(impl.wrapper or impl.hookwrapper for impl in impls):
+            result: T | None = caller(**kwargs)
+            return result
+        answers = (_called(impl, kwargs, passing=LoadkitError) for impl in impls)
+        return next((answer for answer in answers if answer is not None), None)
 
     # --- What plugins provide ----------------------------------------------------------------------------------------
 
@@ -290,16 +294,19 @@ def default_manager() -> PluginManager:
     return PluginManager()
 
 
-def _called(impl: pluggy.HookImpl, kwargs: Mapping[str, object]) -> Any:
+def _called(
+    impl: pluggy.HookImpl, kwargs: Mapping[str, object], passing: type[Exception] = PluginError
+) -> Any:
+    """Call one plugin; what it raises carries its name, but for errors that already say what to do."""
     try:
         return impl.function(*(kwargs[name] for name in impl.argnames))
+    except passing:
+        raise
     except Exception as error:
         raise _attributed(impl.plugin_name, impl.function.__name__, error) from error
 
 
 def _attributed(plugin: str, hook: str, error: Exception) -> PluginError:
-    if isinstance(error, PluginError):
-        return error
     where = inspect.trace()[-1]
     return PluginError(
         plugin,

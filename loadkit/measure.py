@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from loadkit.report import Measurements
 
 __all__ = ["measure", "peak_memory"]
+
+ADAPTED = re.compile(r"lora_|modules_to_save|trainable_tokens")
+"""Parameters in the paths of PEFT's own."""
 
 
 def measure(model: Any) -> Measurements:
@@ -40,7 +44,55 @@ def measure(model: Any) -> Measurements:
         trainable=sum(count for count, trains in counts if trains),
         devices=dict(devices.most_common()),
         footprint=sum(by_dtype.values()),
+        unquantized=_unquantized(base),
     )
+
+
+def _unquantized(base: Any) -> dict[str, int]:
+    """Of a quantized model: bytes that stay as they are, by reason, largest first; the adapters' own aside."""
+    import torch
+
+    named = [(name, p) for name, p in base.named_parameters() if not ADAPTED.search(name)]
+    if not any(_is_packed(parameter) for _, parameter in named):
+        return {}
+    modules = dict(base.named_modules())
+    head = getattr(base.get_output_embeddings(), "weight", None)
+    found: Counter[str] = Counter()
+    for name, parameter in named:
+        module = modules[name.rpartition(".")[0]]
+        if _is_packed(parameter):
+            continue
+        classifier = (
+            head is None
+            and type(module) is torch.nn.Linear
+            and name.replace(".original_module", "").count(".") == 1
+        )
+        if classifier or (parameter is head and not isinstance(module, torch.nn.Embedding)):
+            reason = "head"
+        elif "Embedding" in type(module).__name__:
+            reason = "embeddings"
+        elif type(module).__name__.endswith("Norm"):
+            reason = "norms"
+        elif parameter.ndim > 2 and not isinstance(module, torch.nn.modules.conv._ConvNd):
+            reason = "fused experts"
+        elif type(module) is torch.nn.Linear and parameter.ndim > 1:
+            reason = "skipped"
+        else:
+            reason = (
+                "subclasses of Linear"
+                if isinstance(module, torch.nn.Linear) and parameter.ndim > 1
+                else "other"
+            )
+        found[reason] += parameter.numel() * parameter.element_size()
+    return dict(found.most_common())
+
+
+def _is_packed(parameter: Any) -> bool:
+    """Whether a parameter is quantized: it has a class of its own, as bitsandbytes' and torchao's do, or holds integers."""
+    import torch
+
+    plain = type(parameter) is torch.nn.Parameter and type(parameter.data) is torch.Tensor
+    return not plain or not parameter.is_floating_point()
 
 
 def _unpacked(parameter: Any) -> int:

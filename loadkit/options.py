@@ -72,6 +72,18 @@ CORE_OPTIONS: tuple[Option, ...] = (
         stage="checkpoint",
         help="accept .bin weights, which are pickles and can run code while loading",
     ),
+    Option(
+        name="optim",
+        type="str",
+        stage="memory",
+        help='the trainer\'s optimizer, for the estimate of memory: "adamw_torch" (the default), "adamw_8bit", "sgd", …',
+    ),
+    Option(
+        name="check_memory",
+        type="bool",
+        stage="memory",
+        help="refuse a plan whose weights don't fit the device (the default)",
+    ),
     Option(name="cache_dir", type="str", stage="checkpoint", help="where Hub files are cached"),
     Option(
         name="local_files_only",

@@ -21,9 +21,11 @@ from loadkit.facts.opening import Access
 from loadkit.facts.reading import read_checkpoint
 from loadkit.facts.request import Asked, Request
 from loadkit.facts.topology import Topology, read_topology
+from loadkit.fitting import check_memory
 from loadkit.manager import PluginManager, default_manager
+from loadkit.memory import estimate
 from loadkit.options import ask
-from loadkit.plans import KWARGS, CheckpointSummary, Plan
+from loadkit.plans import KWARGS, CheckpointSummary, Memory, Plan
 from loadkit.profiles import find_profile
 from loadkit.recipes import Recipe, read_recipe
 from loadkit.stages import OWNED_KWARGS, STAGES, Stage, stage_named
@@ -194,6 +196,7 @@ class _Decisions:
         self.problems = problems
         self.decisions: list[Decision] = []
         self.cause: PluginError | None = None
+        self.memory: Memory | None = None
 
     def run(self) -> None:
         """Ask every stage, each with the values decided before it."""
@@ -272,6 +275,9 @@ class _Decisions:
         plan = self.plan()
         if {s.name for s in STAGES if s.required} - {d.stage for d in plan.decisions}:
             return
+        self.memory = self._guarded("memory", lambda: estimate(self.context, plan, self.manager))
+        plan = msgspec.structs.replace(plan, memory=self.memory)
+        self.problems += check_memory(self.context, plan)
         answers = self._guarded(
             "check",
             lambda: list(self.manager.answers(hooks.loadkit_check_plan, context=self.context, plan=plan)),
@@ -286,6 +292,7 @@ class _Decisions:
             decisions=tuple(self.decisions),
             machine=self.context.machine.describe(),
             plugins=self.manager.versions(),
+            memory=self.memory,
         )
 
     def _guarded(self, stage: str, asking: Callable[[], T]) -> T | None:

@@ -23,7 +23,7 @@ from loadkit.values import (
     Tokens,
 )
 
-__all__ = ["CheckpointSummary", "Plan"]
+__all__ = ["CheckpointSummary", "Memory", "Plan"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,42 @@ class CheckpointSummary(msgspec.Struct, frozen=True, kw_only=True):
     weight_files: tuple[str, ...] = ()
 
 
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan takes, in bytes, estimated from the headers. Activations and a key-value cache come on top.
+
+    Parameters:
+        weights: dtype to bytes of what isn't quantized.
+        quantized: bytes of quantized data.
+        constants: bytes of scales and code books of the quantized data.
+        unquantized: for a quantized model, the reason to the bytes that stay as they are; largest first.
+        adapters: bytes of the adapters.
+        gradients: bytes of the gradients of what trains.
+        optimizer: bytes of the optimizer's state.
+        optim: the optimizer counted with, by transformers' name; "" where nothing trains.
+        unknown: parts whose size can't be told before loading, such as "adapters"; they count as nothing here.
+    """
+
+    weights: dict[str, int] = {}
+    quantized: int = 0
+    constants: int = 0
+    unquantized: dict[str, int] = {}
+    adapters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    optim: str = ""
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> int:
+        """Bytes of the loaded model with its adapters."""
+        return sum(self.weights.values()) + self.quantized + self.constants + self.adapters
+
+    @property
+    def total(self) -> int:
+        """Bytes of the model, its gradients and the optimizer's state."""
+        return self.model + self.gradients + self.optimizer
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What will be loaded, and who decided it.
 
@@ -68,6 +104,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         warnings: problems that don't stop the plan.
         machine: the machine planned for, in a line.
         plugins: the plugins that took part, name to version.
+        memory: what it takes; None where that can't be told before loading.
     """
 
     request: Request
@@ -76,6 +113,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[Problem, ...] = ()
     machine: str = ""
     plugins: dict[str, str] = {}
+    memory: Memory | None = None
 
     @property
     def kwargs(self) -> dict[str, Any]:

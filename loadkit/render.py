@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loadkit.units import size
 from loadkit.values import (
     Adapter,
     Adapters,
@@ -24,22 +25,25 @@ if TYPE_CHECKING:
     from loadkit.claims import Decision
     from loadkit.errors import Finding, Problem
     from loadkit.facts.request import Request
-    from loadkit.plans import Plan
-    from loadkit.report import Change, Report
+    from loadkit.plans import Memory, Plan
+    from loadkit.report import Change, Measurements, Report
 
 __all__ = [
     "change_text",
+    "memory_lines",
     "plan_table",
     "plan_text",
     "problem_lines",
     "report_table",
     "report_text",
-    "size",
     "value_text",
 ]
 
 WIDTH = 110
 """Columns of plain text, where there is no terminal to ask."""
+
+BAR = 40
+"""Columns of the bar of memory."""
 
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -74,7 +78,31 @@ def plan_table(plan: Plan) -> RenderableType:
         for other in _instead_of(decision):
             lines.append(f"\ninstead of {other}", style="dim italic")
         table.add_row(decision.stage.removeprefix("kwargs."), lines)
+    if plan.memory is not None:
+        table.add_row("memory", memory_lines(plan.memory))
     return Group(_head(plan), table, *_gave_way(plan), *problem_lines(plan.warnings))
+
+
+def memory_lines(memory: Memory) -> Text:
+    """What a plan takes: a bar in proportion, then the parts by name."""
+    parts = [
+        ("█", memory.quantized, "quantized"),
+        ("▓", sum(memory.weights.values()), " + ".join(memory.weights)),
+        ("▒", memory.constants, "constants"),
+        ("░", memory.adapters, "adapters"),
+        ("▚", memory.gradients, "gradients"),
+        ("▞", memory.optimizer, f"state of {memory.optim}"),
+    ]
+    held = [part for part in parts if part[1]]
+    lines = Text("".join(mark * max(1, round(BAR * count / memory.total)) for mark, count, _ in held))
+    lines.append(f"  {size(memory.total)}")
+    lines.append("\n" + " · ".join(f"{mark} {name} {size(count)}" for mark, count, name in held), style="dim")
+    if memory.unquantized:
+        said = ", ".join(f"{reason} {size(count)}" for reason, count in memory.unquantized.items())
+        lines.append(f"\nnot quantized: {said}", style="dim")
+    on_top = [*(f"the {part}, whose size isn't known before" for part in memory.unknown), "activations"]
+    lines.append(f"\non top: {', '.join(on_top)}", style="dim")
+    return lines
 
 
 def report_table(report: Report) -> RenderableType:
@@ -88,6 +116,7 @@ def report_table(report: Report) -> RenderableType:
         "parameters": f"{m.parameters:,}, {m.trainable:,} of them trainable ({m.trainable / max(m.parameters, 1):.2%})",
         "footprint": size(m.footprint),
         "by dtype": ", ".join(f"{dtype} {size(count)}" for dtype, count in m.bytes_by_dtype.items()),
+        "not quantized": _shares(m),
         "on": ", ".join(f"{device} {size(count)}" for device, count in m.devices.items()),
         "modules": ", ".join(f"{count} {name}" for name, count in m.modules.items()),
         "changed": "\n".join(change_text(change) for change in report.changes),
@@ -99,6 +128,13 @@ def report_table(report: Report) -> RenderableType:
         if text:
             table.add_row(name, text)
     return Group(table, *problem_lines(report.findings))
+
+
+def _shares(m: Measurements) -> str:
+    """What stays as it is, in bytes and as a share of the whole footprint."""
+    return ", ".join(
+        f"{reason} {size(count)} ({count / m.footprint:.0%})" for reason, count in m.unquantized.items()
+    )
 
 
 def change_text(change: Change) -> str:
@@ -181,16 +217,6 @@ def _tokens(value: Tokens) -> str:
     said += [f"added {', '.join(added)}"] if added else []
     said += [f"rows a multiple of {value.pad_to_multiple_of}"] if value.pad_to_multiple_of else []
     return ", ".join(said) or "the tokenizer's own"
-
-
-def size(count: int) -> str:
-    """Bytes in the largest binary unit that leaves a number above one."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.2f} GiB"
 
 
 def _told(value: Quantization) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True):
         trainable: how many of them train.
         devices: device to bytes.
         footprint: bytes of all parameters, buffers and quantization constants.
+        unquantized: of a quantized model, the reason to the bytes that stay as they are, largest first; adapters aside.
     """
 
     model_class: str
@@ -69,6 +70,7 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True):
     trainable: int
     devices: dict[str, int]
     footprint: int
+    unquantized: dict[str, int] = {}
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,9 @@ from loadkit.options import nearest
 __all__ = ["modules_to_skip"]
 
 
-def modules_to_skip(auto_class: Any, config: Any, entries: Sequence[str], remote_code: bool) -> list[str]:
+def modules_to_skip(
+    auto_class: Any, config: Any, entries: Sequence[str], remote_code: bool, *, asked: Sequence[str] = ()
+) -> list[str]:
     """Full paths of the automatic exclusions and of every module that an entry names.
 
     Parameters:
@@ -22,9 +24,10 @@ def modules_to_skip(auto_class: Any, config: Any, entries: Sequence[str], remote
         config: the model's config.
         entries: module paths, or the last parts of them ("q_proj", "mlp.down_proj").
         remote_code: whether the checkpoint's own code may run.
+        asked: those of the entries that the user asked for.
 
     Raises:
-        LoadError: an entry names no module.
+        LoadError: an entry that was asked for names no module.
     """
     import copy
 
@@ -38,7 +41,7 @@ def modules_to_skip(auto_class: Any, config: Any, entries: Sequence[str], remote
             model = auto_class(copy.deepcopy(config))
     names = [name for name, _ in model.named_modules() if name]
     matched = {entry: [n for n in names if n == entry or n.endswith(f".{entry}")] for entry in entries}
-    unmatched = [entry for entry, found in matched.items() if not found]
+    unmatched = [entry for entry, found in matched.items() if not found and entry in asked]
     if unmatched:
         words = {n.rpartition(".")[2] for n in names}
         raise LoadError(

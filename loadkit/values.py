@@ -12,6 +12,7 @@ __all__ = [
     "Architecture",
     "Experimental",
     "ModelClass",
+    "Packed",
     "Placement",
     "Preparation",
     "Processing",
@@ -112,6 +113,18 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     prequantized: bool = False
 
 
+class Packed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a quantized weight takes.
+
+    Parameters:
+        data: bytes of its codes.
+        constants: bytes of its scales and code books.
+    """
+
+    data: int
+    constants: int = 0
+
+
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Where the weights go.
 
@@ -133,6 +146,8 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
         gradient_checkpointing_kwargs: as `gradient_checkpointing_enable` takes them.
         input_gradients: let gradients flow from the embeddings (needed by reentrant checkpointing over a frozen base).
         training: leave the model in training mode; False leaves `eval()`.
+        norms_left: norms that k-bit preparation leaves in the dtype of the weights, as the ends of their paths: the model casts
+            to their dtype.
     """
 
     kbit: bool = False
@@ -140,6 +155,7 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     gradient_checkpointing_kwargs: dict[str, Any] = {}
     input_gradients: bool = False
     training: bool = False
+    norms_left: tuple[str, ...] = ()
 
 
 class Processing(msgspec.Struct, frozen=True, kw_only=True):

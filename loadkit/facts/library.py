@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["ConfigFacts", "Family", "Library", "ModelFacts", "read_library"]
+__all__ = ["ConfigFacts", "Family", "Library", "ModelFacts", "ModuleFacts", "read_library"]
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +70,22 @@ class ConfigFacts(msgspec.Struct, frozen=True, kw_only=True):
         return "use_cache" in self.fields
 
 
+class ModuleFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a module class is made of, inherited parts included.
+
+    Parameters:
+        members: attribute to the classes that its constructor calls for it: `{"q_proj": ("Linear",)}`.
+        linear: whether it is itself a kind of `torch.nn.Linear`.
+        head: where its `get_output_embeddings` finds the output head; "" for transformers' own rule.
+        direct: members whose weight it computes with itself, or casts to the dtype of: they can't be packed.
+    """
+
+    members: dict[str, tuple[str, ...]] = {}
+    linear: bool = False
+    head: str = ""
+    direct: tuple[str, ...] = ()
+
+
 class Family(msgspec.Struct, frozen=True, kw_only=True):
     """One model type: its config, and the model classes that come with it.
 
@@ -78,12 +94,14 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         config: the config class that the type stands for.
         configs: every config class of its source folder, which holds the parts that have no model type.
         models: every model class of its source folder, and those of other folders that serve the type.
+        modules: every class of its modeling files, to what it is made of.
     """
 
     model_type: str
     config: ConfigFacts
     configs: dict[str, ConfigFacts] = {}
     models: dict[str, ModelFacts] = {}
+    modules: dict[str, ModuleFacts] = {}
 
 
 class Library(msgspec.Struct, frozen=True, kw_only=True):

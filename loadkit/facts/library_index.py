@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from loadkit.errors import LoadkitError
-from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts
+from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts, ModuleFacts
 
 if TYPE_CHECKING:
     from loadkit.facts.library_reader import Reader
@@ -40,11 +40,13 @@ class Folder(msgspec.Struct, frozen=True, kw_only=True):
         sources: the files they were read from, relative to transformers' folder, with bytes and time in ns.
         configs: its config classes by name.
         models: its model classes by name.
+        modules: what the classes of its modeling files are made of.
     """
 
     sources: dict[str, _Stat]
     configs: dict[str, ConfigFacts]
     models: dict[str, ModelFacts]
+    modules: dict[str, ModuleFacts]
 
 
 _memory: dict[tuple[str, str, str], Any] = {}
@@ -115,7 +117,11 @@ class _Index:
         listed = {each for classes in auto_classes for key in aliases for each in classes.get(key, ())}
         foreign = {each: facts for each in sorted(listed - set(own.models)) if (facts := self._foreign(each))}
         return Family(
-            model_type=model_type, config=config, configs=own.configs, models={**own.models, **foreign}
+            model_type=model_type,
+            config=config,
+            configs=own.configs,
+            models={**own.models, **foreign},
+            modules=own.modules,
         )
 
     def _foreign(self, class_name: str) -> ModelFacts | None:
@@ -162,9 +168,9 @@ class _Index:
 
     def _build_folder(self, name: str) -> Folder:
         self._progress(f"reading the {name} models of transformers {self._version}")
-        configs, models, files = self._source().folder(name)
+        configs, models, modules, files = self._source().folder(name)
         sources = {path.relative_to(self._root).as_posix(): _stat(path) for path in sorted(files)}
-        return Folder(sources=sources, configs=configs, models=models)
+        return Folder(sources=sources, configs=configs, models=models, modules=modules)
 
     def _source(self) -> Reader:
         if self._reader is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loadkit.facts.library import ConfigFacts, Library, ModelFacts
+from loadkit.facts.library import ConfigFacts, Library, ModelFacts, ModuleFacts
 from loadkit.facts.library_literals import evaluate
 from loadkit.facts.library_source import ClassSource, SourceTree
 
@@ -65,12 +65,20 @@ class Reader:
             ),
         )
 
-    def folder(self, name: str) -> tuple[dict[str, ConfigFacts], dict[str, ModelFacts], set[Path]]:
-        """The config and model classes of a folder below models, by name, and every file it was read from."""
+    def folder(
+        self, name: str
+    ) -> tuple[dict[str, ConfigFacts], dict[str, ModelFacts], dict[str, ModuleFacts], set[Path]]:
+        """The config, model and module classes of a folder below models, by name, and every file it was read from."""
         self._tree.start()
         configs = [self._config_facts(mro) for mro in self._derived(name, "configuration_*.py", _CONFIG_ROOT)]
         models = [_model_facts(mro) for mro in self._derived(name, "modeling_*.py", _MODEL_ROOT)]
-        return {c.name: c for c in configs}, {m.name: m for m in models}, set(self._tree.visited)
+        modules = {
+            mro[0].name: found
+            for mro in self._orders(name, "modeling_*.py")
+            if (found := _module_facts(mro)) != ModuleFacts()
+        }
+        visited = set(self._tree.visited)
+        return {c.name: c for c in configs}, {m.name: m for m in models}, modules, visited
 
     def _auto_classes(self, module: str) -> dict[str, dict[str, tuple[str, ...]]]:
         names = self._tree.namespace(module)
@@ -87,12 +95,17 @@ class Reader:
 
     def _derived(self, folder: str, pattern: str, root: str) -> list[list[ClassSource]]:
         """The resolution orders of a folder's classes that derive from the root."""
+        return [
+            order for order in self._orders(folder, pattern) if any(each.name == root for each in order[1:])
+        ]
+
+    def _orders(self, folder: str, pattern: str) -> list[list[ClassSource]]:
+        """The resolution orders of a folder's classes."""
         parts = folder.split(".")
         prefix = ".".join([self._package, "models", *parts])
         paths = sorted(self._root.joinpath("models", *parts).glob(pattern))
         modules = [module for path in paths if (module := self._tree.module(f"{prefix}.{path.stem}"))]
-        orders = [self._tree.mro(source) for module in modules for source in module.classes.values()]
-        return [order for order in orders if any(each.name == root for each in order[1:])]
+        return [self._tree.mro(source) for module in modules for source in module.classes.values()]
 
     def _config_facts(self, mro: list[ClassSource]) -> ConfigFacts:
         sub_configs, sub_config_classes = self._sub_configs(mro)
@@ -168,6 +181,18 @@ def _model_facts(mro: list[ClassSource]) -> ModelFacts:
         keep_in_fp32_modules=names("_keep_in_fp32_modules"),
         keep_in_fp32_modules_strict=names("_keep_in_fp32_modules_strict"),
         compatible_flash_implementations=names("_compatible_flash_implementations"),
+    )
+
+
+def _module_facts(mro: list[ClassSource]) -> ModuleFacts:
+    members: dict[str, tuple[str, ...]] = {}
+    for source in reversed(mro):
+        members |= source.members
+    return ModuleFacts(
+        members=members,
+        linear=any("Linear" in source.kin for source in mro),
+        head=next((source.head for source in mro if source.head), ""),
+        direct=tuple(dict.fromkeys(name for source in mro for name in source.direct)),
     )
 
 

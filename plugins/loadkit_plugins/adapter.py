@@ -24,8 +24,10 @@ from loadkit import (
     Strength,
     Tokens,
     Vocabulary,
+    Weight,
     hookimpl,
 )
+from loadkit_plugins.adapter_targets import unadaptable
 
 LORA_OPTIONS: Mapping[str, str] = {
     "lora_r": "r",
@@ -121,6 +123,15 @@ def loadkit_choose_adapter(
 
 
 @hookimpl
+def loadkit_estimate_adapters(
+    context: Context, plan: Plan, weights: Sequence[Weight]
+) -> Sequence[Weight] | None:
+    from loadkit_plugins.adapter_memory import estimate
+
+    return estimate(context, plan, weights)
+
+
+@hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     from loadkit_plugins.adapter_checks import check
 
@@ -197,6 +208,10 @@ def _new(
     lora = peft_type == "LORA"
     options = {**fields, **_lora(request, context)} if lora else fields
     passed = [*_without_dropout(options, context), *_without_weights(options, quantization, context)]
+    if lora and options.get("target_modules") == "all-linear" and "exclude_modules" not in options:
+        unfit = unadaptable(context)
+        passed += [PassedOver(name, reason) for name, reason in unfit.items()]
+        options |= {"exclude_modules": list(unfit)} if unfit else {}
     if architecture.task in TASK_TYPES:
         options.setdefault("task_type", TASK_TYPES[architecture.task])
     added = [t for t in (tokens.additional if tokens else ()) if t != (tokens.pad_token if tokens else None)]

@@ -65,8 +65,14 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
 
     options = dict(adapter.options)
     check_targets(model, options)
-    if adapter.exclude_vision and "exclude_modules" not in options and (beside := towers(model)):
-        options["exclude_modules"] = rf"(^|.*\.)({'|'.join(map(re.escape, beside))})\..*"
+    if (
+        adapter.exclude_vision
+        and not isinstance(options.get("exclude_modules"), str)
+        and (beside := towers(model))
+    ):
+        ends = options.get("exclude_modules") or ()
+        within = rf"(^|.*\.)({'|'.join(map(re.escape, beside))})\..*"
+        options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
     if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
         options["fan_in_fan_out"] = True  # GPT-2's layers hold their weights transposed
     pad = plan.tokens.pad_token
@@ -76,7 +82,9 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     try:
         config = peft.get_peft_config({"peft_type": adapter.peft_type, **options})
         return peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
-    except (ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+    except (
+        Exception
+    ) as error:  # PEFT's dispatchers raise whatever a module without what they look for leads to
         raise LoadError(
             f"PEFT couldn't attach the {adapter.peft_type} adapter with {options!r}: {error} "
             f"(asked for because {plan.why('adapter').because})"

@@ -6,9 +6,34 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from loadkit import LoadError, nearest
+from loadkit import Context, LoadError, nearest
+from loadkit_plugins.embeddings import input_embeddings, output_embeddings
 
-__all__ = ["check_targets", "new_token_rows", "towers"]
+__all__ = ["check_targets", "new_token_rows", "towers", "unadaptable"]
+
+MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Model types of which PEFT 0.21 refuses to adapt the output projection (`_check_lora_target_modules_mamba`)."""
+
+OTHERWISE = re.compile(r"Router|Grouped")
+"""Names of subclasses of Linear that return something else than a product of their input: PEFT wraps them all the same."""
+
+
+def unadaptable(context: Context) -> dict[str, str]:
+    """Linear layers that "all-linear" means and LoRA can't adapt, by the ends of their paths, each with the reason."""
+    modules = {
+        name: facts for family in context.library.families.values() for name, facts in family.modules.items()
+    }
+    odd = [name for name, facts in modules.items() if facts.linear and OTHERWISE.search(name)]
+    found = {
+        attribute: f"it is a {name}, which isn't a plain product"
+        for facts in modules.values()
+        for attribute, classes in facts.members.items()
+        for name in odd
+        if name in classes
+    }
+    if context.checkpoint.model_type in MAMBA:
+        found["out_proj"] = "Mamba's fused kernels take its weight directly, so PEFT refuses to adapt it"
+    return found
 
 
 def check_targets(model: Any, options: Mapping[str, Any]) -> None:
@@ -65,13 +90,14 @@ def new_token_rows(model: Any, ids: Sequence[int], options: Mapping[str, Any]) -
     Returns:
         Module path to token ids, as PEFT's `trainable_token_indices` takes it.
     """
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    inputs, outputs = input_embeddings(model), output_embeddings(model)
     wanted = [inputs] if outputs is None or outputs.weight is inputs.weight else [inputs, outputs]
     paths = {id(module): name for name, module in model.named_modules()}
     taken = [*_listed(options.get("modules_to_save")), *_listed(options.get("target_modules"))]
     return {
         path: list(ids)
         for module in wanted
+        if module is not None
         if (path := paths[id(module)]) and not any(path == t or path.endswith(f".{t}") for t in taken)
     }
 

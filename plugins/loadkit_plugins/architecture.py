@@ -58,7 +58,7 @@ def loadkit_choose_architecture(context: Context) -> Claim[ModelClass] | Problem
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    problems = _code_selected(context)
+    problems = [*_code_selected(context), *_other_config(context, plan)]
     if plan.model_class.implementation == "remote code":
         return [*problems, *_unpinned(context)]
     if context.request.value("trust_remote_code", False):
@@ -72,6 +72,33 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             )
         )
     return problems
+
+
+def _other_config(context: Context, plan: Plan) -> list[Problem]:
+    """A class that is made from another config than the checkpoint's: musicgen's decoder, which the Auto class gives the whole."""
+    chosen, library = plan.model_class, context.library
+    facts = library.class_facts(chosen.model_class)
+    own = library.config_classes.get(_model_type(context), "")
+    if (
+        chosen.implementation != "transformers"
+        or not chosen.auto_class
+        or facts is None
+        or not facts.config_class
+    ):
+        return []
+    config = library.config_facts(own)
+    made_of = config.sub_config_classes if config else {}
+    parts = [key for key, name in made_of.items() if name == facts.config_class]
+    if not parts or "text_config" in parts:  # the Auto class hands a text_config over by itself
+        return []
+    return [
+        _problem(
+            "class-of-a-part",
+            f"{chosen.auto_class} serves model type {_model_type(context)!r} with {chosen.model_class}, which is made from the "
+            f"{' or '.join(parts)} part of a {own} and is given the whole: transformers can't load it",
+            f"load it with its own class ({', '.join(context.checkpoint.architectures) or 'see its model card'})",
+        )
+    ]
 
 
 def _unpinned(context: Context) -> list[Problem]:

@@ -12,13 +12,16 @@ from loadkit import (
     Finding,
     ModelClass,
     Option,
+    Packed,
     Plan,
     Problem,
     Quantization,
     Request,
     Strength,
+    Weight,
     hookimpl,
 )
+from loadkit_plugins.bitsandbytes_known import left_alone
 from loadkit_plugins.prequantized import stored
 
 METHOD = "bitsandbytes"
@@ -100,16 +103,28 @@ def loadkit_choose_quantization(
     options = _four_bit(wishes, dtype, context) if four else _eight_bit(wishes)
     skip = (*wishes["skip_modules"].value,) if "skip_modules" in wishes else ()
     registered = context.registered.skip_modules if context.registered else ()
+    known = left_alone(context, architecture, 4 if four else 8)
     value = Quantization(
         method=METHOD,
         bits=4 if four else 8,
         options=options,
-        skip_modules=tuple(dict.fromkeys((*skip, *registered))),
+        skip_modules=tuple(dict.fromkeys((*skip, *registered, *known))),
     )
     because = _because(bits, wishes, options, context)
+    for reason in dict.fromkeys(known.values()):
+        because += f"; {', '.join(k for k, r in known.items() if r == reason)} stays as it is: {reason}"
     if architecture.task.endswith("classification"):
         because += "; the classification head stays as it is"
     return [Claim(value=value, because=because, strength=bits.strength)]
+
+
+@hookimpl
+def loadkit_estimate_weights(
+    context: Context, plan: Plan, weights: Sequence[Weight]
+) -> Mapping[str, Packed] | None:
+    from loadkit_plugins.bitsandbytes_memory import estimate
+
+    return estimate(context, plan, weights)
 
 
 @hookimpl

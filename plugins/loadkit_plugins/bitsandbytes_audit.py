@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from loadkit import Finding, Plan
+from loadkit_plugins.embeddings import input_embeddings, output_embeddings
 
 __all__ = ["audit", "compare"]
 
@@ -95,7 +96,7 @@ def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Findin
 def _share(model: Any, kind: type) -> Iterator[Finding]:
     """How much of the weights stayed as it was: fused experts and subclasses of Linear are passed over in silence."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    ends = (input_embeddings(base), output_embeddings(base))
     apart = {id(weight) for m in ends if (weight := getattr(m, "weight", None)) is not None}
     packed, left = 0, 0
     largest: dict[str, int] = {}

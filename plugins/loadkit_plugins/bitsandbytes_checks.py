@@ -10,6 +10,12 @@ from loadkit_plugins import bitsandbytes as bnb
 
 __all__ = ["check"]
 
+ENDS = ("embeddings", "head")
+"""What no method of bitsandbytes' kind is expected to quantize."""
+
+MOST_UNQUANTIZED = 0.5
+"""Share of the weight bytes, embeddings and head aside, above which staying in 16 bits is told."""
+
 
 def check(context: Context, plan: Plan) -> Sequence[Problem]:
     """Every problem of the plan's quantization that bitsandbytes or a quantized checkpoint makes."""
@@ -26,6 +32,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
         *_package(context),
         *_storage(context, plan, quantization),
         *_unmatched(context, quantization),
+        *_nothing(plan),
         *_platform(context),
     ]
 
@@ -73,17 +80,44 @@ def _storage(context: Context, plan: Plan, quantization: Quantization) -> Iterab
 
 def _unmatched(context: Context, quantization: Quantization) -> Iterable[Problem]:
     """A skip entry is a path or the end of one; here only its last part is looked for, as loading may rename the rest."""
-    own = set(context.registered.skip_modules) if context.registered else set()
+    wish = bnb.settings(context.request).get("skip_modules")
+    asked = wish.value if wish else ()
     tensors = context.checkpoint.tensors
     parts = {part for name in tensors for part in name.split(".")[:-1]}
     for entry in quantization.skip_modules:
-        if tensors and entry not in own and entry.split(".")[-1] not in parts:
+        if tensors and entry in asked and entry.split(".")[-1] not in parts:
             words = sorted(part for part in parts if not part.isdigit())
             yield _problem(
                 "skip-matches-nothing",
                 f"skip_modules has {entry!r}, and no module is called so{nearest(entry.split('.')[-1], words)}",
                 f"modules here are called {', '.join(words[:12])}{', …' if len(words) > 12 else ''}",
             )
+
+
+def _nothing(plan: Plan) -> Iterable[Problem]:
+    """bitsandbytes replaces plain Linear layers only; elsewhere transformers goes on without a word, or with one in the log."""
+    memory = plan.memory
+    if memory is None or not memory.unquantized:
+        return
+    weights = {reason: count for reason, count in memory.unquantized.items() if reason not in ENDS}
+    said = ", ".join(f"{reason} {count:,} bytes" for reason, count in weights.items())
+    if not memory.quantized:
+        yield _problem(
+            "nothing-to-quantize",
+            f"quantizing was asked for, and {plan.model_class.model_class} has no plain Linear layer for bitsandbytes to replace: {said}",
+            "leave out the quantization, or quantize with a method that takes them",
+        )
+    elif sum(weights.values()) > MOST_UNQUANTIZED * (sum(weights.values()) + memory.quantized):
+        share = sum(weights.values()) / (sum(weights.values()) + memory.quantized)
+        yield Problem(
+            stage="quantization",
+            plugin=bnb.METHOD,
+            code="mostly-unquantized",
+            severity="warning",
+            message=f"{share:.0%} of the weight bytes, embeddings and head aside, will stay unquantized ({said}): bitsandbytes replaces "
+            "plain Linear layers only",
+            remedy="count with that memory (see memory below), or choose a method that quantizes them",
+        )
 
 
 def _platform(context: Context) -> Iterable[Problem]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loadkit import Claim, Context, Finding, Option, PassedOver, Plan, Problem, Strength, hookimpl, nearest
@@ -90,30 +92,64 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
-    """Every floating parameter of the base has the planned dtype, but for what the model or the plan keeps in float32."""
+    """Every floating parameter of the base has the planned dtype, but for what the model or the plan keeps in another."""
+    if plan.quantization is not None and plan.quantization.prequantized:
+        return []
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    kept = {*(base._keep_in_fp32_modules or ()), *(base._keep_in_fp32_modules_strict or ())}
-    stray: dict[str, int] = {}
+    patterns = [
+        p.replace("*", ".*") for p in (*base._keep_in_fp32_modules, *base._keep_in_fp32_modules_strict)
+    ]
+    stray: dict[str, str] = {}
     for name, parameter in base.named_parameters():
         found = str(parameter.dtype).removeprefix("torch.")
         if found == plan.dtype or not parameter.is_floating_point() or "lora_" in name:
             continue
-        home = name.rpartition(".")[0]
-        norm = plan.preparation.kbit and type(base.get_submodule(home)).__name__.endswith("Norm")
-        if not (norm or hasattr(parameter, "quant_state") or kept & set(home.split("."))):
-            stray[found] = stray.get(found, 0) + 1
-    if not stray or (plan.quantization is not None and plan.quantization.prequantized):
-        return []
-    return [
-        Finding(
+        norm = plan.preparation.kbit and _is_norm(base, name)
+        if not (norm or hasattr(parameter, "quant_state") or any(re.search(p, name) for p in patterns)):
+            stray[name] = found
+    own = _made_so(base, plan.dtype) if stray else {}
+    kept = [name for name, found in stray.items() if own.get(name.replace(".base_layer", "")) == found]
+    wrong = {name: found for name, found in stray.items() if name not in kept}
+    return [*_kept_so(base, kept, stray), *_wrong(plan, wrong)]
+
+
+def _is_norm(base: Any, parameter: str) -> bool:
+    return type(base.get_submodule(parameter.rpartition(".")[0])).__name__.endswith("Norm")
+
+
+def _made_so(base: Any, dtype: str) -> dict[str, str]:
+    """The dtype that the class itself gives each parameter; the model is built once more, without memory for its weights."""
+    import copy
+
+    import torch
+
+    with torch.device("meta"):
+        fresh = type(base)._from_config(copy.deepcopy(base.config), dtype=getattr(torch, dtype))
+    return {name: str(p.dtype).removeprefix("torch.") for name, p in fresh.named_parameters()}
+
+
+def _kept_so(base: Any, kept: Sequence[str], found: Mapping[str, str]) -> Iterator[Finding]:
+    if kept:
+        yield Finding(
+            stage="dtype",
+            plugin="dtype",
+            code="own-dtype",
+            severity="note",
+            message=f"{len(kept)} parameters are {found[kept[0]]}, such as {kept[0]}: {type(base).__name__} makes them so whatever dtype is asked for",
+        )
+
+
+def _wrong(plan: Plan, wrong: Mapping[str, str]) -> Iterator[Finding]:
+    if wrong:
+        counts = Counter(wrong.values())
+        yield Finding(
             stage="dtype",
             plugin="dtype",
             code="dtype",
-            message=f"{sum(stray.values())} parameters have another dtype",
+            message=f"{len(wrong)} parameters have another dtype, such as {next(iter(wrong))}",
             planned=plan.dtype,
-            effective=", ".join(f"{count} of {name}" for name, count in sorted(stray.items())),
+            effective=", ".join(f"{count} of {name}" for name, count in sorted(counts.items())),
         )
-    ]
 
 
 def automatic(context: Context) -> Claim[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loadkit import (
@@ -18,6 +18,7 @@ from loadkit import (
     Strength,
     hookimpl,
 )
+from loadkit_plugins.embeddings import input_embeddings
 
 REENTRANT = {"use_reentrant": False}
 """torch's recommended checkpointing: it keeps working over frozen inputs and under DDP."""
@@ -70,6 +71,7 @@ def loadkit_choose_preparation(
         else {},
         input_gradients=checkpointing and frozen,
         training=training,
+        norms_left=tuple(_cast_to(context)) if training and quantization is not None else (),
     )
     asked = request.asked("training") or wish
     strength = max(
@@ -118,8 +120,9 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 def loadkit_prepare_quantized(plan: Plan, model: Any) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for module in norms(model):
-        _in_float32(module, plan.dtype)
+    for name, module in norms(model).items():
+        if not name.endswith(plan.preparation.norms_left):
+            _in_float32(module, plan.dtype)
     _stay_trainable(model)
     return model
 
@@ -137,10 +140,22 @@ def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any:
 
 @hookimpl
 def loadkit_enable_input_gradients(model: Any) -> Any:
-    # transformers does it itself with checkpointing, for models that take token ids (5.20 and later); others need it too.
-    if not getattr(model, "_require_grads_hooks", None):
-        model.enable_input_require_grads()
+    """As transformers' `enable_input_require_grads`, but the embeddings may be changed in place afterwards.
+
+    transformers 5.20 and later turn it on themselves with checkpointing; the tensor that they mark is a leaf of the graph, which
+    models that add positions in place (blip, git, udop and others) can't change.
+    """
+    if getattr(model, "_require_grads_hooks", None):
+        model.disable_input_require_grads()
+    found = {
+        id(e): e for m in model.modules() if hasattr(m, "get_input_embeddings") and (e := input_embeddings(m))
+    }
+    model._require_grads_hooks = [e.register_forward_hook(_into_graph) for e in found.values()]
     return model
+
+
+def _into_graph(module: Any, args: Any, output: Any) -> Any:
+    return output.requires_grad_(True).clone() if output.is_leaf else output
 
 
 @hookimpl
@@ -161,11 +176,23 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     return findings
 
 
-def norms(model: Any) -> list[Any]:
-    """Every normalisation layer with a weight: those whose class is called a norm."""
-    return [
-        m for m in model.modules() if type(m).__name__.endswith("Norm") and list(m.parameters(recurse=False))
-    ]
+def norms(model: Any) -> dict[str, Any]:
+    """Every normalisation layer with a weight, by its path: those whose class is called a norm."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith("Norm") and list(module.parameters(recurse=False))
+    }
+
+
+def _cast_to(context: Context) -> Iterator[str]:
+    """Norms that the model casts its activations to the dtype of (blip-2), by the source of transformers."""
+    for family in context.library.families.values():
+        for class_name, facts in family.modules.items():
+            cast_to = [m for m in facts.direct if any(c.endswith("Norm") for c in facts.members.get(m, ()))]
+            for other in family.modules.values() if cast_to else ():
+                homes = (a for a, classes in other.members.items() if class_name in classes)
+                yield from (f"{home}.{member}" for home in homes for member in cast_to)
 
 
 def _stay_trainable(model: Any) -> None:
@@ -195,6 +222,8 @@ def _in_float32(module: Any, dtype: str) -> None:
 
 
 def _cast(value: Any, dtype: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_cast(each, dtype) for each in value)
     return value.to(dtype) if hasattr(value, "is_floating_point") and value.is_floating_point() else value
 
 

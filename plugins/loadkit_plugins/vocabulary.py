@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadkit import Finding, LoadError, Plan, Vocabulary, hookimpl
+from loadkit_plugins.embeddings import input_embeddings, output_embeddings
 
 
 @hookimpl
 def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> Any:
-    embeddings = model.get_input_embeddings()
+    embeddings = input_embeddings(model)
     if vocabulary.size == 0 or not hasattr(embeddings, "weight"):
         return model
     rows = embeddings.weight.shape[0]
@@ -39,7 +40,7 @@ def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> An
 def loadkit_audit_model(plan: Plan, model: Any, processing_class: Any) -> Sequence[Finding]:
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    embeddings: Any = base.get_input_embeddings()
+    embeddings = input_embeddings(base)
     if tokenizer is None or not hasattr(embeddings, "weight"):
         return []
     findings = []
@@ -78,8 +79,8 @@ def _mean_rows(model: Any, new: Sequence[int], *, trained: int) -> None:
     """
     import torch
 
-    output = model.get_output_embeddings()
-    tensors = {id(m.weight): m.weight for m in (model.get_input_embeddings(), output) if m is not None}
+    output = output_embeddings(model)
+    tensors = {id(m.weight): m.weight for m in (input_embeddings(model), output) if m is not None}
     if (bias := getattr(output, "bias", None)) is not None:
         tensors[id(bias)] = bias
     with torch.no_grad():
@@ -91,7 +92,7 @@ def _mean_rows(model: Any, new: Sequence[int], *, trained: int) -> None:
 
 def _refuse_quantized(plan: Plan, model: Any, vocabulary: Vocabulary) -> None:
     """Rows can be added to floating-point embeddings only."""
-    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+    for module in (input_embeddings(model), output_embeddings(model)):
         weight = getattr(module, "weight", None)
         if weight is not None and not (weight.is_floating_point() and weight.dim() == 2):
             raise LoadError(

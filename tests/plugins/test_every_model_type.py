@@ -9,6 +9,8 @@ from loadkit import PlanError, PluginManager
 
 REFUSED = {
     "evolla": "transformers maps the type, but its config class maps back under another name (TRAPS 30)",
+    "musicgen": "transformers gives the decoder's class the whole config (TRAPS 30)",
+    "musicgen_melody": "the same",
 }
 
 

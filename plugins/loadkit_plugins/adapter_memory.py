@@ -1,0 +1,99 @@
+"""The tensors that adapters add, by the shapes of what they adapt. Not a plugin itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from loadkit import Adapter, AdapterFacts, Context, Plan, Weight
+
+__all__ = ["estimate"]
+
+ITEM_SIZES: Mapping[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+TOWERS = re.compile(r"(^|\.)\w*(vision|visual|audio|speech|image|vq|qformer)\w*\.")
+"""Parts of a path that tell a tower beside the language model."""
+
+PAIRED = (".w1", ".w3", ".gate_proj", ".up_proj")
+"""Experts' weights that transformers stacks in pairs; PEFT 0.21 adapts a pair as one matrix, with twice the rank."""
+
+HEADS = ("score", "classifier")
+"""Heads that PEFT trains and saves whole for classification."""
+
+
+def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Sequence[Weight] | None:
+    """A `Weight` for each tensor of every adapter; None where one's size can't be told before PEFT has made it."""
+    if plan.adapters is None:
+        return None
+    found: list[Weight] = []
+    for adapter in plan.adapters.members:
+        if adapter.source:
+            facts = context.beside.adapters.get(adapter.name)
+            if facts is None or not facts.tensors:
+                return None
+            found += _existing(adapter, facts)
+        else:
+            made = _new(adapter, plan, weights)
+            if made is None:
+                return None
+            found += made
+    return found
+
+
+def _existing(adapter: Adapter, facts: AdapterFacts) -> Iterator[Weight]:
+    for name, header in facts.tensors.items():
+        yield _weight(name, header.shape, adapter.dtype, trains=adapter.trainable)
+
+
+def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight]) -> list[Weight] | None:
+    """LoRA's two matrices for each target, its magnitudes (DoRA), and copies of the modules that train whole."""
+    options = adapter.options
+    targets = options.get("target_modules")
+    if adapter.peft_type != "LORA" or (not targets and not options.get("target_parameters")):
+        return None
+    if options.get("rank_pattern") or options.get("layers_to_transform") or options.get("exclude_modules"):
+        return None
+    rank = int(options.get("r") or 8)
+    beside = adapter.exclude_vision and plan.model_class.task == "image-text-to-text"
+    heads = HEADS if options.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") else ()
+    saved = (*(options.get("modules_to_save") or ()), *heads)
+    found = []
+    for weight in weights:
+        if _named(weight.module, saved):
+            found.append(_weight(weight.name, weight.shape, plan.dtype, trains=adapter.trainable))
+        elif beside and TOWERS.search(weight.name):
+            continue
+        elif weight.name.endswith(".weight") and len(weight.shape) == 2 and _targeted(weight, targets):
+            rows, columns = weight.shape
+            rows *= 2 if weight.kind == "experts" and weight.module.endswith(PAIRED) else 1
+            shapes: list[tuple[int, ...]] = [(rank, columns), (rows, rank)]
+            shapes += [(rows,)] if options.get("use_dora") else []
+            found += [_weight(weight.name, s, adapter.dtype, trains=adapter.trainable) for s in shapes]
+    return found
+
+
+def _targeted(weight: Weight, targets: Any) -> bool:
+    if targets == "all-linear":
+        router = weight.kind == "other" and weight.module.endswith(".gate")
+        return router or weight.kind in ("linear", "linear subclass", "experts")
+    if isinstance(targets, str):
+        return re.fullmatch(targets, weight.module) is not None
+    return _named(weight.module, targets or ())
+
+
+def _named(module: str, ends: Sequence[str]) -> bool:
+    return any(module == end or module.endswith(f".{end}") for end in ends)
+
+
+def _weight(name: str, shape: tuple[int, ...], dtype: str, *, trains: bool) -> Weight:
+    count = 1
+    for size in shape:
+        count *= size
+    return Weight(
+        name=name,
+        module=name.rpartition(".")[0],
+        shape=shape,
+        dtype=dtype,
+        nbytes=count * ITEM_SIZES.get(dtype, 4),
+        kind="linear" if trains else "other",
+    )

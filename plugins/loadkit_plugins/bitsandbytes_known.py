@@ -1,0 +1,79 @@
+"""Linear layers that bitsandbytes would replace and that then can't run. Not a plugin itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from loadkit import Context, ModelClass, Weight
+
+__all__ = ["left_alone"]
+
+WHOLE, HALF = 64, 32
+"""What inputs and outputs must be multiples of for bitsandbytes 0.50's 4-bit kernels on a CPU with AVX-512: without, the packed
+layout for inference fails, and on some such CPUs the product is off by a fifth to a half (measured)."""
+
+ONLY_WHEN_ASKED: Mapping[str, str] = {
+    "bloom": "slow_but_exact, which splits its products by hand as in tensor-parallel training"
+}
+"""Model types that compute with a layer's weight themselves only in a mode that isn't the default."""
+
+FOUR_DIMENSIONS: Mapping[str, tuple[str, ...]] = {
+    "prophetnet": ("self_attn.out_proj", "self_attn.relative_pos_embeddings")
+}
+"""Model types to layers that get four-dimensional activations; so does `kv_b_proj` of every latent attention."""
+
+
+def left_alone(context: Context, architecture: ModelClass, bits: int) -> dict[str, str]:
+    """The ends of paths of such layers, each with the reason.
+
+    Parameters:
+        context: the facts.
+        architecture: the class that loads the checkpoint.
+        bits: 4 or 8.
+    """
+    found = dict.fromkeys(
+        _used_directly(context), "its weight is computed with directly, which a packed one can't"
+    )
+    if context.machine.kind != "cuda" and bits == 8:
+        reason = "its activations have four dimensions, which bitsandbytes' 8-bit product takes on CUDA only"
+        found |= dict.fromkeys(_four_dimensional(context), reason)
+    if context.machine.kind == "cpu" and bits == 4:
+        reason = f"its inputs aren't a multiple of {WHOLE}, or its outputs of {HALF}: bitsandbytes' 4-bit kernel for CPUs fails"
+        found |= dict.fromkeys(_odd(context, architecture), reason)
+    return found
+
+
+def _used_directly(context: Context) -> Iterator[str]:
+    """Read off the source: `F.linear(x, self.classifier.weight)` in the class that "router" is of gives "router.classifier"."""
+    for name, family in context.library.families.items():
+        if name in ONLY_WHEN_ASKED:
+            continue
+        for class_name, facts in family.modules.items():
+            direct = [member for member in facts.direct if "Linear" in facts.members.get(member, ())]
+            homes = [
+                attribute
+                for other in family.modules.values()
+                for attribute, classes in other.members.items()
+                if class_name in classes
+            ]
+            yield from (f"{home}.{member}" for member in direct for home in dict.fromkeys(homes))
+
+
+def _four_dimensional(context: Context) -> Iterator[str]:
+    yield from FOUR_DIMENSIONS.get(context.checkpoint.model_type, ())
+    if context.checkpoint.text_config.get("kv_lora_rank"):
+        yield "kv_b_proj"
+
+
+def _odd(context: Context, architecture: ModelClass) -> Iterator[str]:
+    """Layers of odd widths, by the last two parts of their paths: files and models may spell the rest otherwise."""
+    for weight in context.weights(architecture):
+        if weight.kind == "linear" and len(weight.shape) == 2 and _is_odd(weight):
+            parts = [part for part in weight.module.split(".") if not part.isdigit()]
+            numbered = weight.module.split(".")[-1].isdigit()
+            yield ".".join(weight.module.split(".")[-2:]) if numbered else ".".join(parts[-2:])
+
+
+def _is_odd(weight: Weight) -> bool:
+    outputs, inputs = weight.shape
+    return bool(inputs % WHOLE or outputs % HALF)

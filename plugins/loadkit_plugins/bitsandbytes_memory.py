@@ -1,0 +1,71 @@
+"""What bitsandbytes makes of each weight, in bytes. Not a plugin itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from loadkit import Context, Packed, Plan, Quantization, Weight
+
+__all__ = ["estimate"]
+
+BLOCK, NESTED_BLOCK = 64, 256
+"""Weights that share a scale, and scales that share one of their own (bitsandbytes' defaults, which transformers keeps)."""
+
+CODES, NESTED_CODES = 16 * 4, 256 * 4 + 4
+"""Bytes of a 4-bit code book; of the scales' code book with their offset."""
+
+CONSTANTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB")
+FLOATS = ("float64", "float32", "bfloat16", "float16")
+
+
+def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Mapping[str, Packed] | None:
+    """The weights that get quantized, or are stored so, to their bytes."""
+    quantization = plan.quantization
+    if quantization is None or quantization.method != "bitsandbytes":
+        return None
+    if quantization.prequantized:
+        return {w.name: packed for w in weights if (packed := _stored(w)) is not None}
+    kept = _kept(context, plan)
+    return {
+        w.name: _four_bit(w, quantization) if quantization.bits == 4 else _eight_bit(w)
+        for w in weights
+        if w.kind == "linear" and len(w.shape) == 2 and w.dtype in FLOATS and not _ends_with(w.module, kept)
+    }
+
+
+def _kept(context: Context, plan: Plan) -> tuple[str, ...]:
+    """Ends of paths that stay as they are: the user's, the architecture's, and those that transformers keeps in float32."""
+    assert plan.quantization is not None
+    facts = context.library.class_facts(plan.model_class.model_class)
+    return (*plan.quantization.skip_modules, *(facts.keep_in_fp32_modules if facts else ()))
+
+
+def _ends_with(module: str, ends: Sequence[str]) -> bool:
+    return any(module == end or module.endswith(f".{end}") or f".{end}." in f".{module}." for end in ends)
+
+
+def _four_bit(weight: Weight, quantization: Quantization) -> Packed:
+    blocks = math.ceil(weight.count / BLOCK)
+    if quantization.options.get("bnb_4bit_use_double_quant"):
+        scales = blocks + math.ceil(blocks / NESTED_BLOCK) * 4 + NESTED_CODES
+    else:
+        scales = blocks * 4
+    return Packed(data=math.ceil(weight.count / 2), constants=scales + CODES)
+
+
+def _eight_bit(weight: Weight) -> Packed:
+    """A byte each, and a float32 scale for each row."""
+    return Packed(data=weight.count, constants=4 * weight.shape[0])
+
+
+def _stored(weight: Weight) -> Packed | None:
+    """A tensor of a checkpoint that bitsandbytes quantized; None for one that it left alone."""
+    if weight.name.endswith(CONSTANTS):
+        return Packed(data=0, constants=weight.nbytes)
+    if ".quant_state." in weight.name:
+        return Packed(data=0, constants=4)  # the settings as text; of them the offset becomes a tensor
+    if weight.name.endswith(".weight_format"):
+        return Packed(data=0)
+    packed = weight.name.endswith(".weight") and weight.dtype in ("uint8", "int8")
+    return Packed(data=weight.nbytes) if packed else None
