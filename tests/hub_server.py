@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -66,6 +68,7 @@ class Fault:
         status: refuse with it; 0 to send the file.
         retry_after: seconds to ask to wait, with a status.
         cut: break the connection off after so many bytes of the body.
+        reset: break it off with a reset, as a firewall does, rather than with an end.
         shorten: send so many bytes less, and call that the length.
         garble: send other bytes of the same length.
         pause: seconds between pieces of 16 KiB.
@@ -77,6 +80,7 @@ class Fault:
     status: int = 0
     retry_after: int | None = None
     cut: int | None = None
+    reset: bool = False
     shorten: int = 0
     garble: bool = False
     pause: float = 0.0
@@ -184,7 +188,9 @@ class HubServer:
 
     def blob(self, etag: str) -> _Blob | None:
         """A large file by its hash, of whatever commit."""
-        every = (b for r in self.repositories.values() for blobs in r.commits.values() for b in blobs.values())
+        every = (
+            b for r in self.repositories.values() for blobs in r.commits.values() for b in blobs.values()
+        )
         return next((b for b in every if b.lfs and b.etag == etag), None)
 
     def answered(self, path: str) -> None:
@@ -348,6 +354,9 @@ class _Handler(BaseHTTPRequestHandler):
             yield kept[::-1] if fault.garble and sent > len(kept) else kept
             if len(kept) < len(piece):
                 self.close_connection = True
+                if fault.reset:
+                    with socket.socket(fileno=self.connection.detach()) as connection:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return
             if fault.pause:
                 threading.Event().wait(fault.pause)  # not time.sleep, which tests replace
