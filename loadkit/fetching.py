@@ -21,7 +21,15 @@ from loadkit.facts.hub_problems import hub_problem
 from loadkit.plans import KWARGS, Plan
 from loadkit.values import Adapter, Adapters
 
-__all__ = ["HUB_KWARGS", "explain", "fetch_adapters", "fetch_small_files", "fetch_weights", "plan_kwargs"]
+__all__ = [
+    "HUB_KWARGS",
+    "explain",
+    "fetch_adapters",
+    "fetch_small_files",
+    "fetch_weights",
+    "may_ask",
+    "plan_kwargs",
+]
 
 HUB_KWARGS = ("cache_dir", "local_files_only", "revision")
 
@@ -53,7 +61,7 @@ def fetch_small_files(plan: Plan, token: Token = None) -> None:
         LoadError: a file can't be had, or isn't what the Hub promised.
     """
     checkpoint, processing = plan.checkpoint, plan.processing
-    if not (checkpoint.commit or processing.revision) or not _may_ask(plan):
+    if not (checkpoint.commit or processing.revision) or not may_ask(plan):
         return
     places = {(checkpoint.location, checkpoint.commit): None, (processing.source, processing.revision): None}
     own = _repository(plan, checkpoint.location, checkpoint.commit, token)
@@ -88,7 +96,7 @@ def fetch_weights(plan: Plan, token: Token = None, progress: Progress | None = N
     missing = repository.missing(checkpoint.weight_files)
     if not missing:
         return
-    if not _may_ask(plan):
+    if not may_ask(plan):
         raise LoadError(
             f"{', '.join(missing)} of {checkpoint.location!r} at commit {checkpoint.commit[:12]} isn't in the cache, and the Hub "
             "isn't asked (HF_HUB_OFFLINE, local_files_only, or it couldn't be reached while planning)\n"
@@ -114,6 +122,14 @@ def fetch_adapters(plan: Plan, token: Token = None) -> Adapters | None:
     return msgspec.structs.replace(
         adapters, members=tuple(_fetched(plan, a, token) if a.revision else a for a in adapters.members)
     )
+
+
+def may_ask(plan: Plan) -> bool:
+    """Whether the Hub may be asked; what was planned from the cache, because the Hub was down, is loaded from it."""
+    from huggingface_hub import is_offline_mode
+
+    fell_back = any(problem.code == "hub-unreachable" for problem in plan.warnings)
+    return not (is_offline_mode() or plan_kwargs(plan).get("local_files_only") or fell_back)
 
 
 def explain(error: BaseException, plan: Plan) -> Problem | None:
@@ -158,14 +174,6 @@ def _fetched(plan: Plan, adapter: Adapter, token: Token) -> Adapter:
 
 def _repository(plan: Plan, location: str, commit: str, token: Token) -> RepositoryAt:
     return RepositoryAt(location, commit, token=token, cache_dir=plan_kwargs(plan).get("cache_dir"))
-
-
-def _may_ask(plan: Plan) -> bool:
-    """Whether the Hub may be asked; what was planned from the cache, because the Hub was down, is loaded from it."""
-    from huggingface_hub import is_offline_mode
-
-    fell_back = any(problem.code == "hub-unreachable" for problem in plan.warnings)
-    return not (is_offline_mode() or plan_kwargs(plan).get("local_files_only") or fell_back)
 
 
 def _is_small(name: str, patterns: Sequence[str]) -> bool:

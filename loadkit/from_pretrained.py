@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from loadkit import hookspecs as hooks
 from loadkit.errors import LoadError, LoadkitError
-from loadkit.fetching import HUB_KWARGS, explain, fetch_small_files, fetch_weights, plan_kwargs
+from loadkit.fetching import HUB_KWARGS, explain, fetch_small_files, fetch_weights, may_ask, plan_kwargs
 from loadkit.inference import configs
 from loadkit.manager import PluginManager
 from loadkit.plans import Plan
@@ -65,7 +65,7 @@ def load_model(
     with _explained(plan, "the model"):
         config, further = load_config(plan, token)
         own_cache = _set_cache(config, plan.use_cache)
-        kwargs: dict[str, Any] = {**plan.kwargs, **further, **({} if token is None else {"token": token})}
+        kwargs: dict[str, Any] = {**plan.kwargs, **further, **_access(plan, token)}
         for name in plan_kwargs(plan).keys() - further.keys() - set(HUB_KWARGS):
             kwargs.pop(name)  # the config took it
         quantization = plan.quantization
@@ -104,9 +104,9 @@ def load_config(plan: Plan, token: str | bool | None = None) -> tuple[Any, dict[
         plan.checkpoint.location,
         return_unused_kwargs=True,
         trust_remote_code=model_class.implementation == "remote code",
-        **({} if token is None else {"token": token}),
         **hub,
         **further,
+        **_access(plan, token),
     )
     if model_class.config_key:
         whole, config = config, getattr(config, model_class.config_key)
@@ -134,11 +134,17 @@ def load_processing_class(plan: Plan, token: str | bool | None = None) -> Any:
         return loader.from_pretrained(
             processing.source,
             trust_remote_code=plan.model_class.implementation == "remote code",
-            **({} if token is None else {"token": token}),
             **({"revision": processing.revision} if processing.revision else {}),
             **kwargs,
+            **_access(plan, token),
             **processing.options,
         )
+
+
+def _access(plan: Plan, token: str | bool | None) -> dict[str, Any]:
+    """How transformers may ask the Hub: not where it was down while planning, for it would ask for minutes."""
+    down = bool(plan.checkpoint.commit) and not may_ask(plan)
+    return ({} if token is None else {"token": token}) | ({"local_files_only": True} if down else {})
 
 
 def _quantization_config(plan: Plan, config: Any, manager: PluginManager) -> Any:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -414,6 +415,10 @@ def point_to(patch: pytest.MonkeyPatch, url: str, home: Path) -> None:
     it computed are replaced. `test_the_environment_is_honoured` shows, in a fresh process, that the variables do it.
     """
     patch.setattr(constants, "ENDPOINT", url)
+    if (
+        "transformers.utils.hub" in sys.modules
+    ):  # it keeps a client of its own, with the Hub that it first asked
+        patch.setattr("transformers.utils.hub._hf_api", None)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(constants, "HF_HOME", str(home))
     patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
