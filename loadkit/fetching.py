@@ -29,6 +29,7 @@ __all__ = [
     "fetch_weights",
     "may_ask",
     "plan_kwargs",
+    "unquoting",
 ]
 
 HUB_KWARGS = ("cache_dir", "local_files_only", "revision")
@@ -144,11 +145,17 @@ def explain(error: BaseException, plan: Plan) -> Problem | None:
 
     cause: BaseException | None = error
     while cause is not None:
-        told = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx2.HTTPError)
-        if isinstance(cause, told) and not isinstance(cause, errors.RemoteEntryNotFoundError):
+        if isinstance(cause, errors.RemoteEntryNotFoundError):
+            return None  # the Hub did answer: what is wrong is the repository
+        if isinstance(cause, (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx2.HTTPError)):
             return hub_problem(cause, plan.checkpoint.location, plan.checkpoint.revision)
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def unquoting(error: Exception, problem: Problem) -> Exception | None:
+    """The cause to name for an error: none where it may quote the token, as the HTTP library does with one that it can't send."""
+    return None if problem.code == "bad-token" else error
 
 
 def _fetched(plan: Plan, adapter: Adapter, token: Token) -> Adapter:
@@ -166,7 +173,7 @@ def _fetched(plan: Plan, adapter: Adapter, token: Token) -> Adapter:
         )
     except Exception as error:  # whatever it is, it ends the load
         problem = hub_problem(error, adapter.source, adapter.revision)
-        raise _error(plan, f"the adapter {adapter.source!r}", [problem]) from error
+        raise _error(plan, f"the adapter {adapter.source!r}", [problem]) from unquoting(error, problem)
     there = [name for name in new if (Path(folder) / name).is_file()]
     _raise(plan, spoilt_files(adapter.source, Path(folder), there))
     return msgspec.structs.replace(adapter, source=folder, revision="")

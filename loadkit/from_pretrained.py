@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 from loadkit import hookspecs as hooks
 from loadkit.errors import LoadError, LoadkitError
-from loadkit.fetching import HUB_KWARGS, explain, fetch_small_files, fetch_weights, may_ask, plan_kwargs
+from loadkit.fetching import (
+    HUB_KWARGS,
+    explain,
+    fetch_small_files,
+    fetch_weights,
+    may_ask,
+    plan_kwargs,
+    unquoting,
+)
 from loadkit.inference import configs
 from loadkit.manager import PluginManager
 from loadkit.plans import Plan
@@ -217,11 +225,10 @@ def _explained(plan: Plan, what: str) -> Iterator[None]:
         at = f" at {checkpoint.commit}" if checkpoint.commit else ""
         problem = explain(error, plan) if checkpoint.commit else None
         if problem is not None:
-            # Without what the library said: it may quote a header, and the token in it.
             raise LoadError(
                 f"{what} of {checkpoint.source!r}{at} couldn't be loaded: {problem.message}\n"
                 f"    fix: {problem.remedy}  [{problem.code}]"
-            ) from error
+            ) from unquoting(error, problem)
         raise LoadError(
             f"{what} of {checkpoint.source!r}{at} couldn't be loaded as planned "
             f"({plan.model_class.model_class}, {plan.dtype}): {type(error).__name__}: {error}\n"

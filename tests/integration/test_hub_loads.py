@@ -18,10 +18,12 @@ import pytest
 import torch
 import transformers
 from hub_server import Fault, HubServer
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 import loadkit
+from loadkit.fetching import explain
 from loadkit.testing.checkpoints import make_adapter
 
 Tiny = Callable[..., Path]
@@ -76,10 +78,10 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def refused(source: Any, **options: Any) -> str:
+def refused(source: Any, token: str = TOKEN, **options: Any) -> str:
     """The text of the one error that a load or plan ends in; nothing that is printed of it holds a token."""
     with pytest.raises(loadkit.LoadkitError) as caught:
-        loadkit.load(source, token=TOKEN, **options)
+        loadkit.load(source, token=token, **options)
     printed = "".join(traceback.format_exception(caught.value))
     assert TOKEN not in printed + repr(caught.value)
     assert "fix: " in str(caught.value)
@@ -270,6 +272,48 @@ def test_a_small_file_that_is_refused_is_not_taken_for_one_that_is_not_there(
     assert "HTTP 503" in refused(plan)
     with pytest.raises(loadkit.LoadError, match="HTTP 503"):
         loadkit.load_processing_class(plan)
+
+
+def test_what_transformers_asks_for_itself_and_does_not_get_is_told(
+    hub: HubServer, tiny: Tiny, waits: list[float]
+) -> None:
+    """Somebody else put the weights into the cache, so that loadkit takes the rest for cached too."""
+    hub.add(NAME, tiny("mistral"))
+    hub.tokens.add(TOKEN)
+    hf_hub_download(NAME, WEIGHTS)
+    hub.faults.append(Fault("/tokenizer.json", ("GET",), times=-1, status=503))
+    said = refused(NAME)
+    assert f"the tokenizer of {NAME!r}" in said
+    assert f"127.0.0.1:{hub.port} answered with HTTP 503" in said
+    assert said.count("fix: ") == 1
+
+
+def test_a_file_that_is_not_there_is_no_trouble_with_the_hub(hub: HubServer, tiny: Tiny) -> None:
+    hub.add(NAME, tiny("mistral"))
+    plan = loadkit.plan(NAME)
+    with pytest.raises(RemoteEntryNotFoundError) as caught:
+        hf_hub_download(NAME, "nothing.json")
+    assert explain(caught.value, plan) is None
+
+
+@pytest.mark.parametrize("cached", ["nothing", "the weights", "the model"])
+def test_a_token_that_cannot_be_sent_is_in_no_traceback(
+    hub: HubServer, tiny: Tiny, tmp_path: Path, cached: str
+) -> None:
+    """The HTTP library quotes it."""
+    hub.add("owner/base", tiny("mistral"))
+    adapter = make_adapter(tmp_path / "adapter", tiny("mistral"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "owner/base"})
+    )
+    hub.add(NAME, adapter)
+    plan = loadkit.plan(NAME)
+    if cached == "the weights":
+        hf_hub_download("owner/base", WEIGHTS, revision=plan.checkpoint.commit)
+    elif cached == "the model":
+        loadkit.load("owner/base", revision=plan.checkpoint.commit)
+    assert "characters that can't be sent" in refused(plan, TOKEN + "\n")
 
 
 # Connections that break
@@ -480,6 +524,9 @@ def test_a_load_when_the_hub_is_down_uses_the_cache(hub: HubServer, tiny: Tiny, 
     loaded = loadkit.load(NAME)
     assert same(loaded.model.state_dict(), first)
     assert [problem.code for problem in loaded.plan.warnings] == ["hub-unreachable"]
+    # A Hub that was down while planning isn't asked again, and again.
+    failed = {answer.path for answer in hub.answers if answer.status == 503}
+    assert failed == {"/api/models/owner/name"}
 
 
 @pytest.mark.parametrize("planned", ["online", "offline"])
