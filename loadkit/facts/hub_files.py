@@ -49,6 +49,7 @@ class RepositoryAt:
         self.commit = commit
         self._token = token
         self._cache = cache_folder(location, cache_dir)
+        self._failed: Problem | None = None
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of the files that the cache lacks."""
@@ -86,6 +87,8 @@ class RepositoryAt:
         import httpx2
         from huggingface_hub import HfApi
 
+        if self._failed:
+            return self._failed
         try:
             path = patiently(
                 lambda: HfApi().hf_hub_download(
@@ -98,7 +101,8 @@ class RepositoryAt:
                 errors=(httpx2.ReadError,),  # a reset connection, which huggingface_hub doesn't resume after
             )
         except Exception as error:  # as in `listed`
-            return hub_problem(error, self.location, self.commit)
+            self._failed = hub_problem(error, self.location, self.commit)
+            return self._failed  # and the next file isn't asked for, with all its waits
         return _spoilt(self.location, name, Path(path))
 
 

@@ -23,7 +23,8 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 import loadkit
-from loadkit.fetching import explain
+from loadkit.facts import hub_files
+from loadkit.fetching import explain, fetch_adapters
 from loadkit.testing.checkpoints import make_adapter
 
 Tiny = Callable[..., Path]
@@ -82,10 +83,22 @@ def refused(source: Any, token: str = TOKEN, **options: Any) -> str:
     """The text of the one error that a load or plan ends in; nothing that is printed of it holds a token."""
     with pytest.raises(loadkit.LoadkitError) as caught:
         loadkit.load(source, token=token, **options)
-    printed = "".join(traceback.format_exception(caught.value))
-    assert TOKEN not in printed + repr(caught.value)
+    assert TOKEN not in printed(caught.value)
     assert "fix: " in str(caught.value)
     return str(caught.value)
+
+
+def printed(error: Exception) -> str:
+    """All that Python prints of an error."""
+    return "".join(traceback.format_exception(error)) + repr(error)
+
+
+def adapter_of(base: str, tiny: Tiny, target: Path) -> Path:
+    """An adapter for a repository of tiny("mistral")."""
+    folder = make_adapter(target, tiny("mistral"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+    return folder
 
 
 def blobs(cache: Path) -> set[str]:
@@ -248,6 +261,20 @@ def test_a_hub_that_throttles_for_ever_is_told(
     assert "HF_HUB_OFFLINE=1" in said
 
 
+def test_after_a_file_that_cannot_be_had_no_other_is_asked_for(
+    hub: HubServer, tiny: Tiny, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_files, "_WORKERS", 1)
+    hub.add(NAME, sharded(tiny("mistral"), tmp_path / "m"))
+    hub.tokens.add(TOKEN)
+    plan = loadkit.plan(NAME)
+    hub.answers.clear()
+    hub.faults.append(Fault(".safetensors", ("GET",), times=-1, status=503))
+    refused(plan)
+    asked = [answer.path.rpartition("/")[2] for answer in hub.answers if answer.status == 503]
+    assert set(asked) == {"model-00001-of-00003.safetensors"}
+
+
 def test_a_very_long_wait_is_left_to_the_user(hub: HubServer, tiny: Tiny, waits: list[float]) -> None:
     hub.add(NAME, tiny("mistral"))
     hub.tokens.add(TOKEN)
@@ -296,24 +323,23 @@ def test_a_file_that_is_not_there_is_no_trouble_with_the_hub(hub: HubServer, tin
     assert explain(caught.value, plan) is None
 
 
-@pytest.mark.parametrize("cached", ["nothing", "the weights", "the model"])
+@pytest.mark.parametrize("asks", ["loadkit", "transformers", "loadkit, for the adapter"])
 def test_a_token_that_cannot_be_sent_is_in_no_traceback(
-    hub: HubServer, tiny: Tiny, tmp_path: Path, cached: str
+    hub: HubServer, tiny: Tiny, tmp_path: Path, asks: str
 ) -> None:
     """The HTTP library quotes it."""
     hub.add("owner/base", tiny("mistral"))
-    adapter = make_adapter(tmp_path / "adapter", tiny("mistral"))
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(
-        json.dumps(config | {"base_model_name_or_path": "owner/base"})
-    )
-    hub.add(NAME, adapter)
+    hub.add(NAME, adapter_of("owner/base", tiny, tmp_path / "adapter"))
     plan = loadkit.plan(NAME)
-    if cached == "the weights":
+    if asks == "transformers":  # for the tokenizer: with the weights there, all is taken for cached
         hf_hub_download("owner/base", WEIGHTS, revision=plan.checkpoint.commit)
-    elif cached == "the model":
-        loadkit.load("owner/base", revision=plan.checkpoint.commit)
-    assert "characters that can't be sent" in refused(plan, TOKEN + "\n")
+    token = TOKEN + "\n"
+    if "adapter" in asks:
+        with pytest.raises(loadkit.LoadError, match="characters that can't be sent") as caught:
+            fetch_adapters(plan, token)
+        assert TOKEN not in printed(caught.value)
+    else:
+        assert "characters that can't be sent" in refused(plan, token)
 
 
 # Connections that break
@@ -456,12 +482,7 @@ def test_a_damaged_adapter_is_refused_and_not_kept(
     hub: HubServer, tiny: Tiny, tmp_path: Path, cache: Path, waits: list[float]
 ) -> None:
     hub.add("owner/base", tiny("mistral"))
-    adapter = make_adapter(tmp_path / "adapter", tiny("mistral"))
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(
-        json.dumps(config | {"base_model_name_or_path": "owner/base"})
-    )
-    hub.add(NAME, adapter)
+    hub.add(NAME, adapter_of("owner/base", tiny, tmp_path / "adapter"))
     hub.tokens.add(TOKEN)
     plan = loadkit.plan(NAME)
     hub.faults.append(Fault("/adapter_model.safetensors", times=2, shorten=100))
