@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import msgspec
-
 from loadkit import hookspecs as hooks
 from loadkit.errors import LoadError, LoadkitError
+from loadkit.fetching import (
+    HUB_KWARGS,
+    explain,
+    fetch_small_files,
+    fetch_weights,
+    may_ask,
+    plan_kwargs,
+    unquoting,
+)
 from loadkit.inference import configs
 from loadkit.manager import PluginManager
-from loadkit.plans import KWARGS, Plan
+from loadkit.plans import Plan
 from loadkit.report import Loading
 from loadkit.skipping import modules_to_skip
-from loadkit.values import Adapter, Adapters
 
-__all__ = ["LoadedModel", "fetch_adapters", "load_model", "load_processing_class"]
+__all__ = ["LoadedModel", "load_model", "load_processing_class"]
 
 HEADED = ("sequence-classification", "token-classification")
 """Tasks with a head of their own. transformers 5.23 means to leave the last module unquantized, but misses one that has a
 bias (`get_keys_to_not_convert` strips ".weight" only), so that BERT's classifier would be quantized."""
-
-HUB_KWARGS = ("cache_dir", "local_files_only", "revision")
 
 NO_ADAPTER = {"subfolder": "loadkit-attaches-adapters"}
 """Where transformers is sent to look for an adapter beside the weights: it finds none, and injects none (transformers 5.23:
@@ -45,24 +49,31 @@ class LoadedModel(NamedTuple):
     own_cache: dict[str, bool]
 
 
-def load_model(plan: Plan, manager: PluginManager, token: str | bool | None = None) -> LoadedModel:
+def load_model(
+    plan: Plan,
+    manager: PluginManager,
+    token: str | bool | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> LoadedModel:
     """Load the model that the plan names.
 
     Parameters:
         plan: the plan.
         manager: the plugins that may load it another way, and that build its quantization config.
         token: the Hub token.
+        progress: called with a short sentence before weights are downloaded.
 
     Raises:
-        LoadError: transformers failed; its exception is the cause.
+        LoadError: the weights can't be had, or transformers failed; its exception is the cause.
     """
     other = manager.first(hooks.loadkit_load_model, plan=plan)
     if other is not None:
         return LoadedModel(other, Loading(), {})
+    fetch_weights(plan, token, progress)
     with _explained(plan, "the model"):
         config, further = load_config(plan, token)
         own_cache = _set_cache(config, plan.use_cache)
-        kwargs: dict[str, Any] = {**plan.kwargs, **further, **({} if token is None else {"token": token})}
+        kwargs: dict[str, Any] = {**plan.kwargs, **further, **_access(plan, token)}
         for name in plan_kwargs(plan).keys() - further.keys() - set(HUB_KWARGS):
             kwargs.pop(name)  # the config took it
         quantization = plan.quantization
@@ -101,9 +112,9 @@ def load_config(plan: Plan, token: str | bool | None = None) -> tuple[Any, dict[
         plan.checkpoint.location,
         return_unused_kwargs=True,
         trust_remote_code=model_class.implementation == "remote code",
-        **({} if token is None else {"token": token}),
         **hub,
         **further,
+        **_access(plan, token),
     )
     if model_class.config_key:
         whole, config = config, getattr(config, model_class.config_key)
@@ -116,9 +127,10 @@ def load_processing_class(plan: Plan, token: str | bool | None = None) -> Any:
     """Load the tokenizer or processor that the plan names; None where it names none.
 
     Raises:
-        LoadError: transformers failed; its exception is the cause.
+        LoadError: its files can't be had, or transformers failed; its exception is the cause.
     """
     processing = plan.processing
+    fetch_small_files(plan, token)
     if processing.kind == "none":
         return None
     import transformers
@@ -130,44 +142,17 @@ def load_processing_class(plan: Plan, token: str | bool | None = None) -> Any:
         return loader.from_pretrained(
             processing.source,
             trust_remote_code=plan.model_class.implementation == "remote code",
-            **({} if token is None else {"token": token}),
             **({"revision": processing.revision} if processing.revision else {}),
             **kwargs,
+            **_access(plan, token),
             **processing.options,
         )
 
 
-def fetch_adapters(plan: Plan, token: str | bool | None = None) -> Adapters | None:
-    """Bring the files of existing adapters onto this machine, at their commits.
-
-    Returns:
-        The plan's adapters, with the folder of each as its source; None for a bare model.
-
-    Raises:
-        LoadError: the Hub can't be reached, or refuses.
-    """
-    adapters = plan.adapters
-    if adapters is None:
-        return None
-    return msgspec.structs.replace(
-        adapters, members=tuple(_fetched(plan, a, token) if a.revision else a for a in adapters.members)
-    )
-
-
-def _fetched(plan: Plan, adapter: Adapter, token: str | bool | None) -> Adapter:
-    from huggingface_hub import snapshot_download
-
-    hub = {name: value for name, value in plan_kwargs(plan).items() if name in HUB_KWARGS}
-    with _explained(plan, f"the adapter {adapter.source!r}"):
-        folder = snapshot_download(
-            adapter.source, revision=adapter.revision, token=token, allow_patterns=["adapter_*"], **hub
-        )
-    return msgspec.structs.replace(adapter, source=folder, revision="")
-
-
-def plan_kwargs(plan: Plan) -> dict[str, Any]:
-    """The keyword arguments that no stage owns."""
-    return {d.stage.removeprefix(KWARGS): d.value for d in plan.decisions if d.stage.startswith(KWARGS)}
+def _access(plan: Plan, token: str | bool | None) -> dict[str, Any]:
+    """How transformers may ask the Hub: not where it was down while planning, for it would ask for minutes."""
+    down = bool(plan.checkpoint.commit) and not may_ask(plan)
+    return ({} if token is None else {"token": token}) | ({"local_files_only": True} if down else {})
 
 
 def _quantization_config(plan: Plan, config: Any, manager: PluginManager) -> Any:
@@ -244,6 +229,12 @@ def _explained(plan: Plan, what: str) -> Iterator[None]:
     except Exception as error:
         checkpoint = plan.checkpoint
         at = f" at {checkpoint.commit}" if checkpoint.commit else ""
+        problem = explain(error, plan) if checkpoint.commit else None
+        if problem is not None:
+            raise LoadError(
+                f"{what} of {checkpoint.source!r}{at} couldn't be loaded: {problem.message}\n"
+                f"    fix: {problem.remedy}  [{problem.code}]"
+            ) from unquoting(error, problem)
         raise LoadError(
             f"{what} of {checkpoint.source!r}{at} couldn't be loaded as planned "
             f"({plan.model_class.model_class}, {plan.dtype}): {type(error).__name__}: {error}\n"

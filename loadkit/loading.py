@@ -14,7 +14,8 @@ from loadkit import from_pretrained
 from loadkit.audit import audit
 from loadkit.comparing import compare_with_files
 from loadkit.errors import AuditError, LoadError, LoadkitError
-from loadkit.from_pretrained import fetch_adapters, load_model
+from loadkit.fetching import fetch_adapters
+from loadkit.from_pretrained import load_model
 from loadkit.inference import InferenceMode
 from loadkit.manager import PluginManager, default_manager
 from loadkit.manifests import Manifest, make_manifest
@@ -192,7 +193,7 @@ def load(
         vocabulary = finish_processing(plan, processing_class)
     say(f"loading {plan.model_class.model_class}")
     with clock("load"):
-        model, loading, own_cache = load_model(plan, manager, token)
+        model, loading, own_cache = load_model(plan, manager, token, say)
     keep_own_cache(model, own_cache)
     with clock("comparison"):
         compared = compare_with_files(plan, model, manager)

@@ -17,6 +17,7 @@ import msgspec
 from loadkit.errors import Problem
 from loadkit.facts.folder import Folder, read_part
 from loadkit.facts.hub_cache import cache_folder, find_snapshot, not_cached, remember, snapshot_folder
+from loadkit.facts.hub_patience import DOWN, THROTTLED, patiently
 from loadkit.facts.hub_problems import hub_host, hub_problem
 from loadkit.facts.places import Place, Progress, nearest, some_of
 
@@ -65,12 +66,15 @@ def open_repository(
         progress(f"asking {hub_host()} about {repository}")
     api = HfApi()
     try:
-        info = api.model_info(
-            repository,
-            revision=revision or None,
-            files_metadata=True,
-            token=token,
-            timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        info = patiently(
+            lambda: api.model_info(
+                repository,
+                revision=revision or None,
+                files_metadata=True,
+                token=token,
+                timeout=constants.HF_HUB_ETAG_TIMEOUT,
+            ),
+            statuses=(THROTTLED, *DOWN),
         )
     except Exception as error:  # whatever it is, it is reported beside the other problems of the request
         problem = hub_problem(error, repository, revision)
@@ -152,8 +156,10 @@ class Repository:
         if self._failed:
             return self._failed
         try:
-            path = HfApi().hf_hub_download(
-                self.location, name, revision=self.commit, token=self._token, cache_dir=self._cache_dir
+            path = patiently(
+                lambda: HfApi().hf_hub_download(
+                    self.location, name, revision=self.commit, token=self._token, cache_dir=self._cache_dir
+                )
             )
         except Exception as error:  # reported, as in open_repository
             return self._problem(error)

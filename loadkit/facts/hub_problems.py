@@ -8,6 +8,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from loadkit.errors import Problem
+from loadkit.facts.hub_patience import THROTTLED, wished_wait
 from loadkit.facts.places import checkpoint_problem
 
 __all__ = ["hub_host", "hub_problem"]
@@ -60,6 +61,12 @@ def hub_problem(error: BaseException, repository: str, revision: str) -> Problem
             f"a file of {repository!r} can't be written to the cache: {error.strerror}: {error.filename!r}",
             "free some disk space, or point HF_HOME or cache_dir to a folder that you may write to",
         )
+    if isinstance(error, OSError) and str(error).startswith("Consistency check failed"):
+        return checkpoint_problem(
+            "damaged-download",
+            f"a file of {repository!r} didn't arrive whole from {host}: it has another length than was promised",
+            "load again; if it comes again, a proxy or mirror (HF_ENDPOINT) cuts it off",
+        )
     return _unreachable(
         repository,
         f"{host} answered in a way that huggingface_hub doesn't understand ({type(error).__name__})",
@@ -105,9 +112,11 @@ def _answered(error: object, repository: str, revision: str, host: str) -> Probl
             f"{host} refuses access to {repository!r} (HTTP {status}); {with_token}",
             "use a token with read access to it; a repository that was disabled can't be loaded at all",
         )
-    if status == 429:
-        return _unreachable(repository, f"{host} limits the rate of requests (HTTP 429)")
-    return _unreachable(repository, f"{host} answered with HTTP {status}")
+    wished = wished_wait(error)
+    wait = f", and asks to wait {wished:.0f} s" if wished else ""
+    if status == THROTTLED:
+        return _unreachable(repository, f"{host} limits the rate of requests (HTTP 429){wait}")
+    return _unreachable(repository, f"{host} answered with HTTP {status}{wait}")
 
 
 def _bad_token(message: str) -> Problem:
@@ -120,5 +129,5 @@ def _unreachable(repository: str, found: str) -> Problem:
     return checkpoint_problem(
         "hub-unreachable",
         f"{repository!r} can't be asked for: {found}",
-        "check the network, the proxy and HF_ENDPOINT, and try again; what is cached loads with HF_HUB_OFFLINE=1",
+        "check the network, the proxy and HF_ENDPOINT, and try again later; what is cached loads with HF_HUB_OFFLINE=1",
     )

@@ -239,6 +239,7 @@ def test_the_cache_serves_without_the_hub(
         point_to(monkeypatch, "http://127.0.0.1:9", tmp_path / "home")
     else:
         hub.failing = 503
+        monkeypatch.setattr(time, "sleep", lambda _: None)
     checkpoint, problems = read(**options)
     assert (checkpoint.kind, checkpoint.location, checkpoint.commit) == ("hub", REPOSITORY, commit)
     assert len(checkpoint.tensors) == 3
@@ -373,7 +374,10 @@ def test_an_unknown_revision_is_told_with_those_there_are(hub: HubServer, tmp_pa
         (403, "no-access", "HTTP 403"),
     ],
 )
-def test_a_refusal_is_told_with_the_host(hub: HubServer, status: int, code: str, word: str) -> None:
+def test_a_refusal_is_told_with_the_host(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, status: int, code: str, word: str
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     hub.failing = status
     problem = only()
     assert problem.code == code
