@@ -245,13 +245,14 @@ class PluginManager:
                 yield impl.plugin_name, answer
 
     def first(self, hook: Callable[P, T | None], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Call an action hook: the first result that isn't None, by the plugins' names, wrappers included.
+        """Call an action hook: the first result that isn't None. loadkit's own plugins are asked last, the others by their names.
 
         Raises:
             PluginError: a plugin raised something that isn't a loadkit error.
         """
         caller = getattr(self._pluggy.hook, hook.__name__)
-        impls = sorted(caller.get_hookimpls(), key=lambda i: i.plugin_name)
+        own = {about.name for about in self.plugins if about.distribution == "loadkit"}
+        impls = sorted(caller.get_hookimpls(), key=lambda i: (i.plugin_name in own, i.plugin_name))
         if any(impl.wrapper or impl.hookwrapper for impl in impls):
             result: T | None = caller(**kwargs)
             return result

@@ -117,6 +117,7 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
         tokenizer_classes: model type to tokenizer classes.
         processor_classes: model type to processor classes.
         image_processor_classes: model type to image processor classes, torchvision's first.
+        conversions: model type to the one whose files it is stored like: weights of single experts are stacked while loading.
         families: model type to its classes, for the types that occur in one checkpoint.
     """
 
@@ -127,6 +128,7 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer_classes: dict[str, tuple[str, ...]] = {}
     processor_classes: dict[str, tuple[str, ...]] = {}
     image_processor_classes: dict[str, tuple[str, ...]] = {}
+    conversions: dict[str, str] = {}
     families: dict[str, Family] = {}
 
     def knows(self, model_type: str) -> bool:

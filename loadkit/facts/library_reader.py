@@ -63,7 +63,17 @@ class Reader:
             image_processor_classes=self._classes(
                 f"{auto}.image_processing_auto", "IMAGE_PROCESSOR_MAPPING_NAMES"
             ),
+            conversions=self._conversions(),
         )
+
+    def _conversions(self) -> dict[str, str]:
+        """The table that one module of transformers begins with; the rest of it isn't read."""
+        module = self._tree.module(f"{self._package}.conversion_mapping")
+        name = "_MODEL_TO_CONVERSION_PATTERN"
+        for statement in module.body if module else ():
+            if isinstance(statement, ast.Assign) and _class_name(statement.targets[0]) == name:
+                return _text_items(_value(statement.value))
+        return {}
 
     def folder(
         self, name: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -32,6 +32,12 @@ NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 NORM = re.compile(r"Norm(\d+d)?$")
 EXPERT = re.compile(r"\w+_projs?|w\d|weight\d|(gate|up|down)\w*")
 """Names of parameters that hold the weights of several experts."""
+
+TORCH: Mapping[str, ModuleFacts] = {
+    "MultiheadAttention": ModuleFacts(members={"out_proj": ("NonDynamicallyQuantizableLinear",)}),
+    "NonDynamicallyQuantizableLinear": ModuleFacts(linear=True),
+}
+"""What torch's own modules are made of, where that isn't plain."""
 
 BY_NAME: tuple[tuple[str, Kind], ...] = (
     (r"(^|\.)(lm_head|embed_out|output_projection|score|classifier)\.\w+$", "head"),
@@ -71,14 +77,17 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_weights(checkpoint: Checkpoint, library: Library, model: ModelClass) -> tuple[Weight, ...]:
-    """Every tensor that the model will hold, once: of two that are tied, the embedding; of towers, those that are loaded.
+    """Every tensor of the files that the model will hold: of towers, those that are loaded.
+
+    An output head that is stored beside the embedding counts, as transformers 5 ties the two only where they are equal.
 
     Parameters:
         checkpoint: its headers are read, not its weights.
         library: the source of transformers, as far as it is the model's.
         model: the class that loads it.
     """
-    modules = _modules(library) if model.implementation == "transformers" else {}
+    native = model.implementation == "transformers"
+    modules = {**TORCH, **_modules(library)} if native and library.families else {}
     head = _head(modules, model.model_class)
     kinds: dict[tuple[str, int], tuple[Kind, bool]] = {}
     found = []
@@ -97,9 +106,6 @@ def read_weights(checkpoint: Checkpoint, library: Library, model: ModelClass) ->
                 kind=kind,
             )
         )
-    embeddings = {w.shape for w in found if w.kind == "embedding"}
-    if _tied(checkpoint, library, model):
-        found = [w for w in found if not (w.kind == "head" and w.shape in embeddings)]
     return tuple(found)
 
 
@@ -196,16 +202,3 @@ def _by_name(name: str, header: TensorHeader) -> Kind:
         if re.search(pattern, name):
             return kind
     return "linear" if len(header.shape) == 2 or name.endswith(".bias") else "other"
-
-
-def _tied(checkpoint: Checkpoint, library: Library, model: ModelClass) -> bool:
-    """Whether the output head is the input embedding, as the config says or its class has it by default."""
-    key = "tie_word_embeddings"
-    configs: list[Mapping[str, Any]] = [checkpoint.config, checkpoint.text_config]
-    if model.config_key:
-        configs = [c for k, c in checkpoint.sub_configs() if k == model.config_key] or configs
-    said = [c[key] for c in configs if isinstance(c.get(key), bool)]
-    if said:
-        return any(said)
-    family = library.families.get(library.model_type_of(checkpoint.config))
-    return bool(family and family.config.fields.get(key))

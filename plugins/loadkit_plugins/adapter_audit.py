@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loadkit import Adapters, Finding, Plan
+from loadkit import Adapter, Adapters, Finding, Plan
 
 __all__ = ["audit"]
+
+WEIGHTS = "adapter_model.safetensors"
+
+SAMPLED = 16
+"""How many tensors of an existing adapter are held against its file."""
 
 
 def audit(plan: Plan, model: Any) -> Sequence[Finding]:
@@ -30,6 +36,8 @@ def _findings(planned: Adapters, model: Any) -> Iterator[Finding]:
         dtypes = {str(p.dtype).removeprefix("torch.") for p in own}
         if dtypes - {adapter.dtype}:
             yield _finding("adapter-dtype", adapter.dtype, ", ".join(sorted(dtypes)))
+        if adapter.source and (different := _differing(adapter, model)):
+            yield _finding("adapter-values", "the tensors of its file", f"others in {different}")
     training = [a.name for a in planned.members if a.trainable and a.name == planned.active]
     strangers = [n for n, p in named if p.requires_grad and not set(training) & set(n.split("."))]
     if strangers:
@@ -38,6 +46,36 @@ def _findings(planned: Adapters, model: Any) -> Iterator[Finding]:
         )
     if training and not any(p.requires_grad for _, p in named):
         yield _finding("trainable", "the active adapter trains", "nothing trains")
+
+
+def _differing(adapter: Adapter, model: Any) -> str:
+    """The first tensor of an existing adapter that isn't what its file has; "" where all of a sample are."""
+    import peft
+    import torch
+    from safetensors import safe_open
+
+    path = _file(adapter)
+    if path is None:
+        return ""
+    state = peft.get_peft_model_state_dict(model, adapter_name=adapter.name, save_embedding_layers=False)
+    with safe_open(path, framework="pt") as file:
+        names: list[str] = sorted(set(file.keys()) & set(state))
+        for name in names[:: max(1, len(names) // SAMPLED)]:
+            held = state[name].detach().to("cpu")
+            if not torch.equal(held, file.get_tensor(name).to(held.dtype)):
+                return name
+    return ""
+
+
+def _file(adapter: Adapter) -> str | None:
+    """Its safetensors file on this machine; None where it is a pickle, or lies in a cache of its own."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not adapter.revision:
+        path = os.path.join(adapter.source, WEIGHTS)
+        return path if os.path.isfile(path) else None
+    found = try_to_load_from_cache(adapter.source, WEIGHTS, revision=adapter.revision)
+    return found if isinstance(found, str) else None
 
 
 def _finding(code: str, planned: str, effective: str) -> Finding:

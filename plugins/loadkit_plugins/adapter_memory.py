@@ -14,6 +14,9 @@ ITEM_SIZES: Mapping[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "flo
 TOWERS = re.compile(r"(^|\.)\w*(vision|visual|audio|speech|image|vq|qformer)\w*\.")
 """Parts of a path that tell a tower beside the language model."""
 
+STACKED = ("mixtral", "qwen2_moe")
+"""Ways of storing experts that PEFT 0.21 follows: it adapts the stacked weights wherever all linear layers are asked for."""
+
 PAIRED = (".w1", ".w3", ".gate_proj", ".up_proj")
 """Experts' weights that transformers stacks in pairs; PEFT 0.21 adapts a pair as one matrix, with twice the rank."""
 
@@ -33,7 +36,7 @@ def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Sequenc
                 return None
             found += _existing(adapter, facts)
         else:
-            made = _new(adapter, plan, weights)
+            made = _new(adapter, plan, weights, context)
             if made is None:
                 return None
             found += made
@@ -45,14 +48,17 @@ def _existing(adapter: Adapter, facts: AdapterFacts) -> Iterator[Weight]:
         yield _weight(name, header.shape, adapter.dtype, trains=adapter.trainable)
 
 
-def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight]) -> list[Weight] | None:
+def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Context) -> list[Weight] | None:
     """LoRA's two matrices for each target, its magnitudes (DoRA), and copies of the modules that train whole."""
     options = adapter.options
     targets = options.get("target_modules")
     if adapter.peft_type != "LORA" or (not targets and not options.get("target_parameters")):
         return None
-    if options.get("rank_pattern") or options.get("layers_to_transform") or options.get("exclude_modules"):
+    excluded = options.get("exclude_modules") or ()
+    if options.get("rank_pattern") or options.get("layers_to_transform") or isinstance(excluded, str):
         return None
+    model_type = context.checkpoint.model_type
+    stacked = model_type in STACKED or context.library.conversions.get(model_type) in STACKED
     rank = int(options.get("r") or 8)
     beside = adapter.exclude_vision and plan.model_class.task == "image-text-to-text"
     heads = HEADS if options.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") else ()
@@ -61,21 +67,31 @@ def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight]) -> list[Weight
     for weight in weights:
         if _named(weight.module, saved):
             found.append(_weight(weight.name, weight.shape, plan.dtype, trains=adapter.trainable))
-        elif beside and TOWERS.search(weight.name):
+        elif (beside and TOWERS.search(weight.name)) or _named(weight.module, excluded):
             continue
-        elif weight.name.endswith(".weight") and len(weight.shape) == 2 and _targeted(weight, targets):
-            rows, columns = weight.shape
-            rows *= 2 if weight.kind == "experts" and weight.module.endswith(PAIRED) else 1
-            shapes: list[tuple[int, ...]] = [(rank, columns), (rows, rank)]
-            shapes += [(rows,)] if options.get("use_dora") else []
+        elif _targeted(weight, targets, stacked):
+            shapes = _shapes(weight, rank, bool(options.get("use_dora")))
             found += [_weight(weight.name, s, adapter.dtype, trains=adapter.trainable) for s in shapes]
     return found
 
 
-def _targeted(weight: Weight, targets: Any) -> bool:
+def _shapes(weight: Weight, rank: int, dora: bool) -> list[tuple[int, ...]]:
+    *experts, rows, columns = weight.shape
+    if experts:  # one matrix for all of them, a pair with twice the rank
+        rank *= experts[0] * (2 if weight.name.endswith("gate_up_proj") else 1)
+    elif weight.kind == "experts" and weight.module.endswith(PAIRED):
+        rows *= 2
+    return [(rank, columns), (rows, rank), *([(rows,)] if dora else [])]
+
+
+def _targeted(weight: Weight, targets: Any, stacked: bool) -> bool:
+    matrix = weight.name.endswith(".weight") and len(weight.shape) == 2
     if targets == "all-linear":
-        router = weight.kind == "other" and weight.module.endswith(".gate")
-        return router or weight.kind in ("linear", "linear subclass", "experts")
+        router = weight.kind == "other" and weight.module.endswith(".gate") and matrix
+        experts = weight.kind == "experts" and (matrix or weight.name.endswith("_proj"))
+        return (stacked and (router or experts)) or (weight.kind in ("linear", "linear subclass") and matrix)
+    if not matrix:
+        return False
     if isinstance(targets, str):
         return re.fullmatch(targets, weight.module) is not None
     return _named(weight.module, targets or ())

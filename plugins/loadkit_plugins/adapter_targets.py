@@ -11,6 +11,9 @@ from loadkit_plugins.embeddings import input_embeddings, output_embeddings
 
 __all__ = ["check_targets", "new_token_rows", "towers", "unadaptable"]
 
+SEEING = re.compile(r"vision|image|audio|speech|visual")
+"""Names of sub-configs that are a tower's."""
+
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Model types of which PEFT 0.21 refuses to adapt the output projection (`_check_lora_target_modules_mamba`)."""
 
@@ -105,10 +108,10 @@ def new_token_rows(model: Any, ids: Sequence[int], options: Mapping[str, Any]) -
 def towers(model: Any) -> list[str]:
     """Names of the submodels beside the text one: vision and audio towers, which LoRA leaves alone."""
     text = model.config.get_text_config()
-    if text is model.config:
-        return []
-    nested = (getattr(model.config, key, None) for key in model.config.sub_configs)
-    others = [c for c in nested if c is not None and c is not text]
+    nested = {key: getattr(model.config, key, None) for key in model.config.sub_configs}
+    if text is model.config:  # its own fields are the language model's (git), or it has no towers at all
+        nested = {key: part for key, part in nested.items() if SEEING.search(key)}
+    others = [part for part in nested.values() if part is not None and part is not text]
     return [
         name
         for name, module in model.named_modules()

@@ -9,8 +9,8 @@ from loadkit import Context, ModelClass, Weight
 __all__ = ["left_alone"]
 
 WHOLE, HALF = 64, 32
-"""What inputs and outputs must be multiples of for bitsandbytes 0.50's 4-bit kernels on a CPU with AVX-512: without, the packed
-layout for inference fails, and on some such CPUs the product is off by a fifth to a half (measured)."""
+"""What inputs, and for inference outputs, must be multiples of for bitsandbytes 0.50's 4-bit kernels on a CPU with AVX-512: else the
+packed layout for inference fails, and on some such CPUs the product is off by a fifth to a half (measured)."""
 
 ONLY_WHEN_ASKED: Mapping[str, str] = {
     "bloom": "slow_but_exact, which splits its products by hand as in tensor-parallel training"
@@ -31,9 +31,10 @@ def left_alone(context: Context, architecture: ModelClass, bits: int) -> dict[st
         architecture: the class that loads the checkpoint.
         bits: 4 or 8.
     """
-    found = dict.fromkeys(
-        _used_directly(context), "its weight is computed with directly, which a packed one can't"
-    )
+    facts = context.library.class_facts(architecture.model_class)
+    kept = facts.keep_in_fp32_modules if facts else ()  # transformers leaves those alone itself
+    direct = (path for path in _used_directly(context) if path.rpartition(".")[2] not in kept)
+    found = dict.fromkeys(direct, "its weight is computed with directly, which a packed one can't")
     if context.machine.kind != "cuda" and bits == 8:
         reason = "its activations have four dimensions, which bitsandbytes' 8-bit product takes on CUDA only"
         found |= dict.fromkeys(_four_dimensional(context), reason)
@@ -67,13 +68,14 @@ def _four_dimensional(context: Context) -> Iterator[str]:
 
 def _odd(context: Context, architecture: ModelClass) -> Iterator[str]:
     """Layers of odd widths, by the last two parts of their paths: files and models may spell the rest otherwise."""
+    training = bool(context.request.value("training", False))  # over layers that aren't packed for inference
     for weight in context.weights(architecture):
-        if weight.kind == "linear" and len(weight.shape) == 2 and _is_odd(weight):
+        if weight.kind == "linear" and len(weight.shape) == 2 and _is_odd(weight, training):
             parts = [part for part in weight.module.split(".") if not part.isdigit()]
             numbered = weight.module.split(".")[-1].isdigit()
             yield ".".join(weight.module.split(".")[-2:]) if numbered else ".".join(parts[-2:])
 
 
-def _is_odd(weight: Weight) -> bool:
+def _is_odd(weight: Weight, training: bool) -> bool:
     outputs, inputs = weight.shape
-    return bool(inputs % WHOLE or outputs % HALF)
+    return bool(inputs % WHOLE or (outputs % HALF and not training))

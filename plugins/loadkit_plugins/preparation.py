@@ -19,6 +19,7 @@ from loadkit import (
     hookimpl,
 )
 from loadkit_plugins.embeddings import input_embeddings
+from loadkit_plugins.use_cache import OVER_A_CACHE
 
 REENTRANT = {"use_reentrant": False}
 """torch's recommended checkpointing: it keeps working over frozen inputs and under DDP."""
@@ -228,6 +229,8 @@ def _cast(value: Any, dtype: Any) -> Any:
 
 
 def _unsupported(context: Context, architecture: ModelClass) -> str:
+    if context.checkpoint.model_type in OVER_A_CACHE:
+        return f"{context.checkpoint.model_type} computes over its cache, which recomputing would corrupt"
     facts = context.library.class_facts(architecture.model_class)
     if facts is None or facts.supports_gradient_checkpointing:
         return ""

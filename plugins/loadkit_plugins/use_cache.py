@@ -17,6 +17,9 @@ from loadkit import (
     hookimpl,
 )
 
+OVER_A_CACHE = ("pi0",)
+"""Model types whose forward pass attends to a cache that it has just filled: without one it fails."""
+
 
 @hookimpl
 def loadkit_options() -> Sequence[Option]:
@@ -32,8 +35,14 @@ def loadkit_options() -> Sequence[Option]:
 
 @hookimpl
 def loadkit_choose_use_cache(context: Context, preparation: Preparation) -> Sequence[Claim[bool | None]]:
-    if preparation.gradient_checkpointing:
+    if context.checkpoint.model_type in OVER_A_CACHE:
         opinion: Claim[bool | None] = Claim(
+            value=None,
+            because=f"{context.checkpoint.model_type} computes over its cache in training too",
+            strength=Strength.FALLBACK,
+        )
+    elif preparation.gradient_checkpointing:
+        opinion = Claim(
             value=False,
             because="gradient checkpointing recomputes the forward pass, which a cache would corrupt",
             strength=Strength.FALLBACK,

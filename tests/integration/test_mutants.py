@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import transformers
 from integration.comparing import plain
 
 import loadkit
+from loadkit.testing.checkpoints import make_adapter
 
 Tiny = Callable[..., Path]
 Wrong = Callable[[Any], Any]
@@ -72,6 +74,30 @@ def other_type(model: Any) -> Any:
     )
 
 
+def not_nested(model: Any) -> Any:
+    return four_bit(model, bnb_4bit_use_double_quant=False)
+
+
+def stored_otherwise(model: Any) -> Any:
+    return four_bit(model, bnb_4bit_use_double_quant=True, bnb_4bit_quant_storage="bfloat16")
+
+
+def four_bit(model: Any, **settings: Any) -> Any:
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, **settings
+    )
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        model.name_or_path, dtype=torch.bfloat16, use_cache=False, quantization_config=config
+    )
+
+
+def computes_in_float32(model: Any) -> None:
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = torch.float32
+            module.compute_type_is_set = True  # bitsandbytes takes the first input's dtype otherwise
+
+
 def on_meta(model: Any) -> None:
     model.model.norm.to("meta")
 
@@ -102,6 +128,9 @@ MUTANTS: dict[str, tuple[str | None, Wrong, set[str]]] = {
     "another dtype": (None, lambda model: model.float(), {"dtype"}),
     "not quantized": ("qlora", unquantized, {"not-quantized"}),
     "fp4 for nf4": ("qlora", other_type, {"4bit-setting"}),
+    "scales that aren't quantized": ("qlora", not_nested, {"4bit-setting"}),
+    "4 bits stored in bfloat16": ("qlora", stored_otherwise, {"4bit-setting"}),
+    "computing in float32": ("qlora", computes_in_float32, {"4bit-setting"}),
     "quantized codes that aren't the file's": (
         "qlora", changed("model.layers.0.mlp.down_proj.weight", lambda p: p.data.fill_(7)), {"other-values"},
     ),
@@ -166,6 +195,23 @@ def thawed_base(plan: Any, model: Any) -> Any:
     return result
 
 
+def attached(plan: Any, model: Any) -> Any:
+    """An existing adapter as PEFT attaches it."""
+    import peft
+
+    return peft.PeftModel.from_pretrained(
+        model, plan.adapter.source, is_trainable=plan.adapter.trainable, autocast_adapter_dtype=False
+    )
+
+
+def forgotten_tensor(plan: Any, model: Any) -> Any:
+    result = attached(plan, model)
+    name = next(n for n, _ in result.named_parameters() if "lora_B" in n)
+    with torch.no_grad():
+        result.get_parameter(name).zero_()
+    return result
+
+
 PHASES: dict[str, tuple[str, str, Callable[..., Any], set[str]]] = {
     "the adapter is forgotten": ("lora", "loadkit_attach_adapters", lambda plan, model: None, {"adapter"}),
     "the adapter is frozen": ("lora", "loadkit_attach_adapters", frozen_adapter, {"trainable"}),
@@ -184,6 +230,123 @@ PHASES: dict[str, tuple[str, str, Callable[..., Any], set[str]]] = {
 def test_a_wrong_phase_is_caught_by_the_check_that_is_for_it(tiny: Tiny, name: str) -> None:
     profile, hook, wrong, codes = PHASES[name]
     assert audited(tiny("mistral"), profile, phase(hook, wrong)) == codes
+
+
+def several(plan: Any, model: Any) -> Any:
+    """Both adapters, with the wrong one on."""
+    import peft
+
+    first, second = plan.adapters.members
+    result = peft.PeftModel.from_pretrained(
+        model, first.source, adapter_name=first.name, autocast_adapter_dtype=False
+    )
+    result.load_adapter(second.source, second.name, autocast_adapter_dtype=False)
+    result.set_adapter(next(a.name for a in plan.adapters.members if a.name != plan.adapters.active))
+    return result.requires_grad_(False)
+
+
+def test_an_existing_adapter_is_held_against_its_file(tiny: Tiny, tmp_path: Path) -> None:
+    """TRAPS 20: a key that is missing leaves zeros or noise where it was, with a warning at most."""
+    adapter = make_adapter(tmp_path / "adapter", tiny("mistral"))
+    assert audited(adapter, None, phase("loadkit_attach_adapters", forgotten_tensor)) == {"adapter-values"}
+    assert (
+        loadkit.load(adapter, plugin_manager=with_phase("loadkit_attach_adapters", attached)).report.findings
+        == ()
+    )
+    both = {"mine": str(adapter), "yours": str(make_adapter(tmp_path / "other", tiny("mistral"), seed=1))}
+    assert audited(tiny("mistral"), None, phase("loadkit_attach_adapters", several), adapter=both) == {
+        "active-adapter"
+    }
+
+
+def with_phase(name: str, carried_out: Callable[..., Any]) -> loadkit.PluginManager:
+    manager = loadkit.PluginManager(environ={})
+    manager.register(phase(name, carried_out), "aaa")
+    return manager
+
+
+@pytest.mark.filterwarnings("ignore:Merge lora module to 4-bit linear:UserWarning")
+def test_a_base_that_stays_quantized_is_caught(tiny: Tiny, tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "adapter", tiny("mistral"))
+    options = {"load_in_4bit": True, "merge_adapter": True, "dequantize": True}
+    assert "not-dequantized" in audited(
+        adapter, None, phase("loadkit_dequantize", lambda plan, model: None), **options
+    )
+
+
+def test_the_mode_and_a_config_that_lies(tiny: Tiny) -> None:
+    def stays_small(plan: Any, model: Any) -> None:
+        model.config.vocab_size = 7
+
+    assert audited(tiny("mistral"), "full", phase("loadkit_fit_vocabulary", stays_small)) == {
+        "vocab-size-config"
+    }
+
+    class Late:
+        """Changes the mode when everything is done, which only a plugin's own audit comes late enough for."""
+
+        @loadkit.hookimpl
+        def loadkit_audit_model(self, model: Any) -> list[loadkit.Finding]:
+            model.eval()
+            return []
+
+    assert audited(tiny("mistral"), "full", Late()) == {"training-mode"}
+
+
+def test_a_tower_with_another_attention_is_caught(tiny: Tiny) -> None:
+    """TRAPS 13: sub-configs don't follow."""
+
+    class Tower(Loader):
+        @loadkit.hookimpl
+        def loadkit_load_model(self, plan: loadkit.Plan) -> Any:
+            model = plain(plan)
+            model.config.vision_config._attn_implementation = "eager"
+            return model
+
+    assert "attention" in audited(tiny("gemma3"), None, Tower(lambda model: None))
+
+
+def test_what_the_loader_could_not_convert_is_an_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loadkit import loading
+
+    real = loading.load_model
+
+    def failing(*args: Any) -> Any:
+        found = real(*args)
+        return found._replace(loading=loadkit.Loading(errors=("experts: two of eight are missing",)))
+
+    monkeypatch.setattr(loading, "load_model", failing)
+    with pytest.raises(loadkit.AuditError, match="two of eight") as caught:
+        loadkit.load(tiny("mistral"))
+    assert errors(caught.value) == {"conversion-errors"}
+
+
+def test_every_check_has_a_mutant() -> None:
+    """Codes of findings that fail a load, read off the source, against those that some mutant here is caught by."""
+    import loadkit_plugins
+
+    caught = set().union(
+        *(codes for _, _, codes in MUTANTS.values()), *(codes for *_, codes in PHASES.values())
+    )
+    here = Path(__file__).read_text(encoding="utf-8")
+    elsewhere = {
+        "conversion-errors",
+        "missing-weights",
+        "mismatched-weights",
+    }  # test_load.py, test_weights below
+    codes = set()
+    for path in [
+        *Path(loadkit_plugins.__file__).parent.glob("*.py"),
+        Path(loadkit.__file__).parent / "comparing.py",
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "_finding"):
+                given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+                first = getattr(node.args[0], "value", None) if node.args else None
+                if given.get("severity", "error") in ("error", None) and (code := given.get("code") or first):
+                    codes.add(code)
+    assert len(codes) > 20
+    assert {code for code in codes - caught - elsewhere if f'"{code}"' not in here} == set()
 
 
 def test_special_tokens_that_disagree_are_caught(tiny: Tiny, tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from zoo.expected import model_types
 from zoo.inputs import inputs_of
 from zoo.shrinking import tiny_config
 
 import loadkit
+from loadkit.measure import ADAPTED
 
-__all__ = ["PROFILES", "Outcome", "model_types", "sweep"]
+__all__ = ["PROFILES", "Outcome", "sweep"]
 
 PROFILES = ("full", "lora", "qlora", "qlora-8bit", "inference")
 
@@ -36,22 +38,13 @@ class Outcome(NamedTuple):
         audited, but the forward or backward pass fails), "broken" (anything else).
     said: why.
     plain: the same of `from_pretrained` with the same dtype, attention and quantization: "works", "runs not", "loads not".
-    off: how far the plan's estimate of the model's bytes is from what was measured, as a share of it.
+    off: how far the plan's estimates of the base's bytes and of the adapters' are from what was measured, as shares of it.
     """
 
     verdict: str
     said: str = ""
     plain: str = ""
-    off: float = 0.0
-
-
-def model_types() -> dict[str, str]:
-    """Every model type of the two maps to the task that loadkit gives it."""
-    from transformers.models.auto import modeling_auto
-
-    causal = dict.fromkeys(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "causal-lm")
-    vision = dict.fromkeys(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "image-text-to-text")
-    return dict(sorted((causal | vision).items()))
+    off: tuple[float, float] = (0.0, 0.0)
 
 
 def make(model_type: str, folder: Path) -> str:
@@ -103,6 +96,7 @@ def _outcome(folder: Path, profile: str) -> Outcome:
             return Outcome("refused", _line(error), theirs)
         except Exception as error:
             return Outcome("broken", _line(error), theirs)
+        off = _off(loaded)
         try:
             batch = _inputs(loaded.model)
             if loaded.plan.preparation.training:
@@ -114,15 +108,19 @@ def _outcome(folder: Path, profile: str) -> Outcome:
         return Outcome("runs not", "logits aren't finite", theirs)
     if profile in ("full", "inference") and their_logits is not None and not torch.equal(ours, their_logits):
         return Outcome("broken", "other logits than plain from_pretrained's", theirs)
-    return Outcome("works", "", theirs, _off(loaded))
+    return Outcome("works", "", theirs, off)
 
 
-def _off(loaded: Any) -> float:
-    """Buffers aside, which a tiny model has disproportionately many of."""
-    base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
-    buffers = sum(b.numel() * b.element_size() for b in base.buffers())
-    held = loaded.report.measurements.footprint - buffers
-    return loaded.plan.memory.model / held - 1
+def _off(loaded: Any) -> tuple[float, float]:
+    """How far the estimates of the base and of the adapters are off; buffers that aren't saved aside, of which a tiny model has
+    disproportionately many."""
+    model, memory = loaded.model, loaded.plan.memory
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    saved = set(base.state_dict())
+    passing = sum(b.numel() * b.element_size() for name, b in base.named_buffers() if name not in saved)
+    added = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if ADAPTED.search(n))
+    held = loaded.report.measurements.footprint - passing - added
+    return (memory.model - memory.adapters) / held - 1, memory.adapters / added - 1 if added else 0.0
 
 
 def _train(loaded: Any, batch: dict[str, Any]) -> None:
@@ -160,6 +158,9 @@ def _plain(folder: Path, profile: str, task: str) -> tuple[str, torch.Tensor | N
             return f"loads not: {_line(error)}", None
         if info["missing_keys"] or info["mismatched_keys"]:
             return "loads not: random weights", None
+        for config in (model.config, model.config.get_text_config()):
+            if profile == "full" and hasattr(config, "use_cache"):
+                config.use_cache = False  # codegen's bits differ with it
         try:
             return "works", _logits(model, _inputs(model))
         except Exception as error:

@@ -1,0 +1,61 @@
+"""What the sweep is to find: everything works but for what expected.toml lists, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from loadkit.facts.library import read_library
+
+__all__ = ["NEEDS", "TABLE", "Expected", "expected", "model_types", "row"]
+
+TABLE = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"
+"""The page that `python tests/zoo/table.py` writes."""
+
+NEEDS: Mapping[str, str] = {
+    "fast_vlm": "timm",
+    "gemma3n": "timm",
+    "perception_lm": "timm",
+    "inkling_mm_model": "scipy",
+}
+"""Model types to a package that they need and loadkit doesn't."""
+
+SHOWN: Mapping[str, str] = {
+    "works": "✓",
+    "refused": "refused",
+    "runs not": "loads, fails to run",
+    "not made": "—",
+}
+
+
+class Expected(msgspec.Struct, frozen=True, array_like=True):
+    """What is to become of a profile: the verdict, a part of what is said, and why that is so."""
+
+    verdict: str
+    says: str
+    because: str
+
+
+def model_types() -> dict[str, str]:
+    """Every model type of the two maps to the task that loadkit gives it; transformers isn't imported."""
+    maps = read_library(None).auto_classes
+    causal = dict.fromkeys(maps["AutoModelForCausalLM"], "causal-lm")
+    vision = dict.fromkeys(maps["AutoModelForImageTextToText"], "image-text-to-text")
+    return dict(sorted((causal | vision).items()))
+
+
+def expected(model_type: str) -> dict[str, Expected]:
+    """The profiles of a model type that don't work, as expected.toml has them ("full lora" stands for both)."""
+    raw = msgspec.toml.decode(
+        Path(__file__).with_name("expected.toml").read_bytes(), type=dict[str, dict[str, Expected]]
+    )
+    return {profile: found for names, found in raw.get(model_type, {}).items() for profile in names.split()}
+
+
+def row(model_type: str, verdicts: Mapping[str, str]) -> str:
+    """A model type's row in the table: profile to verdict, "made" alone where transformers can't make the model."""
+    profiles = ("full", "lora", "qlora", "qlora-8bit", "inference")
+    cells = [SHOWN[verdicts.get(profile, verdicts.get("made", ""))] for profile in profiles]
+    return f"| {model_type} | {model_types()[model_type]} | {' | '.join(cells)} |"

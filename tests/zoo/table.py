@@ -1,0 +1,84 @@
+"""Sweep every model type and write the table: `python tests/zoo/table.py` (ten minutes on two cores)."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import transformers
+from zoo.expected import NEEDS, TABLE, expected, model_types, row
+from zoo.sweeping import PROFILES, sweep
+
+HEAD = """# Architectures
+
+Every model type of transformers {version}'s maps for causal language models and for image-text-to-text, with every profile: a tiny checkpoint of
+its own config class is loaded, audited, run forward, and backward where the profile trains. ✓ stands for all of that; where plain `from_pretrained`
+gives logits, those of `full` and `inference` are the same bits. Made by `python tests/zoo/table.py`; CI runs the same sweep and fails where a row isn't
+what it finds.
+
+{counts}
+
+| model type | task | {profiles} |
+|---|---|{rules}|
+"""
+
+REASONS = """
+## Why not
+
+Each is checked too: one that begins to work fails the sweep until its line goes.
+
+"""
+
+
+def main() -> None:
+    verdicts = {}
+    for number, model_type in enumerate(model_types(), 1):
+        print(f"\r{number} {model_type:40}", end="", file=sys.stderr, flush=True)
+        if model_type in NEEDS:
+            verdicts[model_type] = {"made": "not made"}
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            found = sweep(model_type, Path(folder) / "checkpoint")
+        verdicts[model_type] = {profile: outcome.verdict for profile, outcome in found.items()}
+    TABLE.write_text(page(verdicts), encoding="utf-8")
+
+
+def page(verdicts: dict[str, dict[str, str]]) -> str:
+    """The page, for the verdicts of every model type."""
+    counts = Counter(verdict for found in verdicts.values() for verdict in found.values())
+    said = (
+        f"{len(verdicts)} model types; of {sum(counts.values()) - counts['not made']} loads {counts['works']} work, "
+        f"{counts['refused']} are refused with a reason, and {counts['runs not']} load and then fail to run, as they do in plain transformers or PEFT."
+    )
+    head = HEAD.format(
+        version=transformers.__version__,
+        counts=said,
+        profiles=" | ".join(PROFILES),
+        rules="|".join(["---"] * len(PROFILES)),
+    )
+    rows = "\n".join(row(model_type, found) for model_type, found in verdicts.items())
+    return head + rows + "\n" + REASONS + "\n".join(_reasons()) + "\n"
+
+
+def _reasons() -> list[str]:
+    lines = [
+        f"- **{model_type}**: needs {package}, which isn't installed here."
+        for model_type, package in NEEDS.items()
+    ]
+    for model_type in model_types():
+        by_reason: dict[str, list[str]] = {}
+        for profile, found in expected(model_type).items():
+            by_reason.setdefault(found.because, []).append(profile)
+        lines += [
+            f"- **{model_type}** ({', '.join(profiles)}): {because}."
+            for because, profiles in by_reason.items()
+        ]
+    return sorted(lines)
+
+
+if __name__ == "__main__":
+    main()
