@@ -304,8 +304,11 @@ def _judged(loaded: Loaded, strict: bool) -> Loaded:
     source = loaded.plan.checkpoint.source
     if errors and strict:
         raise AuditError(source, loaded.report.findings, loaded)
-    for finding in errors:
-        warnings.warn(f"{source!r}: {finding}", LoadkitWarning, stacklevel=3)
+    if errors:
+        said = "\n".join(f"  - {finding}" for finding in errors)
+        warnings.warn(
+            f"{source!r} isn't what was planned (strict=False):\n{said}", LoadkitWarning, stacklevel=3
+        )
     return loaded
 
 

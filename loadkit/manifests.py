@@ -38,6 +38,15 @@ WORKAROUNDS: Mapping[str, Callable[[Plan], bool]] = {
         plan.preparation.kbit
     ),
     "model.save_pretrained writes the checkpoint's own use_cache": lambda plan: plan.use_cache is not None,
+    "the embeddings' result may be changed in place while gradients flow from it (transformers 5.20 and later)": lambda plan: (
+        plan.preparation.input_gradients
+    ),
+    "norms that the model casts to the dtype of stay in the weights' dtype (transformers 5.23, blip-2)": lambda plan: (
+        bool(plan.preparation.norms_left)
+    ),
+    "files are fetched before transformers looks for them: it takes a refusal for an absence (transformers 5.23)": lambda plan: (
+        plan.checkpoint.kind == "hub"
+    ),
     "the list of modules left unquantized is passed in full (transformers 5.23)": lambda plan: (
         plan.quantization is not None and bool(plan.quantization.skip_modules)
     ),

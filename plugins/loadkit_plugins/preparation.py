@@ -72,7 +72,7 @@ def loadkit_choose_preparation(
         else {},
         input_gradients=checkpointing and frozen,
         training=training,
-        norms_left=tuple(_cast_to(context)) if training and quantization is not None else (),
+        norms_left=tuple(dict.fromkeys(_cast_to(context))) if training and quantization is not None else (),
     )
     asked = request.asked("training") or wish
     strength = max(

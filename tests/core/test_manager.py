@@ -216,3 +216,37 @@ def test_a_profile_provided_twice_breaks_only_who_asks_for_it() -> None:
 def test_every_hook_name_is_a_spec() -> None:
     names = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
     assert len(names) == 28
+
+
+def test_an_action_hook_names_who_failed_and_lets_loadkits_errors_through() -> None:
+    """Law 9: any exception out of a hook carries the plugin's name."""
+
+    class Broken:
+        @hookimpl
+        def loadkit_dequantize(self, model: object) -> None:
+            raise ZeroDivisionError("by nought")
+
+        @hookimpl
+        def loadkit_prepare_quantized(self, model: object) -> None:
+            raise loadkit.LoadError("told already")
+
+    manager = PluginManager(environ={})
+    manager.register(Broken(), "broken-one")
+    with pytest.raises(loadkit.PluginError, match=r"broken-one.*ZeroDivisionError: by nought"):
+        manager.first(hookspecs.loadkit_dequantize, plan=None, model=None)  # type: ignore[arg-type]
+    with pytest.raises(loadkit.LoadError, match=r"^told already$"):
+        manager.first(hookspecs.loadkit_prepare_quantized, plan=None, model=None)  # type: ignore[arg-type]
+
+
+def test_loadkits_own_plugins_are_asked_last() -> None:
+    """So that another plugin can take a phase over, whatever its name."""
+
+    class Taking:
+        @hookimpl
+        def loadkit_checkpoint_activations(self, model: object) -> str:
+            return "taken"
+
+    for name in ("aaa", "zzz"):
+        manager = PluginManager(environ={})
+        manager.register(Taking(), name)
+        assert manager.first(hookspecs.loadkit_checkpoint_activations, plan=None, model=None) == "taken"  # type: ignore[arg-type]
