@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -14,6 +15,7 @@ import msgspec
 from loadkit.errors import Finding, LoadkitError
 from loadkit.plans import Plan
 from loadkit.report import Change, Report
+from loadkit.writing import write_whole
 
 __all__ = ["Difference", "FileProof", "Manifest", "differences", "make_manifest", "read_saved"]
 
@@ -91,6 +93,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def to_json(self) -> str:
         """The manifest as JSON text; `Manifest.from_json` reads it back."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, whole or not at all; `load(replay=path)` takes it.
+
+        Raises:
+            LoadkitError: the file can't be written.
+        """
+        try:
+            write_whole(path, f"{self.to_json()}\n".encode())
+        except OSError as error:
+            raise LoadkitError(
+                f"the manifest can't be written to {os.fspath(path)!r}: {error.strerror}"
+            ) from error
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:

@@ -47,6 +47,9 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
     factored: bool = False
 
 
+SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Device maps that accelerate fills device after device."""
+
 PACKED_FROM = 4096
 """bitsandbytes' optimizers keep smaller tensors in float32 (`min_8bit_size`)."""
 
@@ -97,6 +100,7 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
     adapters: Sequence[Weight] | None = ()
     if plan.adapters is not None and not plan.adapters.merge:
         adapters = manager.first(hooks.loadkit_estimate_adapters, **about)
+    where, room = _room(context, plan)
     unknown = ("adapters",) if adapters is None else ()
     adapters = adapters or ()
     trained = _trained(plan, dtypes, adapters)
@@ -111,6 +115,8 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
         optimizer=optimizer_bytes(trained, optim) if trained else 0,
         optim=optim if trained else "",
         unknown=unknown,
+        room=room,
+        where=where,
     )
 
 
@@ -147,7 +153,12 @@ def _dtype(weight: Weight, plan: Plan, context: Context) -> str:
     half = facts.keep_in_fp32_modules if facts and plan.dtype == "float16" else ()
     if any(re.search(pattern.replace("*", ".*"), weight.name) for pattern in (*strict, *half)):
         return "float32"  # as transformers' loader reads these patterns
-    return "float32" if plan.preparation.kbit and weight.kind == "norm" else plan.dtype
+    upcast = (
+        plan.preparation.kbit
+        and weight.kind == "norm"
+        and not weight.module.endswith(plan.preparation.norms_left)
+    )
+    return "float32" if upcast else plan.dtype
 
 
 def _bytes(weight: Weight, dtype: str) -> int:
@@ -180,3 +191,22 @@ def _unquantized(dtypes: Sequence[tuple[Weight, str]]) -> dict[str, int]:
         reason = "skipped" if linear else REASONS.get(weight.kind, "other")
         found[reason] = found.get(reason, 0) + _bytes(weight, dtype)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _room(context: Context, plan: Plan) -> tuple[str, int]:
+    """Where the weights go, and the bytes that are there; 0 where that isn't known or an engine spreads them."""
+    machine, device_map = context.machine, plan.placement.device_map
+    accelerators = [a for a in machine.accelerators if a.memory]
+    if context.topology.engine_places or device_map is None or plan.placement.max_memory:
+        return "", 0
+    if isinstance(device_map, str) and device_map in SPREADING:
+        return "this machine", machine.memory + sum(a.memory for a in accelerators)
+    devices = {device_map} if isinstance(device_map, str) else set(device_map.values())
+    if devices == {"cpu"} or (machine.kind == "mps" and len(devices) == 1):
+        return "this machine", machine.memory
+    if len(devices) == 1 and accelerators:
+        device = str(devices.pop()).removeprefix("cuda:").removeprefix("cuda") or "0"
+        index = int(device) if device.isdigit() else 0
+        if index < len(accelerators):
+            return accelerators[index].name, accelerators[index].memory
+    return "", 0

@@ -71,6 +71,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         optimizer: bytes of the optimizer's state.
         optim: the optimizer counted with, by transformers' name; "" where nothing trains.
         unknown: parts whose size can't be told before loading, such as "adapters"; they count as nothing here.
+        room: bytes that there are where the model goes; 0 where that isn't known, or an engine spreads the model.
+        where: what has them: an accelerator's name, or "this machine".
     """
 
     weights: dict[str, int] = {}
@@ -82,6 +84,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     optimizer: int = 0
     optim: str = ""
     unknown: tuple[str, ...] = ()
+    room: int = 0
+    where: str = ""
 
     @property
     def model(self) -> int:

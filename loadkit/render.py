@@ -42,7 +42,7 @@ __all__ = [
 WIDTH = 110
 """Columns of plain text, where there is no terminal to ask."""
 
-BAR = 40
+BAR = 30
 """Columns of the bar of memory."""
 
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -95,8 +95,11 @@ def memory_lines(memory: Memory) -> Text:
     ]
     held = [part for part in parts if part[1]]
     lines = Text("".join(mark * max(1, round(BAR * count / memory.total)) for mark, count, _ in held))
-    lines.append(f"  {size(memory.total)}")
-    lines.append("\n" + " · ".join(f"{mark} {name} {size(count)}" for mark, count, name in held), style="dim")
+    of = f" of the {size(memory.room)} of {memory.where}" if memory.room else ""
+    lines.append(f"  {size(memory.total)}{of}")
+    named = [f"{mark} {name} {size(count)}" for mark, count, name in held]
+    for first in range(0, len(named), 2):
+        lines.append("\n" + " · ".join(named[first : first + 2]), style="dim")
     if memory.unquantized:
         said = ", ".join(f"{reason} {size(count)}" for reason, count in memory.unquantized.items())
         lines.append(f"\nnot quantized: {said}", style="dim")

@@ -76,8 +76,7 @@ def command(
         click.echo(_continued(loaded, generate, max_new_tokens), err=as_json)
     if manifest is not None:
         with working("hashing the files") as progress:
-            text = loaded.manifest(progress).to_json()
-        manifest.write_text(text + "\n", encoding="utf-8")
+            loaded.manifest(progress).save(manifest)
         click.echo(f"wrote {manifest}", err=as_json)
     if save is not None:
         loaded.save_pretrained(save)

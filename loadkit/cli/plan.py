@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from loadkit.cli.options import chosen, model_options
+from loadkit.errors import LoadkitError
 from loadkit.pipeline import make_plan
+from loadkit.writing import write_whole
 
 __all__ = ["command"]
 
@@ -46,7 +48,10 @@ def command(
         **chosen(options),
     )
     if output is not None:
-        output.write_text(made.to_json() + "\n", encoding="utf-8")
+        try:
+            write_whole(output, f"{made.to_json()}\n".encode())
+        except OSError as error:
+            raise LoadkitError(f"the plan can't be written to {str(output)!r}: {error.strerror}") from error
     if as_json:
         click.echo(made.to_json())
     elif kwargs_only:

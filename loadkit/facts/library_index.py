@@ -14,7 +14,6 @@ import importlib.util
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +22,7 @@ import msgspec
 
 from loadkit.errors import LoadkitError
 from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts, ModuleFacts
+from loadkit.writing import write_whole
 
 if TYPE_CHECKING:
     from loadkit.facts.library_reader import Reader
@@ -233,17 +233,10 @@ def _load(path: Path, kind: type[_Stored]) -> _Stored | None:
 
 
 def _save(path: Path, value: msgspec.Struct) -> None:
-    """Write beside the file and move into place, so that no reader ever sees half a file."""
+    """Keep a part of the index, where the cache can be written."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(handle, "wb") as stream:
-                stream.write(msgspec.json.encode(value))
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_whole(path, msgspec.json.encode(value))
 
 
 def _model_types(config: Mapping[str, Any]) -> Iterator[str]:

@@ -22,6 +22,8 @@ PAGES_THAT_RUN = (
     "how-to/dpo.md",
     "how-to/move-to-loadkit.md",
     "how-to/qlora-with-trl.md",
+    "how-to/repeat-a-load.md",
+    "how-to/see-if-it-fits.md",
     "how-to/tokens-and-templates.md",
     "how-to/vision-language.md",
 )

@@ -1,0 +1,38 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+__all__ = ["write_whole"]
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write beside a file and move into its place, so that nobody ever sees half of it.
+
+    Parameters:
+        path: the file; its folder is there.
+        content: what it shall hold.
+
+    Raises:
+        OSError: it can't be written; what was there before is there still.
+    """
+    target = Path(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with open(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    """The process's mask: a file made by `mkstemp` is the owner's alone, and a file that somebody asked for isn't."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
