@@ -190,6 +190,27 @@ def test_remote_code_needs_consent(tiny) -> None:
     )
 
 
+def test_eight_bit_layers_say_once_that_they_cast(tiny, caplog: pytest.LogCaptureFixture) -> None:
+    """TRAPS 24: bitsandbytes logs a line for each product."""
+    with caplog.at_level(0):
+        loaded = loadkit.load(tiny("mistral"), "inference-8bit")
+        for _ in range(2):
+            loaded.model(input_ids=torch.arange(6, 18)[None])
+    casts = [r for r in caplog.records if r.name.startswith("bitsandbytes") and "cast" in r.getMessage()]
+    assert len(casts) <= 1
+
+
+def test_a_pickle_beside_safetensors_is_not_opened(tiny, tmp_path: Path) -> None:
+    """TRAPS 16: a second line of defence, for a file that comes after planning."""
+    folder = copy(tiny("mistral"), tmp_path / "both")
+    plan = loadkit.plan(folder)
+    assert plan.kwargs["use_safetensors"] is True
+    (folder / "model.safetensors").rename(folder / "hidden")
+    (folder / "pytorch_model.bin").write_bytes(b"poison")
+    with pytest.raises(loadkit.LoadError):
+        loadkit.load(plan)
+
+
 def test_pickles_need_consent(tiny, tmp_path: Path) -> None:
     folder = make_pickle_only(tmp_path / "pickle", tiny("mistral"))
     with pytest.raises(loadkit.PlanError) as caught:
