@@ -22,14 +22,12 @@ def _on_meta(model: Any) -> Iterator[Finding]:
     """Tensors without values, but for those that accelerate keeps on the disk or in main memory until they are used."""
     if "disk" in {str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()}:
         return
-    offloaded = {id(m) for m in model.modules() if getattr(getattr(m, "_hf_hook", None), "offload", False)}
-    homes = dict(model.named_modules())
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    empty = [
-        name
-        for name, tensor in tensors
-        if tensor.device.type == "meta" and id(homes[name.rpartition(".")[0]]) not in offloaded
-    ]
+    empty = [name for name, tensor in tensors if tensor.device.type == "meta"]
+    if empty:
+        homes = dict(model.named_modules())
+        hooks = {name: getattr(homes[name.rpartition(".")[0]], "_hf_hook", None) for name in empty}
+        empty = [name for name, hook in hooks.items() if not getattr(hook, "offload", False)]
     if empty:
         yield _finding(
             "on-meta", f"{len(empty)} tensors have no values (they are on the meta device): {_some(empty)}"
@@ -66,6 +64,8 @@ def _buffers(model: Any) -> Iterator[Finding]:
 
     wrong = []
     for name, module in model.named_modules():
+        if not module._non_persistent_buffers_set:
+            continue
         own = dict(module.named_buffers(recurse=False))
         computed = {key: own[key] for key in module._non_persistent_buffers_set if own.get(key) is not None}
         config = getattr(module, "config", None)
