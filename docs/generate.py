@@ -105,6 +105,26 @@ def codes() -> str:
     return _joined(page)
 
 
+def conformance() -> str:
+    """The rules of the conformance kit, a table a group."""
+    from loadkit.testing import known_checks
+
+    page = [
+        NOTE,
+        "# Conformance checks",
+        "What `loadkit check NAME` and `loadkit.testing.conformance` hold a plugin to. Codes are stable; a newer check warns before it breaks.",
+    ]
+    for group in dict.fromkeys(c.group for c in known_checks()):
+        rows = [
+            f"| `{c.code}` | {c.title} | {c.remedy} | {c.since} |" for c in known_checks() if c.group == group
+        ]
+        page += [
+            f"## {group}",
+            "\n".join(["| code | rule | how to keep it | since |", "|---|---|---|---|", *rows]),
+        ]
+    return _joined(page)
+
+
 def _codes(node: ast.AST) -> list[str]:
     if not isinstance(node, ast.Call):
         return []
@@ -178,6 +198,7 @@ PAGES = {
     "cli": command_line,
     "api": api,
     "codes": codes,
+    "conformance": conformance,
 }
 
 

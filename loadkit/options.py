@@ -27,6 +27,9 @@ TYPES: Mapping[str, Any] = {
     "bool or str": bool | str,
     "list or str": list[str] | str,
     "mapping or str": dict[str, Any] | str,
+    "names or str": dict[str, str] | str,
+    "places or str": dict[str, int | str] | str,
+    "sizes": dict[str, int | str],
     "bool or mapping or str": bool | dict[str, Any] | str,
 }
 """What an option's value may be, by the name its declaration uses."""

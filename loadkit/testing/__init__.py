@@ -1,0 +1,34 @@
+"""For authors of plugins: the conformance kit, facts of machines that aren't here, and tiny real checkpoints.
+
+    from loadkit.testing import Scenario, conformance
+
+    @conformance("loadkit_mine", level="1.0", scenarios=[Scenario(name="mine", checkpoint="mistral")])
+    def test_conformance(check):
+        check()
+
+`loadkit check NAME` runs the same checks without pytest.
+"""
+
+from loadkit.testing.conformance import ConformanceWarning, conformance
+from loadkit.testing.kit import Check, Result, known_checks
+from loadkit.testing.machines import MACHINES, TOPOLOGIES
+from loadkit.testing.running import LEVEL, run
+from loadkit.testing.scenarios import PLAIN, READY, Scenario
+from loadkit.testing.subjects import Subject, subjects
+
+__all__ = [
+    "LEVEL",
+    "MACHINES",
+    "PLAIN",
+    "READY",
+    "TOPOLOGIES",
+    "Check",
+    "ConformanceWarning",
+    "Result",
+    "Scenario",
+    "Subject",
+    "conformance",
+    "known_checks",
+    "run",
+    "subjects",
+]

@@ -57,7 +57,7 @@ def loadkit_options() -> Sequence[Option]:
     return [
         Option(
             name="attn_implementation",
-            type="mapping or str",
+            type="names or str",
             stage="attention",
             help=f"attention backend: {', '.join((*CHAIN, *ON_DEMAND))}, a Hub kernel by its full name, or a mapping of sub-configs",
         )

@@ -29,13 +29,13 @@ def loadkit_options() -> Sequence[Option]:
     return [
         Option(
             name="device_map",
-            type="mapping or str",
+            type="places or str",
             stage="device_map",
             help="where the weights go: auto, a device such as cuda:0 or cpu, or a mapping of modules to devices",
         ),
         Option(
             name="max_memory",
-            type="mapping",
+            type="sizes",
             stage="device_map",
             help='most memory a device may take when spreading, such as {"0": "20GiB", "cpu": "60GiB"}',
         ),

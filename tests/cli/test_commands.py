@@ -205,3 +205,16 @@ def test_demo_with_an_inference_profile_trains_nothing() -> None:
     done = run("demo", "--profile", "inference")
     assert done.returncode == 0, done.stderr
     assert "nothing is trained" in done.stdout
+
+
+def test_check_runs_the_conformance_kit() -> None:
+    done = run("check", "dtype")
+    assert done.returncode == 0, done.stderr
+    assert "LK301" in done.stdout
+    assert "it comes with loadkit itself" in done.stdout
+    assert "28 checks: 20 passed, 8 skipped" in done.stdout
+    as_json = run("check", "dtype", "--json")
+    assert {r["verdict"] for r in json.loads(as_json.stdout)} == {"passed", "skipped"}
+    unknown = run("check", "dtpye")
+    assert unknown.returncode == 4
+    assert "did you mean 'dtype'" in unknown.stderr

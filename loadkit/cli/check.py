@@ -1,0 +1,81 @@
+"""`loadkit check`."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from loadkit.testing import Result
+
+__all__ = ["command"]
+
+COLOURS = {"passed": "green", "failed": "bold red", "skipped": "dim", "newer": "yellow"}
+
+
+@click.command("check")
+@click.argument("name")
+@click.option("--level", help="The level that the plugin keeps to; the newest by default.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    help="A checkpoint to load with it: a folder, or one of the tiny ones (mistral, llama, gemma3, …). Can be given several times.",
+)
+@click.option("--profile", default="", help="The profile to load those with.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(name: str, level: str | None, checkpoints: tuple[str, ...], profile: str, as_json: bool) -> None:
+    """Run the conformance checks on NAME: an installed plugin, its distribution, or its package.
+
+    Exits with 7 where a check fails."""
+    from loadkit.cli.terminal import working
+    from loadkit.testing import LEVEL, Scenario, run, subjects
+
+    scenarios = [
+        Scenario(name=f"{Path(c).name} with {profile or 'no profile'}", checkpoint=c, profile=profile)
+        for c in checkpoints
+    ]
+    results: list[Result] = []
+    for subject in subjects(name):
+        with working(f"checking {subject.name}"):
+            results += run(subject, level=level or LEVEL, scenarios=scenarios)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(results), indent=2).decode())
+    else:
+        _print(results)
+    if any(r.verdict in ("failed", "unexpected") for r in results):
+        sys.exit(FAILED)
+
+
+FAILED = 7
+"""Exit code where a check fails."""
+
+
+def _print(results: list[Result]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from loadkit.cli.terminal import console
+
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    for wraps in (False, False, False, True):
+        table.add_column(no_wrap=not wraps, overflow="fold")
+    for result in results:
+        said = Text(result.title)
+        if result.said:
+            where = f" ({result.scenario})" if result.scenario else ""
+            said.append(f"\n{result.said}{where}", style="dim")
+        if result.remedy:
+            said.append(f"\nfix: {result.remedy}")
+        table.add_row(
+            result.plugin, result.code, Text(result.verdict, COLOURS.get(result.verdict, "yellow")), said
+        )
+    console.print(table)
+    counts = Counter(r.verdict for r in results)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    console.print(f"\n{len(results)} checks: {told}")

@@ -1,0 +1,167 @@
+"""LK2: its functions are hooks as loadkit calls them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from loadkit import hookspecs
+from loadkit.claims import Claim
+from loadkit.errors import PlanError, Problem
+from loadkit.manager import WRAPPABLE
+from loadkit.options import Option, nearest
+from loadkit.profiles import Profile
+from loadkit.stages import stage_named
+from loadkit.testing.kit import NotApplicable, Unmet, check
+from loadkit.testing.scenarios import Scenario, plan_of
+from loadkit.testing.subjects import Said, Subject
+from loadkit.values import Architecture
+
+__all__ = ["answers"]
+
+KNOWN = tuple(name for name in vars(hookspecs) if name.startswith("loadkit_"))
+CHOOSE = "loadkit_choose_"
+
+
+@check(
+    "LK201", "contract", "Every function that is called like a hook is one.",
+    "correct the name, and mark it with @loadkit.hookimpl",
+)  # fmt: skip
+def known_hooks(subject: Subject, scenario: Scenario) -> None:
+    for name, function in _functions(subject):
+        if name not in KNOWN:
+            raise Unmet(f"{name} isn't a hook of loadkit{nearest(name, KNOWN)}")
+        if _marker(function) is None:
+            raise Unmet(f"{name} isn't marked with @loadkit.hookimpl, so it is never called")
+
+
+@check(
+    "LK202",
+    "contract",
+    "Hooks have annotations.",
+    "annotate parameters and return value as the hook's specification does",
+)
+def annotated(subject: Subject, scenario: Scenario) -> None:
+    for name, function in _functions(subject):
+        signature = inspect.signature(function)
+        bare = [p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name != "self"]
+        if bare or signature.return_annotation is signature.empty:
+            raise Unmet(f"{name} has no annotation for {', '.join(bare) or 'what it returns'}")
+
+
+@check(
+    "LK203",
+    "contract",
+    "Only loading is wrapped.",
+    "answer the decision with a claim of your own instead of changing others'",
+)
+def no_wrappers(subject: Subject, scenario: Scenario) -> None:
+    for name, function in _functions(subject):
+        marker = _marker(function) or {}
+        if name != WRAPPABLE and (marker.get("wrapper") or marker.get("hookwrapper")):
+            raise Unmet(f"{name} wraps what other plugins say")
+
+
+@check(
+    "LK204",
+    "contract",
+    "Hooks have no default arguments.",
+    "take the parameters that you need, without defaults",
+)
+def no_defaults(subject: Subject, scenario: Scenario) -> None:
+    for name, function in _functions(subject):
+        given = [p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty]
+        if given:
+            raise Unmet(
+                f"{name} has a default for {', '.join(given)}: pluggy never hands such a parameter over"
+            )
+
+
+@check(
+    "LK205", "contract", "Hooks return what their specification says.", "return a value of that type, or None for no opinion",
+    scenarios="planned",
+)  # fmt: skip
+def right_types(subject: Subject, scenario: Scenario) -> None:
+    for said in answers(subject, scenario):
+        fault = _misfit(said)
+        if fault:
+            raise Unmet(f"{said.hook} {fault}")
+
+
+@check(
+    "LK206",
+    "contract",
+    "What it declares is of the right type.",
+    "return Options, Profiles and Architectures",
+)
+def declarations(subject: Subject, scenario: Scenario) -> None:
+    kinds: dict[str, type] = {
+        "loadkit_options": Option,
+        "loadkit_profiles": Profile,
+        "loadkit_architectures": Architecture,
+    }
+    for name, function in _functions(subject):
+        if name in kinds:
+            try:
+                wrong = [item for item in function() if not isinstance(item, kinds[name])]
+            except Exception as error:
+                raise Unmet(f"{name} raises {type(error).__name__}: {error}") from error
+            if wrong:
+                raise Unmet(f"{name} gives {wrong[0]!r}; it gives {kinds[name].__name__} values")
+
+
+def answers(subject: Subject, scenario: Scenario) -> list[Said]:
+    """What the plugin said while a scenario was planned, whether or not the plan could be made."""
+    _functions(subject)
+    manager = subject.manager()
+    try:
+        plan_of(scenario, manager)
+    except PlanError as error:
+        broken = [p.message for p in error.problems if p.code == "plugin-failed" and p.plugin == subject.name]
+        if broken and not manager.said:
+            raise Unmet(broken[0]) from error
+    return list(manager.said)
+
+
+def _functions(subject: Subject) -> Iterable[tuple[str, Callable[..., Any]]]:
+    if subject.plugin is None:
+        raise NotApplicable("it can't be imported (LK101)")
+    return subject.hooks().items()
+
+
+def _marker(function: Callable[..., Any]) -> Mapping[str, Any] | None:
+    """What pluggy's marker left on a function."""
+    found = getattr(function, f"{hookspecs.PROJECT}_impl", None)
+    return found if isinstance(found, Mapping) else None
+
+
+def _misfit(said: Said) -> str:
+    """What is wrong with an answer; "" where nothing is."""
+    if said.hook.startswith(CHOOSE):
+        stage = stage_named(said.hook.removeprefix(CHOOSE))
+        assert stage is not None
+        for given in _each(said.answer):
+            if not isinstance(given, Claim | Problem):
+                return f"returned {given!r}; it returns a Claim, a Problem, several of them, or None"
+            if isinstance(given, Claim):
+                try:
+                    msgspec.convert(msgspec.to_builtins(given.value), stage.type)
+                except (msgspec.ValidationError, TypeError) as error:
+                    return f"claims {given.value!r}, which isn't of the stage's type ({error})"
+    elif said.hook == "loadkit_check_plan":
+        for given in _each(said.answer):
+            if not isinstance(given, Problem):
+                return f"returned {given!r}; it returns Problems"
+    elif said.hook == "loadkit_contribute_kwargs" and not isinstance(said.answer, Mapping):
+        return f"returned {said.answer!r}; it returns a mapping of keyword to claim"
+    return ""
+
+
+def _each(answer: Any) -> Iterator[Any]:
+    if isinstance(answer, list | tuple):
+        yield from answer
+    else:
+        yield answer

@@ -1,0 +1,97 @@
+"""LK1: the plugin arrives by itself, and costs nothing until it is used."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from loadkit.testing.kit import NotApplicable, Unmet, check
+from loadkit.testing.scenarios import Scenario
+from loadkit.testing.subjects import Subject
+
+__all__ = ["HEAVY"]
+
+HEAVY = ("torch", "transformers", "bitsandbytes", "peft", "accelerate")
+"""Libraries that take seconds to import: only load-time hooks may, in their bodies."""
+
+
+@check(
+    "LK101",
+    "packaging",
+    "The entry point can be imported.",
+    "correct the entry point, or the module that it names",
+)
+def entry_point(subject: Subject, scenario: Scenario) -> None:
+    if subject.entry is None:
+        raise NotApplicable("it was registered by hand, not announced by a distribution")
+    if subject.fault:
+        raise Unmet(f"importing {subject.entry.value} raises {subject.fault}")
+
+
+@check(
+    "LK102",
+    "packaging",
+    "Importing it imports no heavy library.",
+    "import them in the bodies of the hooks that load",
+)
+def light_import(subject: Subject, scenario: Scenario) -> None:
+    module = _module(subject)
+    code = (
+        f"import importlib, sys; importlib.import_module({module!r}); "
+        f"print(*(m for m in {HEAVY!r} if m in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if found.returncode:
+        last = found.stderr.strip().splitlines()[-1:] or ["it ended without a word"]
+        raise Unmet(f"importing {module} in a process of its own fails: {last[0]}")
+    if found.stdout.strip():
+        raise Unmet(f"importing {module} imports {', '.join(found.stdout.split())}")
+
+
+@check(
+    "LK103",
+    "packaging",
+    "Its distribution requires loadkit.",
+    'add "loadkit" to the dependencies in pyproject.toml',
+)
+def requires_loadkit(subject: Subject, scenario: Scenario) -> None:
+    if subject.entry is None or subject.entry.dist is None:
+        raise NotApplicable("it was registered by hand, not announced by a distribution")
+    if subject.entry.dist.name == "loadkit":
+        raise NotApplicable("it comes with loadkit itself")
+    required = {
+        re.split(r"[\s;<>=!~\[(]", line, maxsplit=1)[0].lower() for line in subject.entry.dist.requires or ()
+    }
+    if "loadkit" not in required:
+        raise Unmet(
+            f"{subject.entry.dist.name} requires {', '.join(sorted(required)) or 'nothing'}, and not loadkit"
+        )
+
+
+@check(
+    "LK104", "packaging", "Planning with it imports no heavy library.",
+    "decide from the facts in context; what needs torch belongs into the hooks that load",
+)  # fmt: skip
+def light_planning(subject: Subject, scenario: Scenario) -> None:
+    _module(subject)
+    if subject.entry is None:
+        raise NotApplicable("it was registered by hand: another process wouldn't find it")
+    code = (
+        "import sys; from loadkit.testing.scenarios import PLAIN, plan_of; from loadkit import PluginManager; "
+        "manager = PluginManager(environ={}); before = set(sys.modules); plan_of(PLAIN, manager); "
+        f"print(*(m for m in {HEAVY!r} if m in sys.modules and m not in before))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise Unmet(f"planning in a process of its own fails: {found.stderr.strip().splitlines()[-1]}")
+    if found.stdout.strip():
+        raise Unmet(f"planning imports {', '.join(found.stdout.split())}")
+
+
+def _module(subject: Subject) -> str:
+    if not subject.module:
+        raise NotApplicable("it is an object, not a module")
+    if subject.fault:
+        raise NotApplicable("it can't be imported (LK101)")
+    return subject.module

@@ -1,0 +1,71 @@
+"""The conformance run as a pytest test: one test id a check."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from loadkit.testing.running import LEVEL, cases, checked_expectations, run_one
+from loadkit.testing.scenarios import Scenario
+from loadkit.testing.subjects import Subject, subjects
+
+__all__ = ["ConformanceWarning", "conformance"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ConformanceWarning(UserWarning):
+    """A check that is newer than the plugin's level fails: it will count once the level is raised."""
+
+
+def conformance(
+    name: str | Subject,
+    *,
+    level: str = LEVEL,
+    scenarios: Sequence[Scenario] = (),
+    expect_fail: Mapping[str, str] | None = None,
+) -> Callable[[F], F]:
+    """Make a test function run every check on a plugin, each under its own id.
+
+        @conformance("loadkit_mine", level="1.0", scenarios=[Scenario(name="mine", checkpoint="mistral")])
+        def test_conformance(check):
+            check()
+
+    Parameters:
+        name: an installed plugin, its distribution or its package; or a `Subject`.
+        level: the level that the plugin keeps to.
+        scenarios: situations of your own; those with a `checkpoint` are loaded.
+        expect_fail: code to the reason why it fails now; one that passes fails the test.
+
+    Raises:
+        LoadkitError: nothing is called so, or `expect_fail` names a code that isn't one.
+    """
+    import pytest
+
+    expected = checked_expectations(expect_fail or {})
+    found = [name] if isinstance(name, Subject) else subjects(name)
+    params = [
+        pytest.param(
+            functools.partial(_checked, check, subject, where, level, expected.get(check.code, "")),
+            id=check.code if len(found) == 1 else f"{subject.name}-{check.code}",
+        )
+        for subject in found
+        for check, where in cases(scenarios)
+    ]
+    return pytest.mark.parametrize("check", params)
+
+
+def _checked(check: Any, subject: Subject, where: Sequence[Scenario], level: str, expected: str) -> None:
+    import pytest
+
+    result = run_one(check, subject, where, level=level, expected=expected)
+    if result.verdict in ("failed", "unexpected"):
+        pytest.fail(str(result), pytrace=False)
+    if result.verdict == "skipped":
+        pytest.skip(f"{result.code}: {result.said}")
+    if result.verdict == "expected":
+        pytest.xfail(result.said)
+    if result.verdict == "newer":
+        warnings.warn(str(result), ConformanceWarning, stacklevel=2)

@@ -1,0 +1,120 @@
+"""Run the checks on a plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from loadkit.errors import LoadkitError
+from loadkit.options import nearest
+from loadkit.testing.kit import Check, NotApplicable, Result, Unmet, known_checks
+from loadkit.testing.scenarios import PLAIN, READY, Scenario
+from loadkit.testing.subjects import Subject
+
+__all__ = ["LEVEL", "cases", "run", "run_one"]
+
+LEVEL = "1.0"
+"""The newest level: checks that come later have a higher one."""
+
+
+def cases(scenarios: Sequence[Scenario] = ()) -> Iterator[tuple[Check, tuple[Scenario, ...]]]:
+    """Every check with the scenarios that it is run in: the ready-made ones and the author's.
+
+    Parameters:
+        scenarios: the author's own.
+    """
+    for check in known_checks():
+        if check.scenarios == "loaded":
+            yield check, tuple(s for s in scenarios if s.checkpoint)
+        elif check.scenarios == "planned":
+            yield check, (*READY, *(s for s in scenarios if not s.checkpoint))
+        else:
+            yield check, (PLAIN,)
+
+
+def run(
+    subject: Subject,
+    *,
+    level: str = LEVEL,
+    scenarios: Sequence[Scenario] = (),
+    expect_fail: Mapping[str, str] | None = None,
+) -> list[Result]:
+    """Run all checks on a plugin.
+
+    Parameters:
+        subject: the plugin.
+        level: the level it keeps to; a check that is newer warns.
+        scenarios: the author's own situations, beside the ready-made ones.
+        expect_fail: code to the reason why it fails; strict.
+
+    Returns:
+        One result a check.
+
+    Raises:
+        LoadkitError: `expect_fail` names a code that isn't one, or gives no reason.
+    """
+    expected = checked_expectations(expect_fail or {})
+    return [
+        run_one(check, subject, where, level=level, expected=expected.get(check.code, ""))
+        for check, where in cases(scenarios)
+    ]
+
+
+def run_one(
+    check: Check, subject: Subject, scenarios: Sequence[Scenario], *, level: str = LEVEL, expected: str = ""
+) -> Result:
+    """Run one check in all its scenarios, up to the first that it fails in."""
+    said, where, skipped, ran = "", "", "", 0
+    for scenario in scenarios:
+        try:
+            check.run(subject, scenario)
+            ran += 1
+        except NotApplicable as reason:  # noqa: PERF203 - a scenario takes milliseconds
+            skipped = str(reason)
+        except Unmet as fault:
+            said, where = str(fault), scenario.name if check.scenarios != "none" else ""
+            break
+        except Exception as error:  # of a library underneath, or of loadkit: it is the plugin that was tried
+            said, where = f"{type(error).__name__}: {error}", scenario.name
+            break
+
+    def result(verdict: str, text: str = "", remedy: str = "") -> Result:
+        return Result(
+            code=check.code, title=check.title, plugin=subject.name, scenario=where, verdict=verdict, said=text, remedy=remedy  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    if said and expected:
+        return result("expected", f"{said} (expected: {expected})")
+    if said and _version(check.since) > _version(level):
+        return result("newer", f"{said} (the check came with level {check.since})", check.remedy)
+    if said:
+        return result("failed", said, check.remedy)
+    if not ran:
+        return result(
+            "skipped",
+            skipped or "no scenario of yours loads a checkpoint: give one with Scenario(checkpoint=…)",
+        )
+    if expected:
+        return result(
+            "unexpected", f"it was expected to fail ({expected}), and passes", "take it out of expect_fail"
+        )
+    return result("passed")
+
+
+def checked_expectations(expect_fail: Mapping[str, str]) -> Mapping[str, str]:
+    """The expected failures, if every code is one and every reason is given."""
+    codes = [check.code for check in known_checks()]
+    for code, reason in expect_fail.items():
+        if code not in codes:
+            raise LoadkitError(f"expect_fail names {code!r}, which isn't a check{nearest(code, codes)}")
+        if not reason.strip():
+            raise LoadkitError(
+                f"expect_fail gives no reason for {code}: say why it fails, and where that is tracked"
+            )
+    return expect_fail
+
+
+def _version(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split("."))
+    except ValueError:
+        raise LoadkitError(f"{text!r} isn't a level; levels are versions such as {LEVEL!r}") from None

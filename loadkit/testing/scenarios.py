@@ -1,0 +1,126 @@
+"""What a plugin is tried with: a checkpoint, a machine, a launch, and what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadkit.context import Context
+from loadkit.facts.beside import Beside
+from loadkit.facts.checkpoint import Checkpoint, File, ProcessingFacts, TensorHeader
+from loadkit.facts.library import read_library
+from loadkit.manager import PluginManager
+from loadkit.pipeline import make_request, plan_context
+from loadkit.plans import Plan
+from loadkit.testing.machines import MACHINES, TOPOLOGIES
+
+__all__ = ["PLAIN", "READY", "Scenario", "context_of", "plan_of"]
+
+MISTRAL: Mapping[str, Any] = {
+    "model_type": "mistral",
+    "architectures": ["MistralForCausalLM"],
+    "dtype": "bfloat16",
+}
+
+LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """One situation.
+
+    Parameters:
+        name: what it is called in reports.
+        config: config.json of a checkpoint that needs not exist: plugins are asked what they would decide for it.
+        checkpoint: a tiny checkpoint that is really loaded: a name of `loadkit.testing.checkpoints.ARCHITECTURES`, or a folder; ""
+            where nothing is loaded.
+        profile: the profile asked for; "" for none.
+        options: the options given.
+        machine: a key of `MACHINES`, for what isn't loaded.
+        topology: a key of `TOPOLOGIES`, for what isn't loaded.
+    """
+
+    name: str
+    config: dict[str, Any] = msgspec.field(default_factory=lambda: dict(MISTRAL))
+    checkpoint: str = ""
+    profile: str = ""
+    options: dict[str, Any] = {}
+    machine: str = "CPU"
+    topology: str = "alone"
+
+
+PLAIN = Scenario(name="a plain Mistral, nothing asked for")
+"""Somebody else's checkpoint: a plugin for something special has no opinion on it."""
+
+READY: tuple[Scenario, ...] = (
+    PLAIN,
+    *(
+        Scenario(name=f"{profile or 'nothing'} on {machine}", profile=profile, machine=machine)
+        for machine in ("T4", "A100", "H100", "MPS")
+        for profile in ("", "qlora", "inference")
+    ),
+    *(
+        Scenario(name=f"qlora under {topology}", profile="qlora", machine="8xH100", topology=topology)
+        for topology in ("8 ranks", "FSDP", "FSDP2", "ZeRO-3")
+    ),
+)
+"""Those that every plugin is asked in, whatever it is for."""
+
+
+def context_of(scenario: Scenario, manager: PluginManager) -> Context:
+    """The facts of a scenario, built by hand."""
+    names = [
+        "model.embed_tokens",
+        "lm_head",
+        *(f"model.layers.{i}.self_attn.{n}" for i in (0, 1) for n in LAYERS),
+    ]
+    checkpoint = Checkpoint(
+        source="somebody/something",
+        location="somebody/something",
+        kind="hub",
+        commit="0123456789abcdef0123456789abcdef01234567",
+        config=dict(scenario.config),
+        files=(File(name="config.json"), File(name="model.safetensors"), File(name="tokenizer.json")),
+        tensors={f"{n}.weight": TensorHeader("BF16", (64, 64), 8192, "model.safetensors") for n in names},
+        weight_files=("model.safetensors",),
+        weight_format="safetensors",
+        processing=ProcessingFacts(
+            location="somebody/something",
+            files=("tokenizer.json", "tokenizer_config.json"),
+            tokenizer_config={"eos_token": "</s>", "pad_token": "<pad>"},
+            chat_template="{{ messages }}",
+            added_tokens={"<pad>": 0, "</s>": 1},
+        ),
+    )
+    request, _ = make_request(checkpoint.source, scenario.profile or None, scenario.options, manager)
+    return Context(
+        request=request,
+        checkpoint=checkpoint,
+        beside=Beside(),
+        machine=MACHINES[scenario.machine],
+        topology=TOPOLOGIES[scenario.topology],
+        library=read_library(checkpoint.config),
+        architectures={name: item for name, (_, item) in manager.architectures.found.items()},
+    )
+
+
+def plan_of(scenario: Scenario, manager: PluginManager, context: Context | None = None) -> Plan:
+    """The plan for a scenario, options checked as in a real request.
+
+    Raises:
+        PlanError: it can't be met.
+    """
+    _, problems = make_request("somebody/something", scenario.profile or None, scenario.options, manager)
+    return plan_context(context or context_of(scenario, manager), manager, problems)
+
+
+def folder_of(scenario: Scenario, work: Path) -> Path:
+    """The checkpoint of a scenario that loads, made where it is one of the tiny ones."""
+    from loadkit.testing.checkpoints import ARCHITECTURES, make_checkpoint
+
+    if scenario.checkpoint not in ARCHITECTURES:
+        return Path(scenario.checkpoint)
+    folder = work / scenario.checkpoint
+    return folder if folder.exists() else make_checkpoint(folder, scenario.checkpoint)

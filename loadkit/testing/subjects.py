@@ -1,0 +1,114 @@
+"""The plugin that is checked, and managers that watch what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from loadkit import hookspecs
+from loadkit.errors import LoadkitError, PluginError
+from loadkit.manager import PluginManager
+from loadkit.options import nearest
+from loadkit.testing.kit import NotApplicable
+
+__all__ = ["Said", "Subject", "Watching", "subjects"]
+
+
+class Said(NamedTuple):
+    """One answer of the plugin: to which hook, what."""
+
+    hook: str
+    answer: Any
+
+
+class Subject:
+    """A plugin to check.
+
+    Parameters:
+        name: what it is called in plans.
+        plugin: the module or object with its hooks; None for an entry point that can't be imported.
+        entry: its entry point; None for one that is registered by hand.
+        fault: why it can't be imported; "" where it can.
+    """
+
+    def __init__(
+        self, name: str, plugin: Any, entry: metadata.EntryPoint | None = None, fault: str = ""
+    ) -> None:
+        self.name = name
+        self.plugin = plugin
+        self.entry = entry
+        self.fault = fault
+        self._manager: Watching | None = None
+
+    @property
+    def module(self) -> str:
+        """The module that it lives in; "" for an object."""
+        if self.entry is not None:
+            return self.entry.module
+        return self.plugin.__name__ if isinstance(self.plugin, ModuleType) else ""
+
+    def hooks(self) -> dict[str, Callable[..., Any]]:
+        """Its functions that are called like hooks, marked or not."""
+        names = [name for name in dir(self.plugin) if name.startswith("loadkit_")]
+        return {name: found for name in names if callable(found := getattr(self.plugin, name))}
+
+    def manager(self) -> Watching:
+        """All installed plugins and this one, with an ear on what it says; nothing is taken down yet."""
+        if self._manager is None:
+            try:
+                self._manager = Watching(self)
+            except PluginError as error:
+                raise NotApplicable(f"it can't be registered: {error}") from error
+        self._manager.said.clear()
+        return self._manager
+
+
+class Watching(PluginManager):
+    """A plugin manager that takes down what one plugin answers."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.said: list[Said] = []
+        self._subject = subject
+        super().__init__(environ={})
+        if subject.entry is None:
+            self.register(subject.plugin, subject.name)
+
+    def answers(self, hook: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """As `PluginManager.answers`, taking down this plugin's."""
+        for plugin, answer in super().answers(hook, *args, **kwargs):
+            if plugin == self._subject.name:
+                self.said.append(Said(hook.__name__, answer))
+            yield plugin, answer
+
+
+def subjects(name: str) -> Sequence[Subject]:
+    """The installed plugins that a name means: a plugin's, its distribution's, or its package's.
+
+    Raises:
+        LoadkitError: nothing installed is called so.
+    """
+    entries = sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda e: e.name)
+    found = {e.name: e for e in entries if name in _names(e)}
+    if not found:
+        known = sorted({n for e in entries for n in _names(e)})
+        raise LoadkitError(
+            f"no installed plugin, distribution or package is called {name!r}{nearest(name, known)}: is its distribution "
+            f"installed here? `loadkit plugins` lists what is"
+        )
+    return [_subject(entry) for entry in found.values()]
+
+
+def _names(entry: metadata.EntryPoint) -> set[str]:
+    distribution = entry.dist.name if entry.dist else ""
+    plain = {entry.name, entry.module, entry.module.partition(".")[0], distribution}
+    return {*plain, *(re.sub(r"[-_.]+", "-", n).lower() for n in plain)}
+
+
+def _subject(entry: metadata.EntryPoint) -> Subject:
+    try:
+        return Subject(entry.name, entry.load(), entry)
+    except Exception as error:  # whatever it is, it is the plugin's: the check for it tells
+        return Subject(entry.name, None, entry, f"{type(error).__name__}: {error}")
