@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from loadkit.hookspecs import hookimpl
     from loadkit.inference import InferenceMode
     from loadkit.loading import Loaded, LoadkitWarning, load, load_processing_class
-    from loadkit.manager import PluginInfo, PluginManager
+    from loadkit.manager import PluginInfo, PluginManager, PluginWarning
     from loadkit.manifests import Difference, FileProof, Manifest, differences
     from loadkit.options import Option, nearest
     from loadkit.pipeline import make_plan as plan
@@ -89,7 +89,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "hookspecs": ("hookimpl",),
     "inference": ("InferenceMode",),
     "loading": ("Loaded", "LoadkitWarning", "load", "load_processing_class"),
-    "manager": ("PluginInfo", "PluginManager"),
+    "manager": ("PluginInfo", "PluginManager", "PluginWarning"),
     "manifests": ("Difference", "FileProof", "Manifest", "differences"),
     "options": ("Option", "nearest"),
     "pipeline": ("plan",),
@@ -164,6 +164,7 @@ __all__ = [
     "PluginError",
     "PluginInfo",
     "PluginManager",
+    "PluginWarning",
     "Preparation",
     "Problem",
     "Processing",

@@ -54,6 +54,12 @@ if TYPE_CHECKING:
 
 PROJECT = "loadkit"
 
+API = "1.0"
+"""The version of these hooks. A plugin that needs a newer one says so with `LOADKIT_API = "1.2"` in its module."""
+
+RENAMED: Mapping[str, str] = {}
+"""Hooks' old names to the present ones: a plugin that still uses one works, with a warning that names it."""
+
 T = TypeVar("T")
 Answer: TypeAlias = Claim[T] | Problem | Sequence[Claim[T] | Problem] | None
 """What a decision hook returns."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar
@@ -19,7 +20,7 @@ from loadkit.options import CORE_OPTIONS, Option, nearest
 from loadkit.profiles import Profile
 from loadkit.values import Architecture
 
-__all__ = ["PluginInfo", "PluginManager", "Polled", "Provision", "default_manager"]
+__all__ = ["PluginInfo", "PluginManager", "PluginWarning", "Polled", "Provision", "default_manager"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,6 +74,28 @@ class _Provided(NamedTuple):
     architectures: tuple[Architecture, ...]
 
 
+class PluginWarning(UserWarning):
+    """What is odd about plugins and doesn't stop anything: a name that no plugin has, a hook under its old name."""
+
+
+class _Pluggy(pluggy.PluginManager):
+    """pluggy's manager, which takes hooks under their old names too."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        """As pluggy's; an old name counts as the present one."""
+        opts = super().parse_hookimpl_opts(plugin, name)
+        new = hookspecs.RENAMED.get(name)
+        if opts is not None and new is not None and opts.get("specname") is None:
+            opts["specname"] = new
+            warnings.warn(
+                f"the plugin {self.get_name(plugin)!r} has {name}, which is called {new} now: the old name works until "
+                "the next major version",
+                PluginWarning,
+                stacklevel=2,
+            )
+        return opts
+
+
 class PluginManager:
     """A set of plugins. Managers are independent: a test or an application can have its own.
 
@@ -89,12 +112,13 @@ class PluginManager:
         self._disabled = _names(env.get("LOADKIT_DISABLE", ""))
         self._allowed = _names(env.get("LOADKIT_PLUGINS", ""))
         self._strict = env.get("LOADKIT_STRICT", "") not in ("", "0")
-        self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
+        self._pluggy = _Pluggy(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         self._infos: dict[str, PluginInfo] = {}
         self._provided: dict[str, _Provided] = {}
         if entry_points:
             self._load_entry_points()
+            self._warn_of_strangers()
 
     # --- Registering -------------------------------------------------------------------------------------------------
 
@@ -147,6 +171,16 @@ class PluginManager:
                     reason = f"{' and '.join(entries)} both call a plugin {name!r}; uninstall one, or have one renamed"
                     self._infos[shared.name] = self._broken(shared, reason)
 
+    def _warn_of_strangers(self) -> None:
+        """A misspelt name in the environment would switch off nothing, or everything."""
+        for variable, names in (("LOADKIT_DISABLE", self._disabled), ("LOADKIT_PLUGINS", self._allowed)):
+            for name in sorted(names - set(self._infos)):
+                warnings.warn(
+                    f"{variable} names {name!r}, and no installed plugin is called so{nearest(name, self._infos)}",
+                    PluginWarning,
+                    stacklevel=3,
+                )
+
     def _try(self, entry: metadata.EntryPoint, about: PluginInfo) -> PluginInfo:
         """Import and register one plugin, or note why not."""
         if about.name in self._disabled:
@@ -160,6 +194,12 @@ class PluginManager:
         return msgspec.structs.replace(about, hooks=hooks)
 
     def _register(self, plugin: object, name: str) -> tuple[str, ...]:
+        needs = str(getattr(plugin, "LOADKIT_API", hookspecs.API))
+        if _version(needs) > _version(hookspecs.API):
+            raise TypeError(
+                f"it was built for loadkit's hooks {needs}, and this loadkit has {hookspecs.API}: update loadkit, or install an "
+                "older version of the plugin"
+            )
         try:
             self._pluggy.register(plugin, name=name)
             hooks = self._validated(plugin)
@@ -329,6 +369,10 @@ def _provision(items: Iterable[tuple[str, str, T]]) -> Provision[T]:
 
 def _distribution(entry: metadata.EntryPoint) -> str:
     return entry.dist.name if entry.dist else ""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 def _names(text: str) -> frozenset[str]:

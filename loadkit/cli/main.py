@@ -22,6 +22,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "load": ("loadkit.cli.load", "Load a model, audit it and report; save it or generate from it."),
     "diff": ("loadkit.cli.diff", "Compare two plans or manifests."),
     "plugins": ("loadkit.cli.plugins", "List the plugins: active, blocked and broken ones."),
+    "new-plugin": ("loadkit.cli.new_plugin", "Write a distribution with a plugin of your own."),
+    "doctor": (
+        "loadkit.cli.doctor",
+        "Tell what is here: machine, versions, plugins, caches, and what profiles would do.",
+    ),
     "check": ("loadkit.cli.check", "Run the conformance checks on a plugin."),
     "profiles": ("loadkit.cli.profiles", "List the profiles and their options."),
 }

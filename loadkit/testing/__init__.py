@@ -13,7 +13,7 @@ from loadkit.testing.conformance import ConformanceWarning, conformance
 from loadkit.testing.kit import Check, Result, known_checks
 from loadkit.testing.machines import MACHINES, TOPOLOGIES
 from loadkit.testing.running import LEVEL, run
-from loadkit.testing.scenarios import PLAIN, READY, Scenario
+from loadkit.testing.scenarios import PLAIN, READY, Scenario, plan_of
 from loadkit.testing.subjects import Subject, subjects
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Subject",
     "conformance",
     "known_checks",
+    "plan_of",
     "run",
     "subjects",
 ]

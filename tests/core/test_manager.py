@@ -250,3 +250,44 @@ def test_loadkits_own_plugins_are_asked_last() -> None:
         manager = PluginManager(environ={})
         manager.register(Taking(), name)
         assert manager.first(hookspecs.loadkit_checkpoint_activations, plan=None, model=None) == "taken"  # type: ignore[arg-type]
+
+
+# --- Plugins from other times ------------------------------------------------------------------------------------------------
+
+
+def test_a_plugin_for_newer_hooks_is_told_apart_from_a_broken_one() -> None:
+    class Newer:
+        LOADKIT_API = "99.1"
+
+        @hookimpl
+        def loadkit_choose_dtype(self) -> None:
+            return None
+
+    with pytest.raises(
+        PluginError, match=r"built for loadkit's hooks 99\.1, and this loadkit has .*: update loadkit"
+    ):
+        PluginManager(environ={}).register(Newer(), "newer")
+
+
+def test_an_old_plugin_works_in_todays_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a hook's old name, and with fewer arguments than the hook has now."""
+    monkeypatch.setattr(hookspecs, "RENAMED", {"loadkit_pick_dtype": "loadkit_choose_dtype"})
+
+    class Old:
+        @hookimpl
+        def loadkit_pick_dtype(self) -> Claim[str]:
+            return Claim(value="float32", because="it always did")
+
+    asked = PluginManager(environ={})
+    with pytest.warns(
+        manager.PluginWarning,
+        match="plugin 'old' has loadkit_pick_dtype, which is called loadkit_choose_dtype now",
+    ):
+        asked.register(Old(), "old")
+    assert planned(manager=asked).why("dtype").plugin == "old"
+
+
+@pytest.mark.parametrize("variable", ["LOADKIT_DISABLE", "LOADKIT_PLUGINS"])
+def test_a_name_that_no_plugin_has_is_told(variable: str) -> None:
+    with pytest.warns(manager.PluginWarning, match=f"{variable} names 'dtpye'.*did you mean 'dtype'"):
+        PluginManager(environ={variable: "dtpye"})

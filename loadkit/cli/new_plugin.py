@@ -1,0 +1,76 @@
+"""`loadkit new-plugin`."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import string
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import click
+
+from loadkit.errors import LoadkitError
+
+__all__ = ["command"]
+
+FILES: Mapping[str, str] = {
+    "pyproject.toml": "pyproject.toml.txt",
+    "README.md": "README.md.txt",
+    "{package}/__init__.py": "init.py.txt",
+    "{package}/plugin.py": "plugin.py.txt",
+    "{package}/py.typed": "",
+    "tests/test_conformance.py": "test_conformance.py.txt",
+}
+"""What is written, to the file that it is made from; "" for an empty one."""
+
+NAME = re.compile(r"[a-z][a-z0-9-]*")
+
+
+@click.command("new-plugin")
+@click.argument("name")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where to; loadkit-NAME in the working directory by default.",
+)
+def command(name: str, folder: Path | None) -> None:
+    """Write a distribution with a plugin called NAME: hooks, entry point, and a conformance test that passes."""
+    target = write(name, folder)
+    click.echo(f"wrote {target}: next, pip install --editable '{target}[test]' && loadkit check {name}")
+
+
+def write(name: str, folder: Path | None = None) -> Path:
+    """Write the files.
+
+    Raises:
+        LoadkitError: the name can't be a plugin's, or the folder is there already.
+    """
+    package = f"loadkit_{name.replace('-', '_')}"
+    if not NAME.fullmatch(name) or keyword.iskeyword(package):
+        raise LoadkitError(
+            f"{name!r} can't be a plugin's name: it takes lower-case letters, digits and dashes, and begins with a letter"
+        )
+    target = folder or Path(f"loadkit-{name}")
+    if target.exists():
+        raise LoadkitError(
+            f"{str(target)!r} is there already: choose another name, or another place with --folder"
+        )
+    from loadkit.testing import LEVEL
+
+    words = {"name": name, "package": package, "distribution": f"loadkit-{name}", "level": LEVEL}
+    sources = resources.files("loadkit.cli") / "new_plugin_files"
+    written = {
+        path.format(**words): string.Template((sources / source).read_text(encoding="utf-8")).substitute(
+            words
+        )
+        if source
+        else ""
+        for path, source in FILES.items()
+    }
+    for path, text in written.items():
+        file = target / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return target
