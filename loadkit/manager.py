@@ -81,6 +81,13 @@ class PluginWarning(UserWarning):
 class _Pluggy(pluggy.PluginManager):
     """pluggy's manager, which takes hooks under their old names too."""
 
+    registering = ""
+
+    def register(self, plugin: Any, name: str | None = None) -> str | None:
+        """As pluggy's, knowing the name while it looks at the plugin's functions."""
+        self.registering = name or ""
+        return super().register(plugin, name)
+
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         """As pluggy's; an old name counts as the present one."""
         opts = super().parse_hookimpl_opts(plugin, name)
@@ -88,7 +95,7 @@ class _Pluggy(pluggy.PluginManager):
         if opts is not None and new is not None and opts.get("specname") is None:
             opts["specname"] = new
             warnings.warn(
-                f"the plugin {self.get_name(plugin)!r} has {name}, which is called {new} now: the old name works until "
+                f"the plugin {self.registering!r} has {name}, which is called {new} now: the old name works until "
                 "the next major version",
                 PluginWarning,
                 stacklevel=2,
