@@ -58,7 +58,7 @@ def loadkit_choose_architecture(context: Context) -> Claim[ModelClass] | Problem
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    problems = [*_code_selected(context), *_other_config(context, plan)]
+    problems = [*_code_selected(context), *_other_config(context, plan), *_other_task(context, plan)]
     if plan.model_class.implementation == "remote code":
         return [*problems, *_unpinned(context)]
     if context.request.value("trust_remote_code", False):
@@ -72,6 +72,21 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             )
         )
     return problems
+
+
+def _other_task(context: Context, plan: Plan) -> list[Problem]:
+    """A plugin chose a class for another task than the one demanded."""
+    asked, decision = context.request.asked("task"), plan.why("architecture")
+    if asked is None or not asked.demanded or plan.model_class.task == _task(context):
+        return []
+    return [
+        _problem(
+            "other-task",
+            f"you asked for task {asked.value!r}, and plugin {decision.plugin!r} chose {plan.model_class.model_class} for "
+            f"{plan.model_class.task}: {decision.because}",
+            f"leave task out, or go without that plugin: LOADKIT_DISABLE={decision.plugin}",
+        )
+    ]
 
 
 def _other_config(context: Context, plan: Plan) -> list[Problem]:
@@ -176,10 +191,12 @@ def _native(context: Context) -> Claim[ModelClass] | None:
     name = _class(context, task)
     if name is None:
         return None
+    # A task that a plugin's classes serve too doesn't tell whose are meant: `_other_task` keeps the demand.
+    undecided = context.registered is not None and task in context.registered.models
     return Claim(
         value=ModelClass(task=task, auto_class=TASKS[task].auto_class, model_class=name),
         because=because,
-        strength=asked.strength if asked is not None else Strength.FALLBACK,
+        strength=asked.strength if asked is not None and not undecided else Strength.FALLBACK,
     )
 
 
