@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loadkit import Architecture, Claim, Context, ModelClass, Option, Plan, Problem, Strength, hookimpl
+from loadkit import Architecture, Asked, Claim, Context, ModelClass, Option, Plan, Problem, Strength, hookimpl
 from loadkit_plugins.tasks import TASKS
 
 TEXT = "text"
@@ -191,13 +191,22 @@ def _native(context: Context) -> Claim[ModelClass] | None:
     name = _class(context, task)
     if name is None:
         return None
-    # A task that a plugin's classes serve too doesn't tell whose are meant: `_other_task` keeps the demand.
-    undecided = context.registered is not None and task in context.registered.models
     return Claim(
         value=ModelClass(task=task, auto_class=TASKS[task].auto_class, model_class=name),
         because=because,
-        strength=asked.strength if asked is not None and not undecided else Strength.FALLBACK,
+        strength=_strength(context, asked, task),
     )
+
+
+def _strength(context: Context, asked: Asked | None, task: str) -> Strength:
+    """The strength of whoever asked for the task; a task that a plugin's classes serve too doesn't tell whose are meant.
+
+    That the task is kept, whoever serves, is looked at in `_other_task`.
+    """
+    registered = context.registered
+    if asked is None or (registered is not None and task in registered.models):
+        return Strength.FALLBACK
+    return asked.strength
 
 
 def _task(context: Context) -> str:
@@ -267,7 +276,8 @@ def _text(context: Context) -> Claim[ModelClass] | None:
         because = f"{name} is the language model of {model_type}"
     else:
         return None
-    return Claim(value=value, because=f"{asked.because}; {because}", strength=asked.strength)
+    strength = _strength(context, asked, value.task)
+    return Claim(value=value, because=f"{asked.because}; {because}", strength=strength)
 
 
 def _text_layout(context: Context) -> dict[str, str]:

@@ -4,8 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary embedding whose frequencies stay the same however long the text is."""
+from .plugin import STATIC_ROPE
 
 
 class SmolLM3Config(PreTrainedConfig):  # type: ignore[misc]
@@ -77,7 +76,9 @@ class SmolLM3Config(PreTrainedConfig):  # type: ignore[misc]
             wrong.append(
                 f"no_rope_layers has {len(self.no_rope_layers or ())} entries for {self.num_hidden_layers} layers"
             )
-        if (self.use_sliding_window and self.sliding_window) or "sliding_attention" in (self.layer_types or ()):
+        if (self.use_sliding_window and self.sliding_window) or "sliding_attention" in (
+            self.layer_types or ()
+        ):
             wrong.append("it asks for a sliding window, which these classes don't have")
         kind = (self.rope_parameters or {}).get("rope_type", "default")
         if kind not in STATIC_ROPE:

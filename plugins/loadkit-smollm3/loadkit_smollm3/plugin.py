@@ -31,7 +31,7 @@ TASKS = (None, "text", TASK)
 """Values of the option `task` that a language model answers to."""
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-"""As in `configuration`, which can't be imported here: it takes transformers along."""
+"""Kinds of rotary embedding whose frequencies stay the same however long the text is: those that the classes have."""
 
 BF16_CAPABILITY = (8, 0)
 
@@ -49,7 +49,9 @@ def _family(model_type: str, names: str) -> Architecture:
             "flash_attention_2": Supported(),
             "flash_attention_3": Unsupported("loadkit-smollm3's classes weren't tried with it"),
             "flash_attention_4": Unsupported("loadkit-smollm3's classes weren't tried with it"),
-            "flex_attention": Unsupported("loadkit-smollm3's classes make masks as tensors, not as block masks"),
+            "flex_attention": Unsupported(
+                "loadkit-smollm3's classes make masks as tensors, not as block masks"
+            ),
         },
         lora_target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         no_split_modules=("SmolLM3DecoderLayer",),
