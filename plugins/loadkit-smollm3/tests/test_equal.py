@@ -110,6 +110,14 @@ def test_a_token_at_a_time_with_a_cache(pair, attention: str, dtype: str) -> Non
         torch.testing.assert_close(torch.cat(whole, dim=1)[real], at_once[real], **CLOSE)
 
 
+def test_positions_are_counted_from_where_the_cache_ends(pair) -> None:
+    first, rest = tokens()[:, :9], tokens()[:, 9:]
+    _, ours = pair()
+    cache = run(ours, input_ids=first, use_cache=True).past_key_values
+    found = run(ours, input_ids=rest, past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(found, run(ours, input_ids=tokens()).logits[:, 9:], **CLOSE)
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_padding_changes_nothing(pair, attention: str) -> None:
     """Said of the plugin's classes alone, whatever transformers does."""

@@ -82,7 +82,9 @@ def test_a_template_that_is_there_or_asked_for_stays(make, manager) -> None:
     bare = make(chat_template=False)
     asked = loadkit.plan(bare, plugin_manager=manager, chat_template="{{ messages }}").processing
     assert asked.chat_template == "{{ messages }}"
-    another = loadkit.plan(bare, plugin_manager=manager, tokenizer=str(make("mistral"))).processing
+    another = loadkit.plan(
+        bare, plugin_manager=manager, tokenizer=str(make("mistral", chat_template=False))
+    ).processing
     assert another.chat_template is None
     chat = loadkit.plan(bare, plugin_manager=manager, chat=True)
     assert "Reasoning Mode" in (chat.processing.chat_template or "")
