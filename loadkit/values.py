@@ -52,11 +52,13 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         config: "module:Class" of its configuration, imported only when loading; "" to use transformers' own.
         models: task ("causal-lm", "image-text-to-text", …) to "module:Class".
         processing_class: "module:Class" of its tokenizer or processor; "" to use the Auto classes.
-        attention: `attn_implementation` name to what the family says of it; a name left out is unknown.
+        attention: `attn_implementation` name to what the family says of it; a name left out is unknown. Where `models`
+            names classes, it is said of those, and doesn't count where transformers' own serve.
         lora_target_modules: what LoRA adapts by default; empty for all linear layers.
         skip_modules: modules never to quantize, as dotted paths or their last parts.
         no_split_modules: classes that a device map keeps in one piece.
         preferred: use these classes even where transformers knows the model type.
+        chat_template: a template in Jinja, for a tokenizer or processor of the checkpoint's own that has none; "" for none.
     """
 
     model_type: str
@@ -68,6 +70,7 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     skip_modules: tuple[str, ...] = ()
     no_split_modules: tuple[str, ...] = ()
     preferred: bool = False
+    chat_template: str = ""
 
 
 class ModelClass(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +170,8 @@ class Processing(msgspec.Struct, frozen=True, kw_only=True):
         revision: the commit of that repository; "" for a folder.
         processing_class: "module:Class" where a plugin registered one.
         chat_template: a template to set; None keeps its own.
-        template_origin: where that template comes from: a file or a checkpoint; "" where it was given as text.
+        template_origin: where that template comes from: a file, a checkpoint, or a plugin's architecture; "" where it was given
+            as text.
         padding_side: "left" or "right"; None keeps its own.
         options: further keyword arguments of its `from_pretrained`.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loadkit import Architecture, Claim, Context, ModelClass, Option, Plan, Problem, Strength, hookimpl
+from loadkit import Architecture, Asked, Claim, Context, ModelClass, Option, Plan, Problem, Strength, hookimpl
 from loadkit_plugins.tasks import TASKS
 
 TEXT = "text"
@@ -58,7 +58,7 @@ def loadkit_choose_architecture(context: Context) -> Claim[ModelClass] | Problem
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    problems = [*_code_selected(context), *_other_config(context, plan)]
+    problems = [*_code_selected(context), *_other_config(context, plan), *_other_task(context, plan)]
     if plan.model_class.implementation == "remote code":
         return [*problems, *_unpinned(context)]
     if context.request.value("trust_remote_code", False):
@@ -72,6 +72,21 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             )
         )
     return problems
+
+
+def _other_task(context: Context, plan: Plan) -> list[Problem]:
+    """A plugin chose a class for another task than the one demanded."""
+    asked, decision = context.request.asked("task"), plan.why("architecture")
+    if asked is None or not asked.demanded or plan.model_class.task == _task(context):
+        return []
+    return [
+        _problem(
+            "other-task",
+            f"you asked for task {asked.value!r}, and plugin {decision.plugin!r} chose {plan.model_class.model_class} for "
+            f"{plan.model_class.task}: {decision.because}",
+            f"leave task out, or go without that plugin: LOADKIT_DISABLE={decision.plugin}",
+        )
+    ]
 
 
 def _other_config(context: Context, plan: Plan) -> list[Problem]:
@@ -179,8 +194,19 @@ def _native(context: Context) -> Claim[ModelClass] | None:
     return Claim(
         value=ModelClass(task=task, auto_class=TASKS[task].auto_class, model_class=name),
         because=because,
-        strength=asked.strength if asked is not None else Strength.FALLBACK,
+        strength=_strength(context, asked, task),
     )
+
+
+def _strength(context: Context, asked: Asked | None, task: str) -> Strength:
+    """The strength of whoever asked for the task; a task that a plugin's classes serve too doesn't tell whose are meant.
+
+    That the task is kept, whoever serves, is looked at in `_other_task`.
+    """
+    registered = context.registered
+    if asked is None or (registered is not None and task in registered.models):
+        return Strength.FALLBACK
+    return asked.strength
 
 
 def _task(context: Context) -> str:
@@ -250,7 +276,8 @@ def _text(context: Context) -> Claim[ModelClass] | None:
         because = f"{name} is the language model of {model_type}"
     else:
         return None
-    return Claim(value=value, because=f"{asked.because}; {because}", strength=asked.strength)
+    strength = _strength(context, asked, value.task)
+    return Claim(value=value, because=f"{asked.because}; {because}", strength=strength)
 
 
 def _text_layout(context: Context) -> dict[str, str]:

@@ -246,7 +246,10 @@ def missing(name: str, context: Context, classes: Sequence[str], dtype: str) -> 
     if "/" in name and context.machine.version("kernels") is None:
         return "it is a kernel on the Hub, and the package kernels isn't installed"
     registered = context.registered
-    if registered is not None and name in registered.attention:
+    concerned = registered is not None and (
+        not registered.models or any(c in registered.models.values() for c in classes)
+    )
+    if concerned and registered is not None and name in registered.attention:
         support = registered.attention[name]
         if isinstance(support, Unsupported | Experimental):
             return f"{registered.model_type}: {support.reason}"

@@ -15,6 +15,7 @@ from loadkit import (
     Processing,
     ProcessingFacts,
     Strength,
+    Template,
     hookimpl,
 )
 
@@ -30,6 +31,9 @@ TOKENIZER_FILES = (
 )
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 SETTINGS = ("chat_template", "padding_side", "use_fast")
+
+REGISTERED = "a plugin's architecture"
+"""Origin of a template that came with the architecture."""
 
 BACKENDS = {True: "torchvision", False: "pil"}
 """Of image processors, by `use_fast`."""
@@ -187,7 +191,9 @@ def _reasons(value: Processing, context: Context) -> list[str]:
         return []
     names = [name for name in SETTINGS if context.request.asked(name)]
     said = [f"{name}: {asked.because}" for name in names if (asked := context.request.asked(name))]
-    if value.chat_template is None and context.processing.chat_template is not None:
+    if value.template_origin == REGISTERED:
+        said.append(f"it has no chat template: a plugin registered one for {context.checkpoint.model_type!r}")
+    elif value.chat_template is None and context.processing.chat_template is not None:
         said.append("it keeps its chat template")
     elif value.chat_template is None:
         said.append("it has no chat template, so conversations need chat_template=…")
@@ -203,6 +209,10 @@ def _value(kind: Kind, context: Context) -> Processing:
         return Processing(kind="none")
     request, registered, facts = context.request, context.registered, context.processing
     template = context.beside.template
+    # The family's own tokenizer only: another's may lack the template's tokens.
+    lacks = template is None and context.beside.tokenizer is None and facts.chat_template is None
+    if lacks and registered is not None and registered.chat_template:
+        template = Template(text=registered.chat_template, origin=REGISTERED)
     # transformers 5 has one implementation of each tokenizer, and names those of image processors by "backend".
     fast = request.value("use_fast")
     backend = {} if fast is None or kind != "processor" else {"backend": BACKENDS[fast]}

@@ -18,6 +18,7 @@ PAGES_THAT_RUN = (
     "tutorial/first-load.md",
     "tutorial/first-plugin.md",
     "how-to/adapters.md",
+    "how-to/bring-an-architecture.md",
     "how-to/choose-a-profile.md",
     "how-to/dpo.md",
     "how-to/move-to-loadkit.md",

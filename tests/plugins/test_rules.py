@@ -36,7 +36,10 @@ from loadkit import (
     Architecture,
     Beside,
     Checkpoint,
+    Claim,
     Experimental,
+    ModelClass,
+    PlanError,
     PluginManager,
     ProcessingFacts,
     Strength,
@@ -212,6 +215,65 @@ def test_a_registered_architecture_gives_way_unless_preferred() -> None:
     preferred = planned(manager=with_family(model_type="mistral", models=models, preferred=True))
     assert preferred.model_class.model_class == "mine:Mistral"
     assert "preferred" in preferred.why("architecture").because
+
+
+def test_attention_is_said_of_the_classes_that_serve() -> None:
+    said = {"attention": {"sdpa": Unsupported("it scales by itself")}, "model_type": "mistral"}
+    brings = {**said, "models": {"causal-lm": "mine:Mistral"}}
+    assert planned(manager=with_family(**brings)).attn_implementation == "sdpa"
+    assert planned(manager=with_family(**brings, preferred=True)).attn_implementation == "eager"
+    only_facts = with_family(**said, models={})
+    assert planned(manager=only_facts).attn_implementation == "eager"
+
+
+class Chooses:
+    """A plugin that claims a class of its own."""
+
+    def __init__(self, task: str, strength: Strength) -> None:
+        self.claim = Claim(
+            value=ModelClass(task=task, auto_class="", model_class="mine:Mistral", implementation="plugin"),
+            because="it is mine",
+            strength=strength,
+        )
+
+    @hookimpl
+    def loadkit_choose_architecture(self) -> Claim[ModelClass]:
+        return self.claim
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "text"])
+def test_a_task_that_both_serve_decides_nothing_between_them(task: str) -> None:
+    manager = with_family(model_type="mistral", models={"causal-lm": "mine:Mistral"})
+    assert planned(manager=manager, task=task).model_class.implementation == "transformers"
+    manager.register(Chooses("causal-lm", Strength.YOU), "chooses")
+    plan = planned(manager=manager, task=task)
+    assert plan.model_class.model_class == "mine:Mistral"
+    assert plan.why("architecture").plugin == "chooses"
+
+
+def test_a_demanded_task_is_kept_whoever_serves() -> None:
+    manager = with_family(model_type="mistral", models={"causal-lm": "mine:Mistral"})
+    manager.register(Chooses("seq2seq-lm", Strength.CLAIM), "chooses")
+    assert planned(manager=manager).model_class.task == "seq2seq-lm"
+    with pytest.raises(PlanError) as caught:
+        planned(manager=manager, task="causal-lm")
+    assert [p.code for p in caught.value.problems if p.severity == "error"] == ["other-task"]
+
+
+def test_a_registered_chat_template_is_for_a_tokenizer_without_one() -> None:
+    manager = with_family(model_type="mistral", models={}, chat_template="{{ theirs }}")
+
+    def processing(own: str | None, **options: Any) -> tuple[Any, Any]:
+        facts = checkpoint(MISTRAL)
+        facts = msgspec.structs.replace(
+            facts, processing=msgspec.structs.replace(facts.processing, chat_template=own)
+        )
+        plan = planned(facts, manager=manager, **options)
+        return plan.processing.chat_template, plan.processing.template_origin
+
+    assert processing(None) == ("{{ theirs }}", "a plugin's architecture")
+    assert processing(None, chat=True)[0] == "{{ theirs }}"
+    assert processing("{{ own }}") == (None, "")
 
 
 # --- dtype -----------------------------------------------------------------------------------------------------------
