@@ -286,7 +286,7 @@ def _rows(facts: AdapterFacts) -> int:
         and name.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight"))
         and ("embed_tokens" in name or "lm_head" in name or "wte" in name)
     ]
-    indices = facts.config.get("trainable_token_indices") or {}
-    listed = indices.values() if isinstance(indices, dict) else [indices]
-    highest = [max(ids) + 1 for ids in listed if ids]
-    return max([*saved, *highest], default=0)
+    indices = facts.config.get("trainable_token_indices")
+    listed = list(indices.values()) if isinstance(indices, dict) else [indices]
+    ids = [i for each in listed if isinstance(each, list) for i in each if isinstance(i, int)]
+    return max([*saved, *(i + 1 for i in ids)], default=0)

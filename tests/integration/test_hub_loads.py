@@ -419,7 +419,7 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(
     hub.answers.clear()
     hub.faults += [Fault(f"/{name}", ("GET",), times=-1, pause=1) for name in (second, third)]
     code = "import loadkit, sys; loadkit.load(loadkit.Plan.from_json(open(sys.argv[1]).read()))"
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(cache.parent)}
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(cache.parent), "HF_HUB_OFFLINE": "0"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "plan.json")],
         env=environment,
