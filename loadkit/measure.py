@@ -103,7 +103,7 @@ def _unquantized(base: Any) -> dict[str, int]:
 
 
 def _is_packed(parameter: Any) -> bool:
-    """Whether a parameter is quantized: it has a class of its own, or holds integers."""
+    """Whether a parameter is quantized: it has a class of its own, as quantizers give it, or holds integers."""
     import torch
 
     plain = type(parameter) is torch.nn.Parameter and type(parameter.data) is torch.Tensor

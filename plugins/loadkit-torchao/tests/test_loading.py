@@ -24,8 +24,8 @@ ARCHITECTURES = ("mistral", "qwen2-tied", "gemma3")
 GROUPS = (None, 32)
 PROFILE = "inference-int8-torchao"
 
-CLOSE = 0.03
-"""Largest difference of a logit from the unquantized model's, as a share of the largest logit: between 0.008 and 0.017 was measured."""
+CLOSE = 0.04
+"""Largest difference of a logit from the unquantized model's, as a share of the largest logit: 0.006 to 0.028 was measured."""
 
 MOST_OFF = 0.01
 

@@ -160,7 +160,8 @@ def test_planning_imports_neither_torch_nor_torchao(tiny: Tiny) -> None:
     code = (
         "import sys, loadkit; from loadkit_torchao import plugin; m = loadkit.PluginManager(environ={}); "
         "'torchao' in {p.name for p in m.plugins} or m.register(plugin, 'torchao'); "
-        f"loadkit.plan({str(tiny('mistral'))!r}, 'inference-int8-torchao', plugin_manager=m); "
+        f"loadkit.plan({str(tiny('mistral'))!r}, 'inference-int8-torchao', plugin_manager=m, "
+        "machine=loadkit.Machine(memory=2**34, packages={'torchao': '0.18', 'transformers': '5.23'})); "
         "print({'torch', 'torchao', 'transformers', 'bitsandbytes'} & set(sys.modules))"
     )
     done = subprocess.run(
