@@ -231,9 +231,9 @@ def library_versions(plan: Plan) -> dict[str, str]:
     """The versions of what takes part, here and now: of the plan's plugins, too, and of what their distributions depend on."""
     wanted = {*LIBRARIES, *(_normalised(about.split(" ")[0]) for about in plan.plugins.values() if about)}
     installed = {_normalised(name): d for d in metadata.distributions() if (name := d.metadata["Name"])}
-    for name in sorted(wanted - {"loadkit"}):
-        if name not in LIBRARIES and name in installed:
-            wanted |= {_normalised(NAME.match(line).group()) for line in installed[name].requires or ()}  # type: ignore[union-attr]
+    for name in sorted((wanted - {*LIBRARIES}) & {*installed}):
+        needed = (line for line in installed[name].requires or () if "extra ==" not in line)
+        wanted |= {_normalised(match.group()) for line in needed if (match := NAME.match(line))}
     return {name: installed[name].version for name in sorted(wanted) if name in installed}
 
 
