@@ -32,6 +32,7 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
         *_left(base, layers, packed),
         *_types(packed, planned),
         *_groups(packed, quantization.options["group_size"]),
+        *_dtypes(base, packed, plan.dtype),
         *_not_finite(packed),
     ]
 
@@ -46,17 +47,16 @@ def opened(parameter: Any) -> Opened | None:
     return Opened(data=data, constants=tuple(parts.values()), count=int(parameter.numel()))
 
 
-def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
+def compare(parameter: Any, stored: Any) -> str | None:
     """Quantize the file's rows again and hold codes and scales against the loaded ones; None for what isn't torchao's.
 
     Scales are those of a row or of a part of one, so the first rows tell without the rest.
     """
     if opened(parameter) is None or not stored.is_floating_point() or stored.ndim != 2:
         return None
-    import torch
-
     rows, group = stored.shape[0], parameter.block_size[-1]
-    values = stored.to(getattr(torch, plan.dtype)).to(parameter.device)
+    # Its own dtype, which the audit holds against the plan: what a class keeps in float32 was quantized from float32.
+    values = stored.to(parameter.dtype).to(parameter.device)
     if CLASSES.get(type(parameter).__name__) == INT8:
         from torchao.quantization import Int8Tensor
         from torchao.quantization.granularity import PerGroup
@@ -118,6 +118,24 @@ def _groups(packed: dict[str, Any], planned: int | None) -> Iterator[Finding]:
             f"{len(wrong)} layers have scales of other groups, such as {next(iter(wrong))}",
             "a row" if planned is None else str(planned),
             ", ".join(map(str, sorted(set(wrong.values())))),
+        )
+
+
+def _dtypes(base: Any, packed: dict[str, Any], planned: str) -> Iterator[Finding]:
+    """A layer computes in the dtype that its weight had before: the planned one, or float32 where the class keeps it so."""
+    kept = (*(base._keep_in_fp32_modules or ()), *(base._keep_in_fp32_modules_strict or ()))
+    found = {name: str(p.dtype).removeprefix("torch.") for name, p in packed.items()}
+    wrong = {
+        name: dtype
+        for name, dtype in found.items()
+        if dtype != planned and not (dtype == "float32" and any(part in name.split(".") for part in kept))
+    }
+    if wrong:
+        yield _finding(
+            "compute-dtype",
+            f"{len(wrong)} layers compute in another dtype, such as {next(iter(wrong))}",
+            planned,
+            ", ".join(sorted(set(wrong.values()))),
         )
 
 

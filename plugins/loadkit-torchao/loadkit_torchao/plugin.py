@@ -115,10 +115,10 @@ def loadkit_build_quantization_config(quantization: Quantization, skip_modules: 
 
 
 @hookimpl
-def loadkit_compare_tensor(plan: Plan, parameter: Any, stored: Any) -> str | None:
+def loadkit_compare_tensor(parameter: Any, stored: Any) -> str | None:
     from loadkit_torchao.audit import compare
 
-    return compare(plan, parameter, stored)
+    return compare(parameter, stored)
 
 
 @hookimpl

@@ -114,6 +114,14 @@ def test_the_weights_are_counted_as_they_were(tiny: Tiny, manager: PluginManager
     assert packed.report.measurements.footprint < 0.8 * whole.report.measurements.footprint
 
 
+def test_a_layer_that_stays_in_float32_is_quantized_from_there(tiny: Tiny, manager: PluginManager) -> None:
+    """T5 keeps `wo` in float32 beside float16 weights."""
+    loaded = load(tiny("t5"), manager, dtype="float16")
+    assert loaded.report.findings == ()
+    dtypes = {n: p.dtype for n, p in loaded.model.named_parameters() if type(p).__name__ == "Int8Tensor"}
+    assert {n.split(".")[-2] for n, dtype in dtypes.items() if dtype == torch.float32} == {"wo"}
+
+
 def test_skip_modules_add_to_the_automatic_ones(tiny: Tiny, manager: PluginManager) -> None:
     loaded = load(tiny("mistral"), manager, skip_modules=["q_proj", "layers.1.mlp.up_proj"])
     kinds = {name: type(p).__name__ for name, p in loaded.model.named_parameters()}
@@ -222,8 +230,23 @@ MUTANTS: dict[str, tuple[Callable[[loadkit.Plan], Any], set[str]]] = {
     ),
     "another code": (changed(lambda p: p.qdata[0, 0].add_(1)), {"other-values"}),
     "another scale": (changed(lambda p: p.scale[0].mul_(2)), {"other-values"}),
+    "a layer that computes in float32": (
+        lambda plan: _in_float32(Path(plan.checkpoint.location)),
+        {"compute-dtype", "other-values"},
+    ),
     "an infinite scale": (changed(lambda p: p.scale[0].fill_(float("inf"))), {"other-values", "scales-not-finite"}),
 }  # fmt: skip
+
+
+def _in_float32(folder: Path) -> Any:
+    from torchao.quantization import Int8Tensor
+
+    model = plain(folder, "mistral")
+    layer = model.get_submodule("model.layers.1.mlp.up_proj")
+    old = layer.weight
+    new = Int8Tensor(old.qdata, old.scale, old.block_size, torch.float32, zero_point=old.zero_point)
+    layer.weight = torch.nn.Parameter(new, requires_grad=False)
+    return model
 
 
 def _one_left(folder: Path) -> Any:
