@@ -204,3 +204,8 @@ def test_demands_of_two_quantizers_are_a_conflict_that_names_them() -> None:
     told = problems(manager=managed(third=Quantizes()), third=True, load_in_4bit=True, dtype="float32")
     assert list(told) == ["conflict"]
     assert "keep one of load_in_4bit=True, third=True and take back the others" in told["conflict"]
+
+
+def test_modules_to_skip_are_looked_for_in_a_config_too() -> None:
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "llm_int8_skip_modules": ["q_prj"]}
+    assert "did you mean 'q_proj'?" in problems(quantization_config=config)["skip-matches-nothing"]
