@@ -95,13 +95,16 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     passed_over: tuple[PassedOver, ...] = ()
 
 
-def decide(stage: str, claims: Sequence[StampedClaim], *, option: str = "") -> Decision | Problem | None:
+def decide(
+    stage: str, claims: Sequence[StampedClaim], *, option: str = "", demands: Sequence[str] = ()
+) -> Decision | Problem | None:
     """Conclude one stage: the strongest claim wins, whatever order the plugins registered in.
 
     Parameters:
         stage: the stage's name.
         claims: every claim made, in any order.
         option: the option by which a user settles this stage, named in a conflict's remedy.
+        demands: what the user gave for this stage, such as "dtype='float16'": named instead where demands contradict each other.
 
     Returns:
         A `Decision`; a `Problem` where the strongest claims disagree; None where nobody claimed.
@@ -113,7 +116,7 @@ def decide(stage: str, claims: Sequence[StampedClaim], *, option: str = "") -> D
     contenders = [c for c in ordered if c.claim.strength is top]
     winner = contenders[0]
     if any(_canonical(c.claim.value) != _canonical(winner.claim.value) for c in contenders):
-        return _conflict(stage, contenders, option)
+        return _conflict(stage, contenders, option, demands)
     return Decision(
         stage=stage,
         value=winner.claim.value,
@@ -132,13 +135,15 @@ def decide(stage: str, claims: Sequence[StampedClaim], *, option: str = "") -> D
     )
 
 
-def _conflict(stage: str, contenders: Sequence[StampedClaim], option: str) -> Problem:
+def _conflict(stage: str, contenders: Sequence[StampedClaim], option: str, demands: Sequence[str]) -> Problem:
     said = "; ".join(
         f"{c.plugin!r} says {msgspec.to_builtins(c.claim.value)!r} because {c.claim.because}"
         for c in contenders
     )
     plugins = sorted({c.plugin for c in contenders})
     choose = f"choose with {option}=…, or " if option else ""
+    if contenders[0].claim.strength is Strength.YOU and len(demands) > 1:
+        choose = f"keep one of {', '.join(demands)} and take back the others, or "
     return Problem(
         stage=stage,
         plugin="loadkit",

@@ -21,6 +21,7 @@ from loadkit.fetching import (
 from loadkit.inference import configs
 from loadkit.manager import PluginManager
 from loadkit.plans import Plan
+from loadkit.quantizing import asked_to_skip
 from loadkit.report import Loading
 from loadkit.skipping import modules_to_skip
 
@@ -160,14 +161,12 @@ def _quantization_config(plan: Plan, config: Any, manager: PluginManager) -> Any
     assert quantization is not None
     skip: Sequence[str] | None = None
     if quantization.skip_modules or plan.model_class.task in HEADED:
-        whole = plan.request.value("quantization_config", {})
-        asked = (*plan.request.value("skip_modules", ()), *(whole.get("llm_int8_skip_modules") or ()))
         skip = modules_to_skip(
             _class(plan),
             config,
             quantization.skip_modules,
             plan.model_class.implementation == "remote code",
-            asked=asked,
+            asked=asked_to_skip(plan.request),
         )
     built = manager.first(
         hooks.loadkit_build_quantization_config, plan=plan, quantization=quantization, skip_modules=skip

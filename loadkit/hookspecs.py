@@ -12,9 +12,9 @@ Four kinds of hooks:
   no opinion; the strongest claim wins, and two of equal strength that differ are an error for the user to settle.
   Registration order decides nothing. Claim only what concerns you, and say why in one line. Where you would decide but
   can't, answer with a `Problem` that says why: it is shown if nobody else claims either.
-* **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `audit_model`): every answer counts.
+* **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `audit_model`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
-* **Act** (`build_quantization_config`, `load_model`, and the phases from `fit_vocabulary` to `merge_adapters`): the first
+* **Act** (`build_quantization_config`, `load_model`, `compare_tensor`, `open_parameter`, and the phases from `fit_vocabulary` to `merge_adapters`): the first
   result that isn't None is used; return None for what isn't yours. loadkit's own plugins are asked last, the others by name. The core
   calls the phases always in the same order.
 
@@ -40,6 +40,7 @@ from loadkit.values import (
     Adapters,
     Architecture,
     ModelClass,
+    Opened,
     Packed,
     Placement,
     Preparation,
@@ -375,6 +376,21 @@ def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any)
     """
 
 
+@hookspec(firstresult=True)
+def loadkit_open_parameter(plan: Plan, parameter: Any) -> Opened | None:
+    """Tell what a parameter consists of that your plugin quantized, for the report to count weights and bytes.
+
+    Called for every parameter of the final model that has a class of its own, or holds integers.
+
+    Parameters:
+        plan: the plan.
+        parameter: the `torch.nn.Parameter`, quantized by your plugin or by another.
+
+    Returns:
+        The plain tensors that it holds and the number of weights that it stands for; None where it isn't yours.
+    """
+
+
 # --- The phases between loading and the audit, in this order; each only where the plan has it ------------------------
 
 
@@ -487,4 +503,16 @@ def loadkit_audit_model(  # type: ignore[empty-body]
 
     Returns:
         Findings; one of severity "error" fails the load unless `strict=False`.
+    """
+
+
+@hookspec
+def loadkit_workarounds(plan: Plan) -> Sequence[str]:  # type: ignore[empty-body]
+    """Tell what your plugin does about faults of other libraries, for the manifest.
+
+    Parameters:
+        plan: the plan.
+
+    Returns:
+        A line for each that took effect in this plan, with the library and its version.
     """

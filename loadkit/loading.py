@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadkit import from_pretrained
+from loadkit import hookspecs as hooks
 from loadkit.audit import audit
 from loadkit.comparing import compare_with_files
 from loadkit.errors import AuditError, LoadError, LoadkitError
@@ -203,7 +204,7 @@ def load(
     say("auditing")
     with clock("audit"):
         findings = audit(plan, model, loading, processing_class, manager, compared)
-        measurements = measure(model)
+        measurements = measure(plan, model, manager)
     report = Report(
         measurements=measurements,
         findings=findings,
@@ -211,6 +212,9 @@ def load(
         loading=loading,
         seconds=clock.seconds,
         peak_memory=peak_memory(),
+        workarounds=tuple(
+            line for _, given in manager.answers(hooks.loadkit_workarounds, plan=plan) for line in given
+        ),
     )
     return _judged(Loaded(model, processing_class, plan, report), strict)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -30,14 +31,11 @@ LIBRARIES = (
     "torch",
     "transformers",
 )
-"""What takes part in a load, by distribution."""
+"""What takes part in a load, by distribution: loadkit's own dependencies that do. Plugins of others bring theirs."""
 
 WORKAROUNDS: Mapping[str, Callable[[Plan], bool]] = {
     "transformers is kept from injecting an adapter that lies beside the weights (transformers 5.23)": lambda plan: (
         plan.checkpoint.kind == "folder"
-    ),
-    "4-bit layers are kept from repacking their weights for inference (bitsandbytes 0.50, AVX512-BF16)": lambda plan: (
-        plan.preparation.kbit
     ),
     "model.save_pretrained writes the checkpoint's own use_cache": lambda plan: plan.use_cache is not None,
     "the embeddings' result may be changed in place while gradients flow from it (transformers 5.20 and later)": lambda plan: (
@@ -56,6 +54,9 @@ WORKAROUNDS: Mapping[str, Callable[[Plan], bool]] = {
 """What loadkit does about faults elsewhere, to when it does."""
 
 CHUNK = 1 << 22
+
+NAME = re.compile(r"[\w.-]+")
+"""The name at the beginning of a requirement."""
 
 
 class FileProof(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,9 +149,9 @@ def make_manifest(plan: Plan, report: Report, progress: Callable[[str], None] | 
     return Manifest(
         plan=plan,
         files=files,
-        libraries=library_versions(),
+        libraries=library_versions(plan),
         python=f"{platform.python_version()} {platform.machine()}",
-        workarounds=tuple(line for line, applies in WORKAROUNDS.items() if applies(plan)),
+        workarounds=(*(line for line, applies in WORKAROUNDS.items() if applies(plan)), *report.workarounds),
         findings=report.findings,
         changes=report.changes,
         seconds=report.seconds,
@@ -226,14 +227,18 @@ def proof_of(path: Path) -> FileProof:
     return FileProof(size=size, sha256=digest.hexdigest())
 
 
-def library_versions() -> dict[str, str]:
-    """The versions of what takes part, here and now."""
-    wanted = set(LIBRARIES)
-    return {
-        name: d.version
-        for d in metadata.distributions()
-        if (name := (d.metadata["Name"] or "").lower().replace("_", "-")) in wanted
-    }
+def library_versions(plan: Plan) -> dict[str, str]:
+    """The versions of what takes part, here and now: of the plan's plugins, too, and of what their distributions depend on."""
+    wanted = {*LIBRARIES, *(_normalised(about.split(" ")[0]) for about in plan.plugins.values() if about)}
+    installed = {_normalised(name): d for d in metadata.distributions() if (name := d.metadata["Name"])}
+    for name in sorted((wanted - {*LIBRARIES}) & {*installed}):
+        needed = (line for line in installed[name].requires or () if "extra ==" not in line)
+        wanted |= {_normalised(match.group()) for line in needed if (match := NAME.match(line))}
+    return {name: installed[name].version for name in sorted(wanted) if name in installed}
+
+
+def _normalised(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def _matters(role: str, name: str, plan: Plan) -> bool:

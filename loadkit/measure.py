@@ -8,7 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from loadkit import hookspecs as hooks
+from loadkit.manager import PluginManager
+from loadkit.plans import Plan
 from loadkit.report import Measurements
+from loadkit.values import Opened
 
 __all__ = ["measure", "peak_memory"]
 
@@ -16,26 +20,37 @@ ADAPTED = re.compile(r"lora_|modules_to_save|trainable_tokens")
 """Parameters in the paths of PEFT's own."""
 
 
-def measure(model: Any) -> Measurements:
+def measure(plan: Plan, model: Any, manager: PluginManager) -> Measurements:
     """Count modules, bytes and parameters; shared tensors count once.
 
     Parameters:
+        plan: the plan.
         model: a `torch.nn.Module`, with or without an adapter.
+        manager: the plugins: the one that quantizes tells what a quantized parameter consists of.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     named = list(model.named_parameters())
     modules = dict(model.named_modules())
     kinds = Counter(type(modules[home]).__name__ for home in {name.rpartition(".")[0] for name, _ in named})
-    constants = [tensor for _, parameter in named for tensor in _constants(parameter)]
+    opened: dict[int, Opened] = {}
+    for _, parameter in named:
+        if _is_packed(parameter):
+            found = manager.first(hooks.loadkit_open_parameter, plan=plan, parameter=parameter)
+            if found is not None:
+                opened[id(parameter)] = found
     held: Counter[tuple[Any, Any]] = Counter()
-    for tensor in (*(parameter for _, parameter in named), *model.buffers(), *constants):
+    tensors = list(model.buffers())
+    for _, parameter in named:
+        parts = opened.get(id(parameter))
+        tensors += [parameter] if parts is None else [parts.data, *parts.constants]
+    for tensor in tensors:
         held[tensor.dtype, tensor.device] += tensor.numel() * tensor.element_size()
     by_dtype: Counter[str] = Counter()
     devices: Counter[str] = Counter()
     for (dtype, device), count in held.items():
         by_dtype[str(dtype).removeprefix("torch.")] += count
         devices[str(device)] += count
-    counts = [(_unpacked(parameter), parameter.requires_grad) for _, parameter in named]
+    counts = [(o.count if (o := opened.get(id(p))) else int(p.numel()), p.requires_grad) for _, p in named]
     return Measurements(
         model_class=type(base).__name__,
         modules=dict(kinds.most_common()),
@@ -88,45 +103,11 @@ def _unquantized(base: Any) -> dict[str, int]:
 
 
 def _is_packed(parameter: Any) -> bool:
-    """Whether a parameter is quantized: it has a class of its own, as bitsandbytes' and torchao's do, or holds integers."""
+    """Whether a parameter is quantized: it has a class of its own, as quantizers give it, or holds integers."""
     import torch
 
     plain = type(parameter) is torch.nn.Parameter and type(parameter.data) is torch.Tensor
     return not plain or not parameter.is_floating_point()
-
-
-def _unpacked(parameter: Any) -> int:
-    """How many weights a parameter stands for: a quantized one tells the shape it was packed from."""
-    state = parameter.__dict__.get("quant_state")
-    shape = getattr(state, "shape", None)
-    if shape is None:
-        return int(parameter.numel())
-    count = 1
-    for size in shape:
-        count *= int(size)
-    return count
-
-
-def _constants(parameter: Any) -> list[Any]:
-    """Tensors that a quantized parameter carries beside its data: scales, codes, nested scales."""
-    if not parameter.__dict__:
-        return []  # a plain parameter
-    state = getattr(parameter, "quant_state", None)
-    nested = getattr(state, "state2", None)
-    found = [getattr(s, name, None) for s in (state, nested) if s is not None for name in ("absmax", "code")]
-    found += [
-        getattr(parameter, name, None)
-        for name in ("SCB", "CB")
-        if getattr(parameter, name, None) is not parameter.data
-    ]
-    offset = getattr(state, "offset", None)
-    seen = {parameter.data_ptr()}
-    kept = []
-    for tensor in [*found, offset]:
-        if tensor is not None and hasattr(tensor, "data_ptr") and tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            kept.append(tensor)
-    return kept
 
 
 def peak_memory() -> dict[str, int]:

@@ -120,6 +120,13 @@ CORE_OPTIONS: tuple[Option, ...] = (
         help="a quantization config object of transformers, or its fields with quant_method",
     ),
     Option(
+        name="skip_modules",
+        type="list",
+        stage="quantization",
+        help="modules to leave unquantized, in addition to the automatic ones: paths or their last parts",
+        aliases=("llm_int8_skip_modules", "modules_to_not_convert"),
+    ),
+    Option(
         name="model_kwargs",
         type="mapping",
         stage="kwargs",
@@ -127,6 +134,10 @@ CORE_OPTIONS: tuple[Option, ...] = (
     ),
 )
 """Options that the core reads itself."""
+
+
+SKIPPING = next((o.name, *o.aliases) for o in CORE_OPTIONS if o.name == "skip_modules")
+"""What the modules to leave unquantized are called: as an option, and as a field of a quantization config."""
 
 
 def plain(value: object) -> Any:

@@ -27,9 +27,10 @@ from loadkit.memory import estimate
 from loadkit.options import ask
 from loadkit.plans import KWARGS, CheckpointSummary, Memory, Plan
 from loadkit.profiles import find_profile
+from loadkit.quantizing import check_quantization
 from loadkit.recipes import Recipe, read_recipe
 from loadkit.stages import OWNED_KWARGS, STAGES, Stage, stage_named
-from loadkit.values import ModelClass, Preparation, Processing, Quantization
+from loadkit.values import ModelClass, Preparation, Processing
 
 __all__ = ["make_plan", "make_request", "plan_context"]
 
@@ -208,7 +209,7 @@ class _Decisions:
         dtype = self.conclude("dtype", hooks.loadkit_choose_dtype, **about) or "float32"
         self.conclude("attention", hooks.loadkit_choose_attention, **about, dtype=dtype)
         quantization = self.conclude("quantization", hooks.loadkit_choose_quantization, **about, dtype=dtype)
-        self.problems += _unserved(self.context.request.asked("quantization_config"), quantization)
+        self.problems += check_quantization(self.context, quantization)
         about["quantization"] = quantization
         self.conclude("device_map", hooks.loadkit_choose_device_map, **about)
         preparation = self.conclude("preparation", hooks.loadkit_choose_preparation, **about) or Preparation()
@@ -235,7 +236,7 @@ class _Decisions:
         claims = self._guarded(name, lambda: [self._fitting(stage, c) for c in polled.claims])
         if claims is None:
             return None
-        decided = decide(name, claims, option=stage.option)
+        decided = decide(name, claims, option=stage.option, demands=self._demands(stage, claims))
         if isinstance(decided, Problem):
             self.problems.append(decided)
             decided = decide(name, [max(claims, key=lambda c: (c.claim.strength.rank, c.plugin))])
@@ -245,6 +246,17 @@ class _Decisions:
             return None
         self.decisions.append(decided)
         return decided.value
+
+    def _demands(self, stage: Stage, claims: Iterable[StampedClaim]) -> list[str]:
+        """What the caller gave for a stage, by which the plugins that claim may differ."""
+        declared, plugins = self.manager.options.found, {c.plugin for c in claims}
+        return [
+            f"{name}={asked.value!r}"
+            for name, asked in sorted(self.context.request.options.items())
+            if asked.demanded
+            and declared[name][1].stage == stage.name
+            and (name == stage.option or declared[name][0] in plugins)
+        ]
 
     def further_kwargs(self) -> None:
         """Decide every further keyword argument on its own."""
@@ -338,29 +350,6 @@ class _Decisions:
 @functools.lru_cache(maxsize=1)
 def _this_machine() -> Machine:
     return read_machine()
-
-
-def _unserved(asked: Asked | None, decided: Quantization | None) -> list[Problem]:
-    """A quantization_config that no plugin took up: dropping it would load another model than was asked for."""
-    method = asked.value.get("quant_method", "bitsandbytes") if asked is not None else None
-    if (
-        method is None
-        or asked is None
-        or not asked.demanded
-        or (decided is not None and decided.method == method)
-    ):
-        return []
-    instead = "isn't quantized" if decided is None else f"is quantized by {decided.method}"
-    return [
-        Problem(
-            stage="quantization",
-            plugin="loadkit",
-            code="unknown-quantization",
-            message=f"you gave a quantization_config of method {method!r}, which no plugin here provides for this "
-            f"checkpoint; without it the model {instead}",
-            remedy=f"install a plugin that quantizes with {method}, load a checkpoint that is stored so, or choose another method",
-        )
-    ]
 
 
 def _summary(checkpoint: Checkpoint) -> CheckpointSummary:

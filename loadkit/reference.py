@@ -166,15 +166,14 @@ def shared_reference(policy: Any) -> Any:
     """
     memo: dict[int, Any] = {}
     for parameter in policy.parameters():
-        plain = type(parameter) is torch.nn.Parameter
+        plain = _is_plain(parameter)
         memo[id(parameter)] = torch.nn.Parameter(parameter.detach(), False) if plain else parameter
+        for carried in () if plain else vars(parameter).values():
+            memo[id(carried)] = carried  # a quantizer's constants, which a module may hold a second time
     for buffer in policy.buffers():
         memo[id(buffer)] = buffer
-    for module in policy.modules():
-        if (state := getattr(module, "quant_state", None)) is not None:
-            memo[id(state)] = state
     reference = copy.deepcopy(policy, memo)
-    watched = [p for p in policy.parameters() if p.is_floating_point() and p.numel()]
+    watched = [p for p in policy.parameters() if _is_plain(p) and p.is_floating_point() and p.numel()]
     before = _fingerprint(watched)
 
     def refuse_if_trained(module: Any, args: Any) -> None:
@@ -186,6 +185,11 @@ def shared_reference(policy: Any) -> Any:
 
     reference.register_forward_pre_hook(refuse_if_trained)
     return _frozen(reference)
+
+
+def _is_plain(parameter: Any) -> bool:
+    """Whether a parameter is torch's own: a quantized one has a class of its own, and doesn't train."""
+    return type(parameter) is torch.nn.Parameter and type(parameter.data) is torch.Tensor
 
 
 def _frozen(model: Any) -> Any:

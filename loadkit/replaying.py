@@ -114,7 +114,7 @@ def _here(
     for name, path in files_of(manifest.plan).items():
         say(f"hashing {name}")
         files[name] = proof_of(path)
-    here = msgspec.structs.replace(manifest, plan=now, files=files, libraries=library_versions())
+    here = msgspec.structs.replace(manifest, plan=now, files=files, libraries=library_versions(manifest.plan))
     return differences(manifest, here)
 
 

@@ -84,6 +84,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         seconds: phase to seconds, in order: "plan", "import", "processing", "load",
             "comparison" (with the files), the phases that the plan has, "audit".
         peak_memory: bytes: the process's highest resident set so far, and each accelerator's highest allocation.
+        workarounds: what plugins did about faults of libraries, a line each.
     """
 
     measurements: Measurements
@@ -92,6 +93,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     loading: Loading = Loading()
     seconds: dict[str, float] = {}
     peak_memory: dict[str, int] = {}
+    workarounds: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""

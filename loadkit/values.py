@@ -12,6 +12,7 @@ __all__ = [
     "Architecture",
     "Experimental",
     "ModelClass",
+    "Opened",
     "Packed",
     "Placement",
     "Preparation",
@@ -126,6 +127,20 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True):
 
     data: int
     constants: int = 0
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """What a quantized parameter consists of. It lives while loading only, and is never stored.
+
+    Parameters:
+        data: the `torch.Tensor` of its codes.
+        constants: further tensors: scales, zero points, code books. None twice, and none that shares the data's storage.
+        count: how many weights it stands for.
+    """
+
+    data: Any
+    constants: tuple[Any, ...] = ()
+    count: int
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from loadkit import (
     Context,
     Finding,
     ModelClass,
+    Opened,
     Option,
     Packed,
     Plan,
@@ -74,12 +75,6 @@ def loadkit_options() -> Sequence[Option]:
         option("llm_int8_threshold", "float", "8-bit: activations above it are computed in 16 bits"),
         option("llm_int8_enable_fp32_cpu_offload", "bool", "8-bit: allow parts on the CPU, in float32"),
         option("llm_int8_has_fp16_weight", "bool", "8-bit: keep 16-bit main weights"),
-        option(
-            "skip_modules",
-            "list",
-            "modules to leave unquantized, in addition to the automatic ones: paths or their last parts",
-            aliases=("llm_int8_skip_modules",),
-        ),
     ]
 
 
@@ -162,6 +157,22 @@ def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any)
     if getattr(getattr(module, "source_cls", None), "__name__", "") == "Conv1D":
         return None  # GPT-2's layers are stored transposed
     return compare(plan, parameter, stored)
+
+
+@hookimpl
+def loadkit_open_parameter(parameter: Any) -> Opened | None:
+    from loadkit_plugins.bitsandbytes_audit import opened
+
+    return opened(parameter)
+
+
+@hookimpl
+def loadkit_workarounds(plan: Plan) -> Sequence[str]:
+    if plan.quantization is None or plan.quantization.method != METHOD or not plan.preparation.kbit:
+        return []
+    return [
+        "4-bit layers are kept from repacking their weights for inference (bitsandbytes 0.50, AVX512-BF16)"
+    ]
 
 
 @hookimpl

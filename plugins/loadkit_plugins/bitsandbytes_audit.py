@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from loadkit import Finding, Plan
+from loadkit import Finding, Opened, Plan
 from loadkit_plugins.embeddings import input_embeddings, output_embeddings
 
-__all__ = ["audit", "compare"]
+__all__ = ["audit", "compare", "opened"]
 
 MOST_UNQUANTIZED = 0.5
 """Share of the weight bytes, embeddings and output head aside, above which being left in 16 bits is a finding."""
+
+
+LOOKED_AT = 4096
+"""How many of a tensor's first scales are looked at."""
 
 
 def audit(plan: Plan, model: Any) -> Sequence[Finding]:
@@ -29,7 +34,7 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
     if not modules:
         what = f"no module is a {kind.__name__}"
         return [_finding("not-quantized", what, f"{quantization.bits:g} bits", "no quantized module")]
-    findings = list(_share(model, kind))
+    findings = [*_share(model, kind), *_not_finite(model)]
     if quantization.bits == 4:
         findings += _settings(plan, modules)
     return findings
@@ -66,6 +71,28 @@ def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
     return None
 
 
+def opened(parameter: Any) -> Opened | None:
+    """The tensors of a quantized parameter; None for another one."""
+    if not parameter.__dict__:
+        return None  # a plain parameter
+    state = getattr(parameter, "quant_state", None)
+    rows = getattr(parameter, "SCB", None)
+    if state is None and rows is None:
+        return None
+    nested = getattr(state, "state2", None)
+    found = [getattr(s, name, None) for s in (state, nested) if s is not None for name in ("absmax", "code")]
+    found += [tensor for tensor in (rows, getattr(parameter, "CB", None)) if tensor is not parameter.data]
+    found.append(getattr(state, "offset", None))
+    seen = {parameter.data_ptr()}
+    constants = []
+    for tensor in found:
+        if tensor is not None and hasattr(tensor, "data_ptr") and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            constants.append(tensor)
+    shape = getattr(state, "shape", None) or parameter.shape
+    return Opened(data=parameter.data, constants=tuple(constants), count=math.prod(map(int, shape)))
+
+
 def _codes(held: Any, expected: Any) -> str:
     differ = int((held != expected).sum())
     return f"{differ} of {held.numel()} quantized values differ" if differ else ""
@@ -91,6 +118,26 @@ def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Findin
                 str(options[name]),
                 ", ".join(sorted(map(str, found))),
             )
+
+
+def _not_finite(model: Any) -> Iterator[Finding]:
+    """Scales that are infinite or no numbers make every weight of their block so."""
+    wrong = [
+        name
+        for name, parameter in model.named_parameters()
+        if (parts := opened(parameter))
+        for scale in parts.constants
+        if scale.device.type != "meta"
+        and scale.is_floating_point()
+        and not bool(scale.flatten()[:LOOKED_AT].isfinite().all())
+    ]
+    if wrong:
+        yield _finding(
+            "scales-not-finite",
+            f"{len(wrong)} quantized weights have scales that are infinite or no numbers, such as {wrong[0]}",
+            "finite scales",
+            f"{len(wrong)} that aren't",
+        )
 
 
 def _share(model: Any, kind: type) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from loadkit import Context, Plan, Problem, Quantization, nearest
+from loadkit import Context, Plan, Problem, Quantization
 from loadkit_plugins import bitsandbytes as bnb
 
 __all__ = ["check"]
@@ -31,7 +31,6 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
         *_other_width(quantization, demanded),
         *_package(context),
         *_storage(context, plan, quantization),
-        *_unmatched(context, quantization),
         *_nothing(plan),
         *_platform(context),
     ]
@@ -78,22 +77,6 @@ def _storage(context: Context, plan: Plan, quantization: Quantization) -> Iterab
         )
 
 
-def _unmatched(context: Context, quantization: Quantization) -> Iterable[Problem]:
-    """A skip entry is a path or the end of one; here only its last part is looked for, as loading may rename the rest."""
-    wish = bnb.settings(context.request).get("skip_modules")
-    asked = wish.value if wish else ()
-    tensors = context.checkpoint.tensors
-    parts = {part for name in tensors for part in name.split(".")[:-1]}
-    for entry in quantization.skip_modules:
-        if tensors and entry in asked and entry.split(".")[-1] not in parts:
-            words = sorted(part for part in parts if not part.isdigit())
-            yield _problem(
-                "skip-matches-nothing",
-                f"skip_modules has {entry!r}, and no module is called so{nearest(entry.split('.')[-1], words)}",
-                f"modules here are called {', '.join(words[:12])}{', …' if len(words) > 12 else ''}",
-            )
-
-
 def _nothing(plan: Plan) -> Iterable[Problem]:
     """bitsandbytes replaces plain Linear layers only; elsewhere transformers goes on without a word, or with one in the log."""
     memory = plan.memory
@@ -134,7 +117,7 @@ def _unused(demanded: dict[str, Any], quantization: Quantization | None) -> Sequ
     given = [
         f"{name}={value!r}"
         for name, value in sorted(demanded.items())
-        if name in (*bnb.FOUR_BIT, *bnb.EIGHT_BIT, "skip_modules")
+        if name in (*bnb.FOUR_BIT, *bnb.EIGHT_BIT)
     ]
     if not given:
         return []

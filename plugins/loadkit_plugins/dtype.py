@@ -105,12 +105,19 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
         if found == plan.dtype or not parameter.is_floating_point() or "lora_" in name:
             continue
         norm = plan.preparation.kbit and _is_norm(base, name)
-        if not (norm or hasattr(parameter, "quant_state") or any(re.search(p, name) for p in patterns)):
+        if not (norm or _is_packed(parameter) or any(re.search(p, name) for p in patterns)):
             stray[name] = found
     own = _made_so(base, plan.dtype) if stray else {}
     kept = [name for name, found in stray.items() if own.get(name.replace(".base_layer", "")) == found]
     wrong = {name: found for name, found in stray.items() if name not in kept}
     return [*_kept_so(base, kept, stray), *_wrong(plan, wrong)]
+
+
+def _is_packed(parameter: Any) -> bool:
+    """Whether a quantizer gave it a class of its own; who quantized it looks at what it holds."""
+    import torch
+
+    return type(parameter) is not torch.nn.Parameter or type(parameter.data) is not torch.Tensor
 
 
 def _is_norm(base: Any, parameter: str) -> bool:

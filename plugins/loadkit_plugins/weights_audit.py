@@ -39,10 +39,9 @@ def _not_finite(model: Any) -> Iterator[Finding]:
 
     wrong = []
     for name, parameter in model.named_parameters():
-        state = getattr(parameter, "quant_state", None)
-        held = state.absmax if state is not None else getattr(parameter, "SCB", None)
-        tensor = parameter.detach() if held is None else held
-        looked_at = tensor.flatten()[:LOOKED_AT] if tensor.device.type != "meta" else None
+        if type(parameter) is not torch.nn.Parameter or type(parameter.data) is not torch.Tensor:
+            continue  # packed: who quantized it looks at its scales
+        looked_at = parameter.detach().flatten()[:LOOKED_AT] if parameter.device.type != "meta" else None
         if (
             looked_at is not None
             and looked_at.is_floating_point()

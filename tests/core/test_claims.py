@@ -98,6 +98,18 @@ def test_a_conflict_says_how_to_choose() -> None:
     assert "LOADKIT_DISABLE=" in found.remedy
 
 
+def test_a_conflict_of_demands_says_what_to_take_back() -> None:
+    claims = [stamped("a", "float16", Strength.YOU), stamped("b", "float32", Strength.YOU)]
+    found = decide("dtype", claims, option="dtype", demands=["half=True", "exact=True"])
+    assert isinstance(found, Problem)
+    assert "keep one of half=True, exact=True and take back the others" in found.remedy
+    assert "LOADKIT_DISABLE=b (or a)" in found.remedy
+    weaker = [stamped("a", "float16"), stamped("b", "float32")]
+    found = decide("dtype", weaker, option="dtype", demands=["half=True", "exact=True"])
+    assert isinstance(found, Problem)
+    assert "choose with dtype=…" in found.remedy
+
+
 def test_equal_values_concur() -> None:
     found = decide(
         "dtype",

@@ -60,3 +60,30 @@ def test_the_core_names_no_plugin() -> None:
         assert not re.search(
             r"^\s*(from|import) loadkit_plugins", path.read_text(encoding="utf-8"), re.MULTILINE
         ), path
+
+
+KNOWN_BY_NAME = {
+    "compat": "the trainers' own arguments, by their names",
+    "recipes": "the recipes' own keys, by their names",
+    "testing": "makes checkpoints that plain transformers quantized",
+    "fitting.py": "a hint: the option that most people have",
+    "manifests.py": "versions of loadkit's own dependencies",
+    "memory.py": "optimizers, by the trainers' names for them",
+    "render.py": "prefixes that a plan's reader needn't read",
+    "stages.py": "older keyword arguments of from_pretrained itself",
+    "values.py": "an example in a docstring",
+    "options.py": "another spelling of skip_modules",
+}
+"""Where a quantizer's names may stand in the core, and why."""
+
+
+def test_the_core_knows_no_quantizer() -> None:
+    names = re.compile(
+        r"bitsandbytes|bnb|quant_state|\bSCB\b|Params4bit|llm_int8|load_in_[48]bit|Linear4bit|torchao", re.I
+    )
+    found = {
+        path.relative_to(ROOT).parts[0]
+        for path in ROOT.rglob("*.py")
+        if names.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == set(KNOWN_BY_NAME)

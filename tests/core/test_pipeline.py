@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from examples import CPU, T4, checkpoint, planned, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadkit import Claim, LoadkitError, Plan, PlanError, PluginManager, Strength, hookimpl
+from loadkit import (
+    Claim,
+    Context,
+    LoadkitError,
+    Option,
+    Plan,
+    PlanError,
+    PluginManager,
+    Quantization,
+    Strength,
+    hookimpl,
+)
 
 
 class Says:
@@ -154,3 +167,45 @@ def test_what_isnt_a_plan_is_refused() -> None:
 
 def test_a_quantization_config_that_nobody_takes_up_is_refused() -> None:
     assert "gptq" in problems(quantization_config={"quant_method": "gptq", "bits": 4})["unknown-quantization"]
+
+
+@pytest.mark.parametrize("config", [{"quant_method": "other"}, {"bits": 3}])
+def test_a_quantization_config_without_a_taker_is_refused(config: dict[str, Any]) -> None:
+    assert "isn't quantized" in problems(quantization_config=config)["unknown-quantization"]
+
+
+class Quantizes:
+    """A quantizer that has never heard of another."""
+
+    @hookimpl
+    def loadkit_options(self) -> list[Option]:
+        return [Option(name="third", type="bool", stage="quantization", help="quantize by the third method")]
+
+    @hookimpl
+    def loadkit_choose_quantization(self, context: Context) -> Claim[Any] | None:
+        asked = context.request.asked("third")
+        skip = tuple(context.request.value("skip_modules", ()))
+        value = Quantization(method="third", bits=3, skip_modules=skip)
+        return asked and Claim(value=value, because=asked.because, strength=asked.strength)
+
+
+def test_skip_modules_belongs_to_every_quantizer() -> None:
+    plan = planned(manager=managed(third=Quantizes()), third=True, skip_modules=["q_proj"])
+    assert plan.quantization is not None
+    assert (plan.quantization.method, plan.quantization.skip_modules) == ("third", ("q_proj",))
+    again = problems(manager=managed(third=Quantizes()), third=True, skip_modules=["q_prj"])
+    assert list(again) == ["skip-matches-nothing"]
+    assert "did you mean 'q_proj'?" in again["skip-matches-nothing"]
+    alone = PluginManager(environ={"LOADKIT_DISABLE": "bitsandbytes"})
+    assert "skip_modules" in problems(manager=alone, skip_modules=["q_proj"])["setting-without-quantization"]
+
+
+def test_demands_of_two_quantizers_are_a_conflict_that_names_them() -> None:
+    told = problems(manager=managed(third=Quantizes()), third=True, load_in_4bit=True, dtype="float32")
+    assert list(told) == ["conflict"]
+    assert "keep one of load_in_4bit=True, third=True and take back the others" in told["conflict"]
+
+
+def test_modules_to_skip_are_looked_for_in_a_config_too() -> None:
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "llm_int8_skip_modules": ["q_prj"]}
+    assert "did you mean 'q_proj'?" in problems(quantization_config=config)["skip-matches-nothing"]

@@ -321,3 +321,10 @@ def test_a_custom_architecture_that_a_plugin_registers(tiny, tmp_path: Path) -> 
     assert torch.equal(logits(bare.model, inputs), logits(theirs.model, inputs))
     again = loadkit.load(bare.save_pretrained(tmp_path / "saved"), plugin_manager=manager)
     assert torch.equal(logits(again.model, inputs), logits(bare.model, inputs))
+
+
+def test_packed_weights_may_be_stored_in_a_dtype_of_their_own(tiny) -> None:
+    loaded = loadkit.load(
+        tiny("mistral"), load_in_4bit=True, dtype="float32", bnb_4bit_quant_storage="bfloat16"
+    )
+    assert loaded.report.findings == ()

@@ -98,6 +98,12 @@ def computes_in_float32(model: Any) -> None:
             module.compute_type_is_set = True  # bitsandbytes takes the first input's dtype otherwise
 
 
+def infinite_scale(model: Any) -> None:
+    weight = model.model.layers[0].mlp.down_proj.weight
+    scales = weight.SCB if hasattr(weight, "SCB") else weight.quant_state.state2.absmax
+    scales[0] = float("inf")
+
+
 def on_meta(model: Any) -> None:
     model.model.norm.to("meta")
 
@@ -137,6 +143,8 @@ MUTANTS: dict[str, tuple[str | None, Wrong, set[str]]] = {
     "8-bit codes that aren't the file's": (
         "qlora-8bit", changed("model.layers.0.mlp.down_proj.weight", lambda p: p.data.fill_(7)), {"other-values"},
     ),
+    "an infinite scale": ("qlora-8bit", infinite_scale, {"scales-not-finite", "other-values"}),
+    "an infinite 4-bit scale": ("inference-4bit", infinite_scale, {"scales-not-finite"}),
     "another attention": (None, other_attention, {"attention"}),
     "attention modules with a config of their own": (None, attention_of_its_own, {"attention-called"}),
     "the cache on while training": ("full", cache_on, {"use-cache"}),

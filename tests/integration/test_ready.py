@@ -254,6 +254,12 @@ def test_the_reference_of_a_policy_trained_in_full_is_a_copy(tiny: Tiny) -> None
     assert not any(p.requires_grad for p in reference.parameters())
 
 
+def scales(model: Any) -> set[int]:
+    """Where the constants of 4-bit layers lie that the modules hold beside their weights."""
+    states = [state for m in model.modules() if (state := getattr(m, "quant_state", None)) is not None]
+    return {tensor.data_ptr() for state in states for tensor in (state.absmax, state.code)}
+
+
 @pytest.mark.parametrize("profile", ["full", "qlora", "qlora-8bit"])
 def test_a_bare_model_shares_its_storage_until_it_trains(tiny: Tiny, profile: str) -> None:
     """The trainer injects the adapter itself: the base stays as it is, and one copy is enough."""
@@ -264,6 +270,7 @@ def test_a_bare_model_shares_its_storage_until_it_trains(tiny: Tiny, profile: st
     before = logits(reference, inputs)
     held = {p.data_ptr() for p in loaded.model.parameters()}
     assert {p.data_ptr() for p in reference.parameters()} == held
+    assert scales(reference) == scales(loaded.model)
     policy = peft.get_peft_model(
         loaded.model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
     )

@@ -15,6 +15,7 @@ from integration.comparing import batch, logits
 
 import loadkit
 from loadkit.cli import main
+from loadkit.manifests import library_versions
 from loadkit.testing.checkpoints import make_adapter
 
 Tiny = Callable[..., Path]
@@ -123,3 +124,15 @@ def test_the_command_line_writes_replays_and_compares(
     assert "decision quantization" in out
     assert main(["diff", str(one), str(two), "--json"], standalone_mode=False) == 1
     assert any(d["what"] == "decision adapter" for d in json.loads(capsys.readouterr().out))
+
+
+def test_a_manifest_has_what_plugins_did_and_depend_on(tiny: Tiny) -> None:
+    loaded = loadkit.load(tiny("mistral"), "qlora")
+    assert any("repacking" in line for line in loaded.manifest().workarounds)
+    assert not any(
+        "repacking" in line for line in loadkit.load(tiny("mistral"), "lora").manifest().workarounds
+    )
+    plugins = {**loaded.plan.plugins, "third": "pytest 9"}  # a distribution that is here, and needs others
+    versions = library_versions(msgspec.structs.replace(loaded.plan, plugins=plugins))
+    assert {"pytest", "pluggy", "torch"} <= set(versions)
+    assert "pluggy" not in library_versions(loaded.plan)
