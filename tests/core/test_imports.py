@@ -63,6 +63,7 @@ def test_the_core_names_no_plugin() -> None:
 
 
 KNOWN_BY_NAME = {
+    "doctor.py": "versions of the libraries that loadkit itself requires, and what is known of them",
     "compat": "the trainers' own arguments, by their names",
     "recipes": "the recipes' own keys, by their names",
     "testing": "makes checkpoints that plain transformers quantized",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def light_import(subject: Subject, scenario: Scenario) -> None:
         f"import importlib, sys; importlib.import_module({module!r}); "
         f"print(*(m for m in {HEAVY!r} if m in sys.modules))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = _elsewhere(code)
     if found.returncode:
         last = found.stderr.strip().splitlines()[-1:] or ["it ended without a word"]
         raise Unmet(f"importing {module} in a process of its own fails: {last[0]}")
@@ -82,11 +83,19 @@ def light_planning(subject: Subject, scenario: Scenario) -> None:
         "manager = PluginManager(environ={}); before = set(sys.modules); plan_of(PLAIN, manager); "
         f"print(*(m for m in {HEAVY!r} if m in sys.modules and m not in before))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = _elsewhere(code)
     if found.returncode:
         raise Unmet(f"planning in a process of its own fails: {found.stderr.strip().splitlines()[-1]}")
     if found.stdout.strip():
         raise Unmet(f"planning imports {', '.join(found.stdout.split())}")
+
+
+def _elsewhere(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own that finds the same modules."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
 
 
 def _module(subject: Subject) -> str:

@@ -55,6 +55,11 @@ def without_smollm3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loadkit.pipeline, "read_library", older)
 
 
+NOT_INSTALLED = pytest.mark.filterwarnings("ignore:LOADKIT_DISABLE names 'smollm3'")
+"""It is left out by name, should it be installed."""
+
+
+@NOT_INSTALLED
 def test_the_plugin_serves_where_transformers_lacks_it(
     make, manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +77,7 @@ def test_the_plugin_serves_where_transformers_lacks_it(
     assert codes(caught) == ["smollm3-implementation"]
 
 
+@NOT_INSTALLED
 def test_it_abstains_elsewhere(make, manager) -> None:
     bare = loadkit.PluginManager(environ={"LOADKIT_DISABLE": "smollm3"})
     theirs = loadkit.plan(make("mistral"), plugin_manager=manager)
