@@ -37,8 +37,13 @@ def audit(
     Raises:
         PluginError: a plugin failed while looking.
     """
-    answers = manager.answers(
-        hooks.loadkit_audit_model, plan=plan, model=model, loading=loading, processing_class=processing_class
+    given = manager.collect(
+        hooks.loadkit_audit_model,
+        Finding,
+        plan=plan,
+        model=model,
+        loading=loading,
+        processing_class=processing_class,
     )
-    found = [*earlier, *(finding for _, given in answers for finding in given)]
+    found = [*earlier, *given]
     return tuple(sorted(found, key=lambda f: (ORDER.index(f.severity), f.stage, f.code, f.message)))

@@ -291,6 +291,24 @@ class PluginManager:
             if answer is not None:
                 yield impl.plugin_name, answer
 
+    def collect(self, hook: Callable[P, Any], kind: type[T], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Call a hook of every plugin that returns several values of one kind; all of them.
+
+        Raises:
+            PluginError: a plugin raised, or answered something else.
+        """
+        found: list[T] = []
+        for plugin, answer in self.answers(hook, *args, **kwargs):
+            given = list(answer) if isinstance(answer, list | tuple | set | frozenset) else [answer]
+            for item in given:
+                if not isinstance(item, kind):
+                    fault = (
+                        f"it answered {answer!r}; this hook returns several {kind.__name__} values, or none"
+                    )
+                    raise PluginError(plugin, fault, hook=hook.__name__)
+            found += given
+        return found
+
     def first(self, hook: Callable[P, T | None], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
         """Call an action hook: the first result that isn't None. loadkit's own plugins are asked last, the others by their names.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -261,26 +261,36 @@ class _Decisions:
     def further_kwargs(self) -> None:
         """Decide every further keyword argument on its own."""
         claims: dict[str, list[StampedClaim]] = {}
-        answers = self._guarded(
-            "kwargs",
-            lambda: list(
-                self.manager.answers(hooks.loadkit_contribute_kwargs, context=self.context, plan=self.plan())
-            ),
-        )
-        for plugin, contributed in answers or ():
-            for key, given in (contributed or {}).items():
-                if key in OWNED_KWARGS:
-                    self.problems.append(_owned(key, plugin))
-                    continue
-                claims.setdefault(key, []).extend(
-                    StampedClaim(plugin, claim) for claim in ([given] if isinstance(given, Claim) else given)
-                )
+        for plugin, key, given in self._guarded("kwargs", self._contributed) or ():
+            if key in OWNED_KWARGS:
+                self.problems.append(_owned(key, plugin))
+            else:
+                claims.setdefault(key, []).extend(StampedClaim(plugin, claim) for claim in given)
         for key in sorted(claims):
             decided = decide(KWARGS + key, claims[key], option=f"model_kwargs={{{key!r}: …}}")
             if isinstance(decided, Problem):
                 self.problems.append(decided)
             elif decided is not None:
                 self.decisions.append(decided)
+
+    def _contributed(self) -> list[tuple[str, str, Sequence[Claim[Any]]]]:
+        """Every contribution as (plugin, keyword, claims)."""
+        found: list[tuple[str, str, Sequence[Claim[Any]]]] = []
+        hook = hooks.loadkit_contribute_kwargs
+        for plugin, contributed in self.manager.answers(hook, context=self.context, plan=self.plan()):
+            items = contributed.items() if isinstance(contributed, Mapping) else None
+            for key, given in items or ():
+                claims: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+                if not all(isinstance(claim, Claim) for claim in claims):
+                    items = None
+                    break
+                found.append((plugin, key, claims))
+            if items is None:
+                fault = (
+                    f"it answered {contributed!r}; this hook returns a mapping of keyword to Claim, or None"
+                )
+                raise PluginError(plugin, fault, hook=hook.__name__)
+        return found
 
     def check(self) -> None:
         """Let every plugin look at the whole plan, if it is whole."""
@@ -290,11 +300,11 @@ class _Decisions:
         self.memory = self._guarded("memory", lambda: estimate(self.context, plan, self.manager))
         plan = msgspec.structs.replace(plan, memory=self.memory)
         self.problems += check_memory(self.context, plan)
-        answers = self._guarded(
+        found = self._guarded(
             "check",
-            lambda: list(self.manager.answers(hooks.loadkit_check_plan, context=self.context, plan=plan)),
+            lambda: self.manager.collect(hooks.loadkit_check_plan, Problem, context=self.context, plan=plan),
         )
-        self.problems += [problem for _, given in answers or () for problem in given]
+        self.problems += found or ()
 
     def plan(self) -> Plan:
         """The plan as far as it is decided."""
