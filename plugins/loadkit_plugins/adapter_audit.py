@@ -23,10 +23,11 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
     wanted = sorted(a.name for a in planned.members) if planned else []
     if found != wanted:
         return [_finding("adapter", ", ".join(wanted) or "none", ", ".join(found) or "none")]
-    return list(_findings(planned, model)) if planned else []
+    cache = plan.kwargs.get("cache_dir")
+    return list(_findings(planned, model, cache)) if planned else []
 
 
-def _findings(planned: Adapters, model: Any) -> Iterator[Finding]:
+def _findings(planned: Adapters, model: Any, cache: str | None) -> Iterator[Finding]:
     active = model.active_adapter
     if active != planned.active:
         yield _finding("active-adapter", planned.active, str(active))
@@ -36,7 +37,7 @@ def _findings(planned: Adapters, model: Any) -> Iterator[Finding]:
         dtypes = {str(p.dtype).removeprefix("torch.") for p in own}
         if dtypes - {adapter.dtype}:
             yield _finding("adapter-dtype", adapter.dtype, ", ".join(sorted(dtypes)))
-        if adapter.source and (different := _differing(adapter, model)):
+        if adapter.source and (different := _differing(adapter, model, cache)):
             yield _finding("adapter-values", "the tensors of its file", f"others in {different}")
     training = [a.name for a in planned.members if a.trainable and a.name == planned.active]
     strangers = [n for n, p in named if p.requires_grad and not set(training) & set(n.split("."))]
@@ -48,13 +49,13 @@ def _findings(planned: Adapters, model: Any) -> Iterator[Finding]:
         yield _finding("trainable", "the active adapter trains", "nothing trains")
 
 
-def _differing(adapter: Adapter, model: Any) -> str:
+def _differing(adapter: Adapter, model: Any, cache: str | None) -> str:
     """The first tensor of an existing adapter that isn't what its file has; "" where all of a sample are."""
     import peft
     import torch
     from safetensors import safe_open
 
-    path = _file(adapter)
+    path = _file(adapter, cache)
     if path is None:
         return ""
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter.name, save_embedding_layers=False)
@@ -67,14 +68,14 @@ def _differing(adapter: Adapter, model: Any) -> str:
     return ""
 
 
-def _file(adapter: Adapter) -> str | None:
-    """Its safetensors file on this machine; None where it is a pickle, or lies in a cache of its own."""
+def _file(adapter: Adapter, cache: str | None) -> str | None:
+    """Its safetensors file on this machine; None where it is a pickle."""
     from huggingface_hub import try_to_load_from_cache
 
     if not adapter.revision:
         path = os.path.join(adapter.source, WEIGHTS)
         return path if os.path.isfile(path) else None
-    found = try_to_load_from_cache(adapter.source, WEIGHTS, revision=adapter.revision)
+    found = try_to_load_from_cache(adapter.source, WEIGHTS, cache_dir=cache, revision=adapter.revision)
     return found if isinstance(found, str) else None
 
 
