@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loadkit.claims import Claim, Decision, Overruled, PassedOver, Strength
     from loadkit.context import Context
+    from loadkit.entries import Entries, Entry
     from loadkit.errors import (
         AuditError,
         Finding,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from loadkit.recipes import Recipe, read_recipe
     from loadkit.replaying import ReplayError, ReplayWarning
     from loadkit.report import Change, Loading, Measurements, Report
+    from loadkit.shortcuts import LoadingAid, Shortcut, Stored
     from loadkit.values import (
         Adapter,
         Adapters,
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
 _HOMES: dict[str, tuple[str, ...]] = {
     "claims": ("Claim", "Decision", "Overruled", "PassedOver", "Strength"),
     "context": ("Context",),
+    "entries": ("Entries", "Entry"),
     "errors": (
         "AuditError",
         "Finding",
@@ -99,6 +102,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "recipes": ("Recipe", "read_recipe"),
     "replaying": ("ReplayError", "ReplayWarning"),
     "report": ("Change", "Loading", "Measurements", "Report"),
+    "shortcuts": ("LoadingAid", "Shortcut", "Stored"),
     "values": (
         "Adapter",
         "Adapters",
@@ -137,6 +141,8 @@ __all__ = [
     "Context",
     "Decision",
     "Difference",
+    "Entries",
+    "Entry",
     "Experimental",
     "Family",
     "File",
@@ -147,6 +153,7 @@ __all__ = [
     "LoadError",
     "Loaded",
     "Loading",
+    "LoadingAid",
     "LoadkitError",
     "LoadkitWarning",
     "Machine",
@@ -180,6 +187,8 @@ __all__ = [
     "Report",
     "Request",
     "Severity",
+    "Shortcut",
+    "Stored",
     "Strength",
     "Support",
     "Supported",
