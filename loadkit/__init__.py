@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loadkit.claims import Claim, Decision, Overruled, PassedOver, Strength
     from loadkit.context import Context
-    from loadkit.entries import Entries, Entry
+    from loadkit.entries import Entries, Entry, Record
     from loadkit.errors import (
         AuditError,
         Finding,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from loadkit.facts.topology import Topology
     from loadkit.hookspecs import hookimpl
     from loadkit.inference import InferenceMode
+    from loadkit.integrity import checksum, checksums, file_checksums
     from loadkit.loading import Loaded, LoadkitWarning, load, load_processing_class
     from loadkit.manager import PluginInfo, PluginManager, PluginWarning
     from loadkit.manifests import Difference, FileProof, Manifest, differences
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from loadkit.replaying import ReplayError, ReplayWarning
     from loadkit.report import Change, Loading, Measurements, Report
     from loadkit.shortcuts import LoadingAid, Shortcut, Stored
+    from loadkit.units import size
     from loadkit.values import (
         Adapter,
         Adapters,
@@ -72,7 +74,8 @@ if TYPE_CHECKING:
 _HOMES: dict[str, tuple[str, ...]] = {
     "claims": ("Claim", "Decision", "Overruled", "PassedOver", "Strength"),
     "context": ("Context",),
-    "entries": ("Entries", "Entry"),
+    "integrity": ("checksum", "checksums", "file_checksums"),
+    "entries": ("Entries", "Entry", "Record"),
     "errors": (
         "AuditError",
         "Finding",
@@ -103,6 +106,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "replaying": ("ReplayError", "ReplayWarning"),
     "report": ("Change", "Loading", "Measurements", "Report"),
     "shortcuts": ("LoadingAid", "Shortcut", "Stored"),
+    "units": ("size",),
     "values": (
         "Adapter",
         "Adapters",
@@ -182,6 +186,7 @@ __all__ = [
     "Profile",
     "Quantization",
     "Recipe",
+    "Record",
     "ReplayError",
     "ReplayWarning",
     "Report",
@@ -199,7 +204,10 @@ __all__ = [
     "Unsupported",
     "Vocabulary",
     "Weight",
+    "checksum",
+    "checksums",
     "differences",
+    "file_checksums",
     "hookimpl",
     "load",
     "load_processing_class",
@@ -208,6 +216,7 @@ __all__ = [
     "read_profile",
     "read_profiles",
     "read_recipe",
+    "size",
 ]
 
 

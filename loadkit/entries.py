@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import time
@@ -98,6 +99,11 @@ class Entries:
         off = env.get("LOADKIT_QUANTIZED_CACHE", "").strip().lower()
         self.off = f"LOADKIT_QUANTIZED_CACHE={off}" if off in ("0", "false", "no", "off") else ""
         self._limit = _limit(env.get("LOADKIT_CACHE_MAX", ""))
+
+    @property
+    def processor(self) -> str:
+        """The kind of processor that this machine's bytes are computed by, such as "x86_64"."""
+        return platform.machine()
 
     def find(self, key: str) -> Entry | None:
         """The entry of that key, if all its files are there with the bytes that they had."""

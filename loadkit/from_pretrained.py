@@ -97,17 +97,17 @@ def _load(
             **kwargs,
         )
         if stored is not None:
-            _as_from(plan.checkpoint.location, model)
+            _as_from(plan.checkpoint.location, stored.folder, model)
     return LoadedModel(model, _loading(info), own_cache)
 
 
-def _as_from(location: str, model: Any) -> None:
+def _as_from(location: str, folder: str, model: Any) -> None:
     """Have a model that was loaded from what is stored say the same of itself as one that was quantized while loading."""
     model.hf_quantizer.pre_quantized = False
-    model.name_or_path = location
-    for _, nested in configs(model.config):
-        if getattr(nested, "_name_or_path", ""):
-            nested._name_or_path = location
+    named = [(module, "name_or_path") for module in model.modules()]
+    for each, name in [*named, *((nested, "_name_or_path") for _, nested in configs(model.config))]:
+        if getattr(each, name, None) == folder:
+            setattr(each, name, location)
 
 
 def load_config(plan: Plan, token: str | bool | None = None) -> tuple[Any, dict[str, Any]]:
