@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from loadkit.replaying import ReplayError, ReplayWarning
     from loadkit.report import Change, Loading, Measurements, Report
     from loadkit.shortcuts import LoadingAid, Shortcut, Stored
-    from loadkit.units import size
+    from loadkit.units import size, span
     from loadkit.values import (
         Adapter,
         Adapters,
@@ -106,7 +106,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "replaying": ("ReplayError", "ReplayWarning"),
     "report": ("Change", "Loading", "Measurements", "Report"),
     "shortcuts": ("LoadingAid", "Shortcut", "Stored"),
-    "units": ("size",),
+    "units": ("size", "span"),
     "values": (
         "Adapter",
         "Adapters",
@@ -217,6 +217,7 @@ __all__ = [
     "read_profiles",
     "read_recipe",
     "size",
+    "span",
 ]
 
 

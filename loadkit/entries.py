@@ -16,15 +16,16 @@ import msgspec
 
 from loadkit.errors import LoadkitError
 from loadkit.facts.cache_folder import cache_folder
+from loadkit.integrity import checksum, file_checksums
 from loadkit.units import size
 from loadkit.writing import write_whole
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["Entries", "Entry", "Record"]
+__all__ = ["Entries", "Entry", "Record", "size_limit"]
 
-SHARE = 0.1
+SHARE = "10%"
 """The part of its disk that the cache may take, where LOADKIT_CACHE_MAX says nothing else."""
 
 SPARE = 0.02
@@ -45,7 +46,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         key: the entry's name.
         created: seconds since 1970.
         files: file name to bytes.
-        digests: file or tensor name to a checksum, as whoever wrote the entry means it.
+        digests: file name to its checksum; for a safetensors file, those of its tensors and its header.
         about: what it was made from, for people.
         more: what whoever wrote it needs to know again.
     """
@@ -81,6 +82,21 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds since it was made; 0 where the clock was put back."""
         return max(0.0, time.time() - self.record.created)
 
+    def damage(self) -> str:
+        """What isn't as it was written; "" for nothing. Every byte is read."""
+        folder, digests = Path(self.folder), self.record.digests
+        found: dict[str, str] = {}
+        try:
+            for name in self.record.files:
+                if name.endswith(".safetensors"):
+                    found |= file_checksums(folder / name)
+                else:
+                    found[name] = checksum((folder / name).read_bytes())
+        except (OSError, ValueError) as error:
+            return str(error)
+        wrong = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
+        return f"{wrong[0] or 'the header'} has another checksum" if wrong else ""
+
 
 class Entries:
     """The entries under one folder. Reading never fails: what can't be read isn't there.
@@ -98,7 +114,8 @@ class Entries:
         self.root = (cache_folder(env) / "quantized") if root is None else root
         off = env.get("LOADKIT_QUANTIZED_CACHE", "").strip().lower()
         self.off = f"LOADKIT_QUANTIZED_CACHE={off}" if off in ("0", "false", "no", "off") else ""
-        self._limit = _limit(env.get("LOADKIT_CACHE_MAX", ""))
+        self._limit = env.get("LOADKIT_CACHE_MAX", "").strip() or SHARE
+        size_limit(self._limit, self.root)
 
     @property
     def processor(self) -> str:
@@ -135,13 +152,7 @@ class Entries:
     @property
     def limit(self) -> int:
         """Bytes that all entries may take together; 0 where the disk can't be asked."""
-        number, share = self._limit
-        if not share:
-            return int(number)
-        try:
-            return int(number * shutil.disk_usage(_existing(self.root)).total)
-        except OSError:
-            return 0
+        return size_limit(self._limit, self.root)
 
     def room_for(self, wanted: int) -> str:
         """Why an entry of so many bytes can't be kept; "" where it can.
@@ -289,17 +300,32 @@ def _hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def _limit(text: str) -> tuple[float, bool]:
-    """A size, or a share of the disk."""
-    if not text.strip():
-        return SHARE, True
+def size_limit(text: str, folder: Path) -> int:
+    """A limit as people write it, in bytes.
+
+    Parameters:
+        text: a size such as "50GB" or "20GiB", or a share of the disk such as "5%".
+        folder: which disk that is.
+
+    Returns:
+        Bytes; 0 for a share of a disk that can't be asked.
+
+    Raises:
+        LoadkitError: the text is neither.
+    """
     found = _LIMIT.fullmatch(text)
     if found is None:
         raise LoadkitError(
-            f"LOADKIT_CACHE_MAX is {text!r}, which isn't a size: write one such as 50GB, 20GiB or 5%, or 0 for no cache"
+            f"the limit of the cache was given as {text!r} (LOADKIT_CACHE_MAX, or --max), which isn't a size: "
+            "write one such as 50GB, 20GiB or 5%, or 0 for nothing"
         )
     number, unit = float(found[1]), found[2].lower()
-    return (min(number, 100) / 100, True) if unit == "%" else (number * _UNITS[unit], False)
+    if unit != "%":
+        return int(number * _UNITS[unit])
+    try:
+        return int(min(number, 100) / 100 * shutil.disk_usage(_existing(folder)).total)
+    except OSError:
+        return 0
 
 
 def _existing(path: Path) -> Path:

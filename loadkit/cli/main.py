@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "loadkit.cli.doctor",
         "Tell what is here: machine, versions, plugins, caches, and what profiles would do.",
     ),
+    "cache": ("loadkit.cli.cache", "Look after what is kept quantized: list, verify, prune, path."),
     "check": ("loadkit.cli.check", "Run the conformance checks on a plugin."),
     "profiles": ("loadkit.cli.profiles", "List the profiles and their options."),
 }

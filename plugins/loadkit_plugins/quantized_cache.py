@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from loadkit import Entries, LoadingAid, Machine, Option, Plan, Shortcut, hookimpl, size
+from loadkit import Entries, LoadingAid, Machine, Option, Plan, Shortcut, hookimpl, size, span
 
 NAME = "quantized-cache"
 
@@ -72,7 +72,7 @@ def loadkit_shortcuts(plan: Plan, identity: str, machine: Machine, entries: Entr
         return []
     entry = entries.find(key.name)
     if entry is not None:
-        age = _span(entry.age)
+        age = span(entry.age)
         line = f"quantized already, {age} ago: {size(entry.bytes)} in the cache ({key.name[:12]})"
         return [Shortcut(plugin=NAME, line=line)]
     if refused := entries.refused(key.name):
@@ -114,7 +114,7 @@ def key_of(plan: Plan, identity: str, machine: Machine, entries: Entries) -> Key
         return Key()
     asked = plan.request.asked("quantized_cache")
     if asked is not None and asked.value is False:
-        return Key(reason=f"{asked.because} quantized_cache=False")
+        return Key(reason=f"{asked.by} said quantized_cache=False")
     device = _device(plan, machine)
     remote = plan.model_class.implementation == "remote code"
     impossible = {
@@ -155,12 +155,3 @@ def _device(plan: Plan, machine: Machine) -> str:
     places = {device_map} if isinstance(device_map, str) else set(device_map.values())
     kinds = {machine.kind if isinstance(place, int) else place.partition(":")[0] for place in places}
     return str(kinds.pop()) if len(kinds) == 1 and not kinds & {"disk", "meta"} else ""
-
-
-def _span(seconds: float) -> str:
-    """A length of time in its largest whole unit."""
-    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
-        count = int(seconds // length)
-        if count:
-            return f"{count} {unit}{'s' if count > 1 else ''}"
-    return "less than a minute"

@@ -87,7 +87,7 @@ class Cached(LoadingAid):
             self._entries.drop(self._key)
             return None
         pool = ThreadPoolExecutor(1)
-        self._checking = pool.submit(damage, self._entry)
+        self._checking = pool.submit(self._entry.damage)
         pool.shutdown(wait=False)
         return Stored(folder=self._entry.folder, loading=loading)
 
@@ -224,24 +224,6 @@ class Cached(LoadingAid):
         finally:
             lock.release()
             _writing.discard(threading.current_thread())
-
-
-def damage(entry: Entry) -> str:
-    """What isn't as it was written; "" for nothing. Every byte of the entry is read.
-
-    Parameters:
-        entry: the entry.
-    """
-    folder, digests = Path(entry.folder), entry.record.digests
-    try:
-        found = file_checksums(folder / WEIGHTS)
-        found |= {
-            name: checksum((folder / name).read_bytes()) for name in entry.record.files if name != WEIGHTS
-        }
-    except (OSError, ValueError) as error:
-        return str(error)
-    wrong = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
-    return f"{wrong[0] or 'the header'} has another checksum" if wrong else ""
 
 
 def _unfit(model: Any, loading: Loading, device: str) -> str:
