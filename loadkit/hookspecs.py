@@ -12,13 +12,13 @@ Four kinds of hooks:
   no opinion; the strongest claim wins, and two of equal strength that differ are an error for the user to settle.
   Registration order decides nothing. Claim only what concerns you, and say why in one line. Where you would decide but
   can't, answer with a `Problem` that says why: it is shown if nobody else claims either.
-* **Collect** (`options`, `profiles`, `architectures`, `shortcuts`, `check_plan`, `shorten_loading`, `audit_model`, `workarounds`): every answer counts.
+* **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `shortcuts`, `shorten_loading`, `audit_model`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
 * **Act** (`build_quantization_config`, `load_model`, `compare_tensor`, `open_parameter`, and the phases from `fit_vocabulary` to `merge_adapters`): the first
   result that isn't None is used; return None for what isn't yours. loadkit's own plugins are asked last, the others by name. The core
   calls the phases always in the same order.
 
-Hooks up to `check_plan` run while planning: they must not import torch or transformers, and must not look at the machine,
+Hooks up to `shortcuts` run while planning: they must not import torch or transformers, and must not look at the machine,
 the environment or the network. All they need is in the frozen facts of `context`. The others run while loading.
 """
 
@@ -79,7 +79,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def loadkit_options() -> Sequence[Option]:  # type: ignore[empty-body]
     """Declare options that `plan()`, `load()` and the command line accept for your plugin.
 
-    Called once per plugin manager. Returns the declarations; a name that another plugin declares too is an error.
+    When:
+        Once per plugin manager, as soon as your plugin is registered.
+
+    Returns:
+        The declarations; a name that another plugin declares too is an error.
     """
 
 
@@ -87,7 +91,11 @@ def loadkit_options() -> Sequence[Option]:  # type: ignore[empty-body]
 def loadkit_profiles() -> Sequence[Profile]:  # type: ignore[empty-body]
     """Provide profiles: named sets of options with a sentence each.
 
-    Called once per plugin manager. Returns the profiles; two of one name are an error.
+    When:
+        Once per plugin manager, as soon as your plugin is registered.
+
+    Returns:
+        The profiles; two of one name are an error.
     """
 
 
@@ -95,7 +103,11 @@ def loadkit_profiles() -> Sequence[Profile]:  # type: ignore[empty-body]
 def loadkit_architectures() -> Sequence[Architecture]:  # type: ignore[empty-body]
     """Register model families: classes, attention support, LoRA targets, what not to quantize.
 
-    Called once per plugin manager. Returns the facts; two for one model type are an error.
+    When:
+        Once per plugin manager, as soon as your plugin is registered.
+
+    Returns:
+        The facts; two for one model type are an error.
     """
 
 
@@ -105,6 +117,9 @@ def loadkit_architectures() -> Sequence[Architecture]:  # type: ignore[empty-bod
 @hookspec
 def loadkit_choose_architecture(context: Context) -> Answer[ModelClass]:
     """Choose the class that loads the checkpoint. Some plugin must.
+
+    When:
+        The first decision of a plan, when request and facts have been read.
 
     Parameters:
         context: the facts.
@@ -120,6 +135,9 @@ def loadkit_choose_dtype(context: Context, architecture: ModelClass) -> Answer[s
 
     It is also the compute dtype of quantized layers and the dtype of a new adapter.
 
+    When:
+        After `architecture`.
+
     Parameters:
         context: the facts.
         architecture: the class decided before.
@@ -134,6 +152,9 @@ def loadkit_choose_attention(
     context: Context, architecture: ModelClass, dtype: str
 ) -> Answer[str | dict[str, str]]:
     """Choose `attn_implementation`. Some plugin must.
+
+    When:
+        After `dtype`.
 
     Parameters:
         context: the facts.
@@ -152,6 +173,9 @@ def loadkit_choose_quantization(
 ) -> Answer[Quantization | None]:
     """Choose how the weights are quantized, if at all. Nobody's claim means that they aren't.
 
+    When:
+        After `attention`.
+
     Parameters:
         context: the facts.
         architecture: the class decided before.
@@ -167,6 +191,9 @@ def loadkit_choose_device_map(
     context: Context, architecture: ModelClass, quantization: Quantization | None
 ) -> Answer[Placement]:
     """Choose where the weights go. Some plugin must.
+
+    When:
+        After `quantization`.
 
     Parameters:
         context: the facts.
@@ -184,6 +211,9 @@ def loadkit_choose_preparation(
 ) -> Answer[Preparation]:
     """Choose what is done to the model between loading and attaching an adapter. Some plugin must.
 
+    When:
+        After `device_map`.
+
     Parameters:
         context: the facts.
         architecture: the class decided before.
@@ -200,6 +230,9 @@ def loadkit_choose_use_cache(
 ) -> Answer[bool | None]:
     """Choose whether the model keeps a key-value cache. It is set on every (sub-)config that has the field.
 
+    When:
+        After `preparation`.
+
     Parameters:
         context: the facts.
         architecture: the class decided before.
@@ -213,6 +246,9 @@ def loadkit_choose_use_cache(
 @hookspec
 def loadkit_choose_processing(context: Context, architecture: ModelClass) -> Answer[Processing]:
     """Choose the tokenizer or processor. Some plugin must.
+
+    When:
+        After `use_cache`.
 
     Parameters:
         context: the facts.
@@ -232,6 +268,9 @@ def loadkit_choose_tokens(
     processing: Processing,
 ) -> Answer[Tokens | None]:
     """Choose the special tokens: which ends a text, which fills up a batch, which are added.
+
+    When:
+        After `processing`.
 
     Parameters:
         context: the facts.
@@ -256,6 +295,9 @@ def loadkit_choose_adapter(
 ) -> Answer[Adapters | None]:
     """Choose the adapters, new or existing. Nobody's claim means that there is none.
 
+    When:
+        After `tokens`: the last decision that is a stage of its own.
+
     Parameters:
         context: the facts.
         architecture: the class decided before.
@@ -275,6 +317,9 @@ def loadkit_contribute_kwargs(
 ) -> Mapping[str, Claim[Any] | Sequence[Claim[Any]]] | None:
     """Contribute further keyword arguments of `from_pretrained`, each decided on its own.
 
+    When:
+        After all stages are decided.
+
     Parameters:
         context: the facts.
         plan: the decisions so far.
@@ -289,6 +334,9 @@ def loadkit_estimate_weights(
     context: Context, plan: Plan, weights: Sequence[Weight]
 ) -> Mapping[str, Packed] | None:
     """Estimate what quantizing makes of the weights, for `plan.memory`.
+
+    When:
+        Once all is decided, where the weights will be quantized in memory.
 
     Parameters:
         context: the facts.
@@ -306,6 +354,9 @@ def loadkit_estimate_adapters(
 ) -> Sequence[Weight] | None:
     """Estimate the tensors that the adapters add, for `plan.memory`.
 
+    When:
+        Once all is decided, where the plan has adapters that it doesn't merge.
+
     Parameters:
         context: the facts.
         plan: all decisions.
@@ -318,8 +369,27 @@ def loadkit_estimate_adapters(
 
 
 @hookspec
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:  # type: ignore[empty-body]
+    """Look at the whole plan for what can't work on these facts.
+
+    When:
+        Once every stage that must be decided is, and the memory estimated; also where something else is wrong already.
+
+    Parameters:
+        context: the facts.
+        plan: all decisions.
+
+    Returns:
+        Problems, each with a remedy. One of severity "error" stops the request; all are reported together.
+    """
+
+
+@hookspec
 def loadkit_shortcuts(plan: Plan, identity: str, machine: Machine, entries: Entries) -> Sequence[Shortcut]:  # type: ignore[empty-body]
     """Tell what will make this load faster, or why it won't be. It changes no bit of the model; `loadkit_shorten_loading` does it.
+
+    When:
+        The last hook of planning, after the checks.
 
     Parameters:
         plan: all decisions.
@@ -332,19 +402,6 @@ def loadkit_shortcuts(plan: Plan, identity: str, machine: Machine, entries: Entr
     """
 
 
-@hookspec
-def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:  # type: ignore[empty-body]
-    """Look at the whole plan for what can't work on these facts.
-
-    Parameters:
-        context: the facts.
-        plan: all decisions.
-
-    Returns:
-        Problems, each with a remedy. One of severity "error" stops the request; all are reported together.
-    """
-
-
 # --- Loading ---------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +410,9 @@ def loadkit_build_quantization_config(
     plan: Plan, quantization: Quantization, skip_modules: Sequence[str] | None
 ) -> Any | None:
     """Build the object that `from_pretrained` takes as `quantization_config`. May import what it needs.
+
+    When:
+        Right before the model is loaded, where the plan quantizes.
 
     Parameters:
         plan: the plan.
@@ -369,6 +429,9 @@ def loadkit_build_quantization_config(
 def loadkit_load_model(plan: Plan) -> Any | None:
     """Load the model another way than by calling `from_pretrained`. Wrappers are allowed on this hook only.
 
+    When:
+        After the tokenizer or processor was loaded; once a load.
+
     Parameters:
         plan: the plan.
 
@@ -383,7 +446,8 @@ def loadkit_shorten_loading(
 ) -> LoadingAid | None:
     """Lend something to one load that makes it faster and changes no bit of the model.
 
-    Called once, before anything of the weights is read. Not called where `loadkit_load_model` had a taker.
+    When:
+        Before anything of the weights is read; not where `loadkit_load_model` had a taker.
 
     Parameters:
         plan: the plan.
@@ -401,7 +465,8 @@ def loadkit_shorten_loading(
 def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any) -> str | None:
     """Compare a parameter that your plugin quantized with what the checkpoint's file has for it.
 
-    Called for a sample of tensors right after loading. What nobody takes is compared by the core, value by value.
+    When:
+        For a sample of tensors, right after loading. What nobody takes is compared by the core, value by value.
 
     Parameters:
         plan: the plan.
@@ -418,7 +483,8 @@ def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any)
 def loadkit_open_parameter(plan: Plan, parameter: Any) -> Opened | None:
     """Tell what a parameter consists of that your plugin quantized, for the report to count weights and bytes.
 
-    Called for every parameter of the final model that has a class of its own, or holds integers.
+    When:
+        For every parameter of the final model that has a class of its own, or holds integers.
 
     Parameters:
         plan: the plan.
@@ -436,6 +502,9 @@ def loadkit_open_parameter(plan: Plan, parameter: Any) -> Opened | None:
 def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> Any | None:
     """Make embeddings, config and generation config agree with the tokenizer.
 
+    When:
+        The first phase after loading, where there is a tokenizer.
+
     Parameters:
         plan: the plan.
         model: the loaded `transformers.PreTrainedModel`.
@@ -450,6 +519,9 @@ def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> An
 def loadkit_dequantize(plan: Plan, model: Any) -> Any | None:
     """Turn a quantized model back into floating point, for an adapter to be merged into it.
 
+    When:
+        The second phase, where the plan dequantizes before merging an adapter.
+
     Parameters:
         plan: the plan.
         model: the loaded `transformers.PreTrainedModel`.
@@ -462,6 +534,9 @@ def loadkit_dequantize(plan: Plan, model: Any) -> Any | None:
 @hookspec(firstresult=True)
 def loadkit_prepare_quantized(plan: Plan, model: Any) -> Any | None:
     """Make a quantized model fit for training over it: freeze it, keep in float32 what must be.
+
+    When:
+        The third phase, where the plan trains over quantized weights.
 
     Parameters:
         plan: the plan.
@@ -476,6 +551,9 @@ def loadkit_prepare_quantized(plan: Plan, model: Any) -> Any | None:
 def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any | None:
     """Turn gradient checkpointing on.
 
+    When:
+        The fourth phase, where the plan checkpoints activations.
+
     Parameters:
         plan: the plan; `plan.preparation.gradient_checkpointing_kwargs` says how.
         model: the `transformers.PreTrainedModel`, frozen where it is quantized.
@@ -489,6 +567,9 @@ def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any | None:
 def loadkit_enable_input_gradients(plan: Plan, model: Any) -> Any | None:
     """Let gradients flow from the embeddings, so that a checkpointed frozen layer hands them on to the adapter.
 
+    When:
+        The fifth phase, where an adapter is trained under checkpointing.
+
     Parameters:
         plan: the plan.
         model: the `transformers.PreTrainedModel`, with gradient checkpointing on.
@@ -501,6 +582,9 @@ def loadkit_enable_input_gradients(plan: Plan, model: Any) -> Any | None:
 @hookspec(firstresult=True)
 def loadkit_attach_adapters(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -> Any | None:
     """Attach the adapters to the prepared model, and turn the active one on.
+
+    When:
+        The sixth phase, where the plan has adapters.
 
     Parameters:
         plan: the plan.
@@ -516,6 +600,9 @@ def loadkit_attach_adapters(plan: Plan, model: Any, adapters: Adapters, vocabula
 @hookspec(firstresult=True)
 def loadkit_merge_adapters(plan: Plan, model: Any, adapters: Adapters) -> Any | None:
     """Work the active adapter into the weights of the base.
+
+    When:
+        The last phase, where the plan merges the adapter.
 
     Parameters:
         plan: the plan.
@@ -533,6 +620,9 @@ def loadkit_audit_model(  # type: ignore[empty-body]
 ) -> Sequence[Finding]:
     """Compare the loaded model with what your stage decided.
 
+    When:
+        When all phases are done.
+
     Parameters:
         plan: the plan.
         model: the final model, with its adapter.
@@ -547,6 +637,9 @@ def loadkit_audit_model(  # type: ignore[empty-body]
 @hookspec
 def loadkit_workarounds(plan: Plan) -> Sequence[str]:  # type: ignore[empty-body]
     """Tell what your plugin does about faults of other libraries, for the manifest.
+
+    When:
+        With the audit, when the report is made.
 
     Parameters:
         plan: the plan.
