@@ -29,6 +29,13 @@ COLOURS = {"passed": "green", "failed": "bold red", "skipped": "dim", "newer": "
 )
 @click.option("--profile", default="", help="The profile to load those with.")
 @click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option to load those with, in JSON or as it is. Can be given several times.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds that a check may take in one scenario; what takes longer fails it, and the run goes on. 120 by default.",
@@ -39,6 +46,7 @@ def command(
     level: str | None,
     checkpoints: tuple[str, ...],
     profile: str,
+    options: tuple[str, ...],
     timeout: float | None,
     as_json: bool,
 ) -> None:
@@ -50,8 +58,10 @@ def command(
     from loadkit.cli.terminal import working
     from loadkit.testing import LEVEL, PATIENCE, Scenario, entries, run_apart
 
+    given = dict(map(_option, options))
+    told = ", ".join([profile or "no profile", *options])
     scenarios = [
-        Scenario(name=f"{Path(c).name} with {profile or 'no profile'}", checkpoint=c, profile=profile)
+        Scenario(name=f"{Path(c).name} with {told}", checkpoint=c, profile=profile, options=given)
         for c in checkpoints
     ]
     results: list[Result] = []
@@ -70,6 +80,17 @@ def command(
 
 FAILED = 7
 """Exit code where a check fails."""
+
+
+def _option(text: str) -> tuple[str, object]:
+    """Name and value of what was given as NAME=VALUE."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise click.BadParameter(f"{text!r} isn't NAME=VALUE", param_hint="--option")
+    try:
+        return name.replace("-", "_"), msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name.replace("-", "_"), value
 
 
 def _print(results: list[Result]) -> None:

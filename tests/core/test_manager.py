@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 import types
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+from distributions import distribution
 from examples import planned, problems
 
 import loadkit
@@ -53,13 +58,13 @@ class WrapsLoading:
 def fake_entry_points(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, object, str]) -> None:
     """Entry points of distributions that aren't installed: (name, plugin, distribution)."""
     points = []
-    for number, (name, plugin, distribution) in enumerate(found):
+    for number, (name, plugin, home) in enumerate(found):
         module = types.ModuleType(f"fake_plugin_{number}")
         module.plugin = plugin  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
         value = f"{module.__name__}:plugin" if plugin is not None else "no_such_module_at_all"
         entry = metadata.EntryPoint(name, value, "loadkit")
-        about = types.SimpleNamespace(name=distribution, version="1.2")
+        about = types.SimpleNamespace(name=home, version="1.2")
         vars(entry)["dist"] = about
         points.append(entry)
     real = list(metadata.entry_points(group="loadkit"))
@@ -139,6 +144,34 @@ def test_two_distributions_with_one_name(monkeypatch: pytest.MonkeyPatch) -> Non
         assert state(found, name)[0] == "broken"
         assert "a-dist and b-dist" in state(found, name)[1]
     assert planned(manager=found).dtype == "bfloat16"
+
+
+def test_two_installed_distributions_with_one_name(tmp_path: Path) -> None:
+    """Real metadata, in a process of its own: both are broken and named, the plan goes on, strictness makes it an error."""
+    plugin = "from loadkit import Claim, hookimpl\n\n@hookimpl\ndef loadkit_choose_dtype():\n    return Claim(value='float16', because='x')\n"
+    places = [
+        distribution(tmp_path / name, name, {f"lk_{name[-3:]}.py": plugin}, {"same": f"lk_{name[-3:]}"})
+        for name in ("loadkit-one", "loadkit-two")
+    ]
+    path = os.pathsep.join([*map(str, places), *filter(None, sys.path)])
+
+    def run(**environ: str) -> subprocess.CompletedProcess[str]:
+        code = "from loadkit.cli import main; main(['plugins', '--json'])"
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": path, **environ},
+        )  # fmt: skip
+
+    listed = {p["name"]: p for p in json.loads(run().stdout)}
+    assert "same" not in listed
+    for name in ("loadkit-one", "loadkit-two"):
+        about = listed[f"same ({name})"]
+        assert (about["state"], about["distribution"]) == ("broken", name)
+        assert "loadkit-one and loadkit-two both call a plugin 'same'; uninstall one" in about["reason"]
+    assert {p["state"] for p in listed.values() if p["distribution"] == "loadkit"} == {"active"}
+    strict = run(LOADKIT_STRICT="1")
+    assert strict.returncode != 0
+    assert "loadkit-one and loadkit-two both call a plugin 'same'" in strict.stderr
 
 
 def test_the_environment_chooses() -> None:

@@ -517,6 +517,9 @@ def test_what_a_quantized_checkpoint_contradicts_is_refused() -> None:
     assert "nf4" in problems(nf4, load_in_4bit=True, bnb_4bit_quant_type="fp4")["quantized-already"]
     assert "load_in_8bit=True" in problems(nf4, load_in_8bit=True)["quantized-already"]
     assert planned(nf4, load_in_4bit=True, bnb_4bit_quant_type="nf4").quantization is not None
+    for name, value in (("bnb_4bit_compute_dtype", "float16"), ("llm_int8_threshold", 4.0)):
+        assert f"{name}={value!r}" in problems(nf4, **{name: value})["quantized-already"]
+    assert planned(nf4, llm_int8_threshold=6.0, llm_int8_has_fp16_weight=False).quantization is not None
     stored = {"quant_method": "gptq", "bits": 4}
     gptq = checkpoint({**MISTRAL, "quantization_config": stored})
     assert "gptq" in problems(gptq, load_in_4bit=True)["quantized-already"]

@@ -325,6 +325,25 @@ def test_loadkits_own_plugins_load(profile: str) -> None:
     }
 
 
+def test_what_is_said_of_own_classes_counts_where_they_serve() -> None:
+    """A family that transformers has too, whose own classes don't serve here."""
+
+    class Own:
+        @hookimpl
+        def loadkit_architectures(self) -> list[Architecture]:
+            said = {"an_attention_of_its_own": Supported()}
+            return [
+                Architecture(
+                    model_type="mistral",
+                    models={"causal-lm": "transformers:LlamaForCausalLM"},
+                    attention=said,
+                )
+            ]
+
+    results = {r.code: r for r in run(Subject("mutant", Own()), scenarios=[TINY])}
+    assert (results["LK403"].verdict, "others serve" in results["LK403"].said) == ("skipped", True)
+
+
 # --- Levels, expectations, names ---------------------------------------------------------------------------------------------
 
 
