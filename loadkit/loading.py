@@ -213,9 +213,7 @@ def load(
         seconds=clock.seconds,
         peak_memory=peak_memory(),
         shortcuts=shortcuts,
-        workarounds=tuple(
-            line for _, given in manager.answers(hooks.loadkit_workarounds, plan=plan) for line in given
-        ),
+        workarounds=tuple(manager.collect(hooks.loadkit_workarounds, str, plan=plan)),
     )
     return _judged(Loaded(model, processing_class, plan, report), strict)
 

@@ -14,6 +14,7 @@ import msgspec
 import pluggy
 
 from loadkit import hookspecs
+from loadkit.answers import misfit
 from loadkit.claims import Claim, StampedClaim
 from loadkit.errors import LoadkitError, PluginError, Problem
 from loadkit.options import CORE_OPTIONS, Option, nearest
@@ -313,16 +314,27 @@ class PluginManager:
         """Call an action hook: the first result that isn't None. loadkit's own plugins are asked last, the others by their names.
 
         Raises:
-            PluginError: a plugin raised something that isn't a loadkit error.
+            PluginError: a plugin raised something that isn't a loadkit error, or answered something of another type.
         """
         caller = getattr(self._pluggy.hook, hook.__name__)
         own = {about.name for about in self.plugins if about.distribution == "loadkit"}
         impls = sorted(caller.get_hookimpls(), key=lambda i: (i.plugin_name in own, i.plugin_name))
         if any(impl.wrapper or impl.hookwrapper for impl in impls):
-            result: T | None = caller(**kwargs)
-            return result
-        answers = (_called(impl, kwargs, passing=LoadkitError) for impl in impls)
-        return next((answer for answer in answers if answer is not None), None)
+            names = ",".join(
+                sorted({impl.plugin_name for impl in impls})
+            )  # with a wrapper it may be any of them
+            try:
+                result: T | None = caller(**kwargs)
+            except LoadkitError:
+                raise
+            except Exception as error:
+                raise _attributed(names, hook.__name__, error) from error
+            return None if result is None else _fitting(result, names, hook.__name__)
+        for impl in impls:
+            answer = _called(impl, kwargs, passing=LoadkitError)
+            if answer is not None:
+                return _fitting(answer, impl.plugin_name, hook.__name__)
+        return None
 
     # --- What plugins provide ----------------------------------------------------------------------------------------
 
@@ -370,6 +382,16 @@ def _called(
         raise
     except Exception as error:
         raise _attributed(impl.plugin_name, impl.function.__name__, error) from error
+
+
+def _fitting(answer: T, plugin: str, hook: str) -> T:
+    """The answer, if it is of the hook's type."""
+    fault = misfit(hook, answer)
+    if fault:
+        raise PluginError(
+            plugin, f"{fault}; tell its author, or go on without it: LOADKIT_DISABLE={plugin}", hook=hook
+        )
+    return answer
 
 
 def _attributed(plugin: str, hook: str, error: Exception) -> PluginError:

@@ -271,18 +271,46 @@ def test_an_action_hook_names_who_failed_and_lets_loadkits_errors_through() -> N
         manager.first(hookspecs.loadkit_prepare_quantized, plan=None, model=None)  # type: ignore[arg-type]
 
 
+def test_around_a_wrapper_all_that_it_may_be_are_named() -> None:
+    class Loads:
+        @hookimpl
+        def loadkit_load_model(self) -> int:
+            return 5
+
+    class Fails:
+        @hookimpl
+        def loadkit_load_model(self) -> None:
+            raise ZeroDivisionError("by nought")
+
+    for plugin, words in (
+        (Loads(), "it answered 5; this hook returns a torch.nn.Module"),
+        (Fails(), "ZeroDivisionError: by nought"),
+    ):
+        found = PluginManager(entry_points=False, environ={})
+        found.register(WrapsLoading(), "wraps")
+        found.register(plugin, "loads")
+        with pytest.raises(PluginError, match=f"'loads,wraps' in loadkit_load_model: .*{words}"):
+            found.first(hookspecs.loadkit_load_model, plan=None)  # type: ignore[arg-type]
+
+
 def test_loadkits_own_plugins_are_asked_last() -> None:
     """So that another plugin can take a phase over, whatever its name."""
 
+    class Model:
+        def named_parameters(self) -> list[object]:
+            return []
+
+    taken = Model()
+
     class Taking:
         @hookimpl
-        def loadkit_checkpoint_activations(self, model: object) -> str:
-            return "taken"
+        def loadkit_checkpoint_activations(self, model: object) -> Model:
+            return taken
 
     for name in ("aaa", "zzz"):
         manager = PluginManager(environ={})
         manager.register(Taking(), name)
-        assert manager.first(hookspecs.loadkit_checkpoint_activations, plan=None, model=None) == "taken"  # type: ignore[arg-type]
+        assert manager.first(hookspecs.loadkit_checkpoint_activations, plan=None, model=None) is taken  # type: ignore[arg-type]
 
 
 # --- Plugins from other times ------------------------------------------------------------------------------------------------
