@@ -331,7 +331,7 @@ class PluginManager:
                 raise _attributed(names, hook.__name__, error) from error
             return None if result is None else _fitting(result, names, hook.__name__)
         for impl in impls:
-            answer = _called(impl, kwargs, passing=LoadkitError)
+            answer: T | None = _called(impl, kwargs, passing=LoadkitError)
             if answer is not None:
                 return _fitting(answer, impl.plugin_name, hook.__name__)
         return None
