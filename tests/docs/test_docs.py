@@ -21,6 +21,7 @@ PAGES_THAT_RUN = (
     "tutorial/first-plugin.md",
     "how-to/adapters.md",
     "how-to/bring-an-architecture.md",
+    "how-to/check-a-plugin.md",
     "how-to/choose-a-profile.md",
     "how-to/dpo.md",
     "how-to/move-to-loadkit.md",
