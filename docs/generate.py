@@ -105,7 +105,7 @@ def conformance() -> str:
     page = [
         NOTE,
         "# Conformance checks",
-        "What `loadkit check NAME` and `loadkit.testing.conformance` hold a plugin to. Codes are stable; a newer check warns before it breaks. "
+        "What `loadkit check NAME` and `loadkit.testing.conformance` hold a plugin to. Codes are stable; a newer check warns before it breaks.",
         "[Check a plugin](../how-to/check-a-plugin.md) tells how they are run: scenarios, profiles, levels, time limits.",
     ]
     for group in dict.fromkeys(c.group for c in known_checks()):

@@ -64,6 +64,9 @@ API = "1.0"
 RENAMED: Mapping[str, str] = {}
 """Hooks' old names to the present ones: a plugin that still uses one works, with a warning that names it."""
 
+RENAMED_PARAMETERS: Mapping[str, Mapping[str, str]] = {}
+"""Hook to its parameters' old names and the present ones, likewise."""
+
 T = TypeVar("T")
 Answer: TypeAlias = Claim[T] | Problem | Sequence[Claim[T] | Problem] | None
 """What a decision hook returns."""

@@ -80,7 +80,7 @@ class PluginWarning(UserWarning):
 
 
 class _Pluggy(pluggy.PluginManager):
-    """pluggy's manager, which takes hooks under their old names too."""
+    """pluggy's manager, which takes hooks and parameters under their old names too."""
 
     registering = ""
 
@@ -102,6 +102,19 @@ class _Pluggy(pluggy.PluginManager):
                 stacklevel=2,
             )
         return opts
+
+    def _verify_hook(self, hook: Any, hookimpl: Any) -> None:
+        """As pluggy's (1.7), with old names of parameters replaced: an implementation is called by position, so that is all it takes."""
+        renamed = hookspecs.RENAMED_PARAMETERS.get(hook.name, {})
+        for old in (name for name in hookimpl.argnames if name in renamed):
+            warnings.warn(
+                f"the plugin {hookimpl.plugin_name!r} has the parameter {old} in {hook.name}, which is called {renamed[old]} now: the "
+                "old name works until the next major version",
+                PluginWarning,
+                stacklevel=2,
+            )
+        hookimpl.argnames = tuple(renamed.get(name, name) for name in hookimpl.argnames)
+        super()._verify_hook(hook, hookimpl)
 
 
 class PluginManager:

@@ -348,6 +348,24 @@ def test_an_old_plugin_works_in_todays_core(monkeypatch: pytest.MonkeyPatch) -> 
     assert planned(manager=asked).why("dtype").plugin == "old"
 
 
+def test_an_old_name_of_a_parameter_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = {"loadkit_choose_dtype": {"facts": "context"}}
+    monkeypatch.setattr(hookspecs, "RENAMED_PARAMETERS", renamed)
+
+    class Old:
+        @hookimpl
+        def loadkit_choose_dtype(self, architecture: object, facts: loadkit.Context) -> Claim[str]:
+            return Claim(value="float32", because=f"it is {facts.checkpoint.model_type}")
+
+    asked = PluginManager(environ={})
+    words = "plugin 'old' has the parameter facts in loadkit_choose_dtype, which is called context now"
+    with pytest.warns(manager.PluginWarning, match=words):
+        asked.register(Old(), "old")
+    assert planned(manager=asked).why("dtype").because == "it is mistral"
+    with pytest.raises(PluginError, match="nonsense"):
+        asked.register(WantsTooMuch(), "wrong")
+
+
 @pytest.mark.parametrize("variable", ["LOADKIT_DISABLE", "LOADKIT_PLUGINS"])
 def test_a_name_that_no_plugin_has_is_told(variable: str) -> None:
     with pytest.warns(manager.PluginWarning, match=f"{variable} names 'dtpye'.*did you mean 'dtype'"):
