@@ -120,3 +120,23 @@ def test_elsewhere_than_on_linux_nothing_happens(tmp_path: Path, monkeypatch: py
     assert release(mappings, []) == 0
     trim()
     assert resident(path) > 7 * 2**20
+
+
+class Packed(torch.Tensor):
+    """A tensor without a storage of its own, as some quantizers make them."""
+
+    @staticmethod
+    def __new__(cls, shape: tuple[int, ...]) -> Packed:
+        return torch.Tensor._make_wrapper_subclass(cls, shape)  # type: ignore[attr-defined,no-any-return]
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return args[0] if func is torch.ops.aten.detach.default else NotImplemented
+
+
+def test_parameters_without_a_storage_stop_nothing(tiny) -> None:
+    with released_while_loading([tiny("mistral") / "model.safetensors"]):
+        torch.nn.LazyLinear(2)
+        holder = torch.nn.Module()
+        holder.weight = torch.nn.Parameter(Packed((4, 4)), requires_grad=False)
+    assert isinstance(holder.weight, Packed)
