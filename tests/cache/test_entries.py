@@ -119,7 +119,8 @@ def test_a_failed_writing_is_remembered_for_a_while(
     entries.abandon("a1", "the disk was full")
     assert entries.refused("a1") == "the disk was full"
     entries.abandon("b2", "it loads otherwise", lasting=True)
-    monkeypatch.setattr(time, "time", lambda later=time.time() + store.REFUSAL_SECONDS + 1: later)
+    later = time.time() + store.REFUSAL_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: later)
     assert entries.refused("a1") == ""
     assert entries.refused("b2") == "it loads otherwise"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from loadkit_plugins.quantized_entries import finish_writing
 from zoo.expected import model_types
 from zoo.sweeping import make
 
 import loadkit
+from loadkit_plugins.quantized_entries import finish_writing
 
 NOT_KEPT = {
     "deepseek_ocr2": "transformers 5.23 renames parts of its stored form again",
