@@ -450,7 +450,8 @@ def loadkit_shorten_loading(
     """Lend something to one load that makes it faster and changes no bit of the model.
 
     When:
-        Before anything of the weights is read; not where `loadkit_load_model` had a taker.
+        Once, right after planning, while torch isn't imported yet: the libraries come in while what lies ready is looked through. Not used
+        where `loadkit_load_model` has a taker.
 
     Parameters:
         plan: the plan.
