@@ -116,7 +116,7 @@ def _refused(plan: Plan, machine: Machine) -> str:
     """Why the compiled kernels don't serve, as far as that can be told without them; "" where nothing speaks against them."""
     asked = plan.request.asked("cpu_kernels")
     if asked is not None and not asked.value:
-        return f"{asked.because}"
+        return f"cpu_kernels=False, and {asked.because}"
     for package, proved in PROVED.items():
         version = machine.version(package)
         if version is None:

@@ -24,7 +24,7 @@ SMALLEST = np.float32(1e-38)
 """What bitsandbytes divides by at least."""
 
 
-@njit(nogil=True)  # type: ignore[misc]
+@njit(nogil=True)
 def quantize(
     halves: Any,
     kind: int,
@@ -76,7 +76,7 @@ def quantize(
         _pack(found[:size], packed[begin // 2 : (begin + size) // 2])
 
 
-@njit(nogil=True)  # type: ignore[misc]
+@njit(nogil=True)
 def _largest(values: Any) -> Any:
     """The largest magnitude. Magnitudes order like their bits, and NaN comes last."""
     bits = values.view(np.int32)
@@ -86,19 +86,19 @@ def _largest(values: Any) -> Any:
     return np.int32(largest).view(np.float32)
 
 
-@njit(nogil=True)  # type: ignore[misc]
+@njit(nogil=True)
 def _multiply(values: Any, factor: Any) -> None:
     for i in range(values.size):
         values[i] *= factor
 
 
-@njit(nogil=True)  # type: ignore[misc]
+@njit(nogil=True)
 def _divide(values: Any, divisor: Any) -> None:
     for i in range(values.size):
         values[i] /= divisor
 
 
-@njit(nogil=True)  # type: ignore[misc]
+@njit(nogil=True)
 def _choose(values: Any, bounds: Any, codes: Any, found: Any) -> None:
     """The code of each value's interval. Written out, for a loop over the bounds doesn't become vector instructions."""
     b0, b1, b2, b3, b4, b5, b6, b7 = (
@@ -154,7 +154,7 @@ def _choose(values: Any, bounds: Any, codes: Any, found: Any) -> None:
         found[i] = code
 
 
-@njit(nogil=True)  # type: ignore[misc]
+@njit(nogil=True)
 def _pack(found: Any, packed: Any) -> None:
     for i in range(packed.size):
         packed[i] = np.uint8(found[2 * i] << np.uint8(4)) | found[2 * i + 1]

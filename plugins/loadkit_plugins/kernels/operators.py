@@ -99,13 +99,8 @@ def quantize_rows(own: Own, crew: Crew) -> Own:
     """
 
     def kernel(weights: Any, threshold: float = 0.0) -> Any:
-        if (
-            weights.dtype != torch.float16
-            or weights.dim() != 2
-            or threshold > 0
-            or not weights.numel()
-            or _flushing()
-        ):
+        plain = weights.dtype == torch.float16 and weights.dim() == 2 and weights.is_contiguous()
+        if not plain or threshold > 0 or not weights.numel() or _flushing():
             return own(weights, threshold)
         halves = _halves(weights)
         height, width = weights.shape

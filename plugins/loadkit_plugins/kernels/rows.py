@@ -20,7 +20,7 @@ ROUNDER = np.float32(1.5 * 2**23)
 """Added to a float32 below 2^22, it leaves the value rounded half to even in the low bits."""
 
 
-@njit(nogil=True)  # type: ignore[misc]
+@njit(nogil=True)
 def quantize_rows(halves: Any, width: int, start: int, stop: int, rounded: Any, stats: Any) -> None:
     """Quantize some rows of a float16 matrix.
 
@@ -44,7 +44,7 @@ def quantize_rows(halves: Any, width: int, start: int, stop: int, rounded: Any, 
                 target[i] = np.int8(0)
 
 
-@njit(nogil=True)  # type: ignore[misc]
+@njit(nogil=True)
 def _round(values: Any, factor: Any, rounded: Any) -> None:
     for i in range(values.size):
         shifted = np.float32(values[i] * factor) + ROUNDER

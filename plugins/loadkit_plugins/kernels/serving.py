@@ -88,7 +88,8 @@ def _start(operator: str, folder: Path | None, say: Callable[[str], None]) -> st
     if _verdicts[operator]:
         crew.close()
         return _verdicts[operator]
-    library = torch.library.Library("bitsandbytes", "IMPL")
+    make: Any = torch.library.Library  # untyped in torch 2.13
+    library = make("bitsandbytes", "IMPL")
     library.impl(operator, kernel, "CPU")
     _services[operator] = _Service(library, crew)
     _loads[operator] = 1

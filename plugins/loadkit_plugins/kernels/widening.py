@@ -22,7 +22,7 @@ SUBNORMAL = np.float32(2.0**-24)
 """What one step of a subnormal float16 is worth."""
 
 
-@njit(nogil=True)  # type: ignore[misc]
+@njit(nogil=True)
 def widen(halves: Any, kind: int, start: int, values: Any) -> None:
     """Read values as float32.
 
