@@ -26,7 +26,7 @@ def loadkit_options() -> Sequence[Option]:
         Option(
             name="cpu_kernels",
             type="bool",
-            stage="loading",
+            stage="quantization",
             help="quantize on a CPU with compiled kernels (the default); False leaves it to bitsandbytes' own, which give the same bits",
         )
     ]

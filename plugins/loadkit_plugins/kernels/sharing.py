@@ -20,8 +20,8 @@ def usable_cores() -> int:
 class Crew:
     """Threads that share out one range of work. The caller does a part too, so several callers never wait for each other's queue alone.
 
-    A plain pool, not numba's threading layers: its workqueue layer may be entered by one thread only, and its OpenMP layer would bring a second
-    OpenMP runtime beside torch's. A forked child has none of these threads, so there everything is done by the caller.
+    A plain pool, not numba's threading layers: its workqueue layer may be entered by one thread only, and its OpenMP layer ends forked children
+    (numba 0.68). A forked child has none of these threads, so there everything is done by the caller.
 
     Parameters:
         threads: how many work at once, the caller included.
