@@ -355,7 +355,7 @@ def in_a_process(folder: Path, *more: str, **environ: str) -> list[str]:
 
     done = subprocess.run(
         [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", SERVE, str(folder), *more],
-        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **environ},
+        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environ},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
