@@ -1,4 +1,4 @@
-"""What importing and planning cost: never torch, transformers, bitsandbytes, peft or accelerate."""
+"""What importing and planning cost: never torch, transformers, bitsandbytes, peft, accelerate or numba."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import loadkit
 
-HEAVY = "{'torch', 'transformers', 'bitsandbytes', 'peft', 'accelerate'}"
+HEAVY = "{'torch', 'transformers', 'bitsandbytes', 'peft', 'accelerate', 'numba'}"
 ROOT = Path(loadkit.__file__).parent
 
 
