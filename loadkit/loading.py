@@ -201,7 +201,7 @@ def load(
         processing_class = from_pretrained.load_processing_class(plan, token)
         vocabulary = finish_processing(plan, processing_class)
     say(f"loading {plan.model_class.model_class}")
-    with clock("load"), released_while_loading(_read_and_left(plan)):
+    with clock("load"), released_while_loading([] if lent.first else _read_and_left(plan)):
         model, loading, own_cache, shortcuts = load_model(plan, manager, token, say, lent)
     keep_own_cache(model, own_cache)
     with clock("comparison"):

@@ -206,6 +206,7 @@ class Cached(LoadingAid):
         from safetensors.torch import save_file
 
         try:
+            digests |= _checksums({name: tensor for name, tensor in state.items() if name not in digests})
             save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
             state.clear()
             written = file_checksums(partial / WEIGHTS)
@@ -250,18 +251,21 @@ def _state(model: Any) -> dict[str, Any]:
 
 
 def _snapshot(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors with their checksums as of now: what changes before it is written is found out.
+    """The tensors, and the checksums as of now of those that somebody may change before they are written.
 
-    On an accelerator, what may be changed in place is copied to main memory; packed weights, which nothing changes, are fetched while writing.
+    Packed weights aren't changed in place: their libraries make new tensors. All others are copied from an accelerator to main memory.
     """
+    held = {name: tensor.cpu() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return held, _checksums({name: t for name, t in held.items() if t.is_floating_point()})
+
+
+def _checksums(state: Mapping[str, Any]) -> dict[str, str]:
     import torch
 
-    held = {name: tensor.cpu() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-
     def content(tensor: Any) -> Callable[[], Any]:
-        return lambda: tensor.detach().reshape(-1).view(torch.uint8).numpy()
+        return lambda: tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
 
-    return held, checksums({name: content(t) for name, t in held.items() if t.device.type == "cpu"})
+    return checksums({name: content(tensor) for name, tensor in state.items()})
 
 
 def _write_configs(model: Any, folder: Path) -> dict[str, str]:
