@@ -112,9 +112,7 @@ def examine(
         loadkit=version("loadkit"),
         python=f"{platform.python_version()} on {platform.platform()}",
         machine=(here.describe(), *here.notes),
-        topology=""
-        if topology == Topology()
-        else f"rank {topology.rank} of {topology.world_size}, {topology.engine}",
+        topology=_launch(topology),
         libraries=found,
         old=tuple(_old(here)),
         trouble=tuple(line for line, applies in KNOWN_TROUBLE.items() if applies(here)),
@@ -123,6 +121,13 @@ def examine(
         caches=tuple(_caches(env)),
         profiles=tuple(_outlook(name, manager, here, topology) for name in sorted(manager.profiles.found)),
     )
+
+
+def _launch(topology: Topology) -> str:
+    if topology.problems:
+        return "; ".join(f"{p.message} (fix: {p.remedy})" for p in topology.problems)
+    said = topology.describe()
+    return f"rank {topology.rank} of {said}" if said else ""
 
 
 def _old(machine: Machine) -> list[str]:
