@@ -54,14 +54,13 @@ def is_split(weight: Weight, rules: Mapping[str, str]) -> bool:
         rules: the plan. A tower's weight is split only where a rule names the tower.
     """
     path = NUMBER.sub("*", weight.module)
-    head, experts, _ = path.partition(".experts")
+    single_expert = ".experts." in f"{path}."  # stacked while loading, under a name that may differ (mixtral)
     for key, style in rules.items():
         if not style.startswith(SPLITTING) or (TOWERS.search(path) and not TOWERS.search(key)):
             continue
         whole = path == key or path.endswith(f".{key}")
-        stacked = (
-            ".experts." in key and bool(experts) and f".{head}".endswith(f".{key.partition('.experts')[0]}")
-        )
-        if (whole or stacked) and not (style.startswith("rowwise") and len(weight.shape) < 2):
+        if (whole or (single_expert and ".experts." in key)) and not (
+            style.startswith("rowwise") and len(weight.shape) < 2
+        ):
             return True
     return False
