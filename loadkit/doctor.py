@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from loadkit.errors import LoadkitError
+from loadkit.facts.cache_folder import cache_folder
 from loadkit.facts.machine import Machine, read_machine
 from loadkit.facts.topology import Topology, read_topology
 from loadkit.manager import PluginInfo, PluginManager
@@ -155,11 +156,10 @@ def _without_login(value: str) -> str:
 
 
 def _caches(env: Mapping[str, str]) -> list[Cache]:
-    import platformdirs
     from huggingface_hub import constants
 
     places = {
-        "loadkit's index": Path(env.get("LOADKIT_CACHE") or platformdirs.user_cache_dir("loadkit")),
+        "loadkit's index": cache_folder(env),
         "the Hub's files": Path(constants.HF_HUB_CACHE),
     }
     return [Cache(name=name, path=str(path), size=_size(path)) for name, path in places.items()]

@@ -12,7 +12,7 @@ Four kinds of hooks:
   no opinion; the strongest claim wins, and two of equal strength that differ are an error for the user to settle.
   Registration order decides nothing. Claim only what concerns you, and say why in one line. Where you would decide but
   can't, answer with a `Problem` that says why: it is shown if nobody else claims either.
-* **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `audit_model`, `workarounds`): every answer counts.
+* **Collect** (`options`, `profiles`, `architectures`, `shortcuts`, `check_plan`, `shorten_loading`, `audit_model`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
 * **Act** (`build_quantization_config`, `load_model`, `compare_tensor`, `open_parameter`, and the phases from `fit_vocabulary` to `merge_adapters`): the first
   result that isn't None is used; return None for what isn't yours. loadkit's own plugins are asked last, the others by name. The core
@@ -24,18 +24,21 @@ the environment or the network. All they need is in the frozen facts of `context
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import pluggy
 
 from loadkit.claims import Claim
 from loadkit.context import Context
+from loadkit.entries import Entries
 from loadkit.errors import Finding, Problem
+from loadkit.facts.machine import Machine
 from loadkit.facts.parts import Weight
 from loadkit.options import Option
 from loadkit.plans import Plan
 from loadkit.profiles import Profile
+from loadkit.shortcuts import LoadingAid, Shortcut
 from loadkit.values import (
     Adapters,
     Architecture,
@@ -315,6 +318,21 @@ def loadkit_estimate_adapters(
 
 
 @hookspec
+def loadkit_shortcuts(plan: Plan, identity: str, machine: Machine, entries: Entries) -> Sequence[Shortcut]:  # type: ignore[empty-body]
+    """Tell what will make this load faster, or why it won't be. It changes no bit of the model; `loadkit_shorten_loading` does it.
+
+    Parameters:
+        plan: all decisions.
+        identity: tells the checkpoint's weights and configs from all others; "" where they can't be told apart.
+        machine: accelerators, memory and packages.
+        entries: what loadkit keeps prepared on this machine.
+
+    Returns:
+        A line each; nothing where there is nothing to tell.
+    """
+
+
+@hookspec
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:  # type: ignore[empty-body]
     """Look at the whole plan for what can't work on these facts.
 
@@ -356,6 +374,26 @@ def loadkit_load_model(plan: Plan) -> Any | None:
 
     Returns:
         A `transformers.PreTrainedModel` that fits the plan; None to leave it to others and at last to loadkit.
+    """
+
+
+@hookspec
+def loadkit_shorten_loading(
+    plan: Plan, identity: str, machine: Machine, entries: Entries, progress: Callable[[str], None]
+) -> LoadingAid | None:
+    """Lend something to one load that makes it faster and changes no bit of the model.
+
+    Called once, before anything of the weights is read. Not called where `loadkit_load_model` had a taker.
+
+    Parameters:
+        plan: the plan.
+        identity: tells the checkpoint's weights and configs from all others; "" where they can't be told apart.
+        machine: accelerators, memory and packages.
+        entries: what loadkit keeps prepared on this machine.
+        progress: takes a short sentence before something that takes long.
+
+    Returns:
+        A `LoadingAid`; None where there is nothing to lend.
     """
 
 

@@ -195,7 +195,7 @@ def load(
         vocabulary = finish_processing(plan, processing_class)
     say(f"loading {plan.model_class.model_class}")
     with clock("load"):
-        model, loading, own_cache = load_model(plan, manager, token, say)
+        model, loading, own_cache, shortcuts = load_model(plan, manager, token, say)
     keep_own_cache(model, own_cache)
     with clock("comparison"):
         compared = compare_with_files(plan, model, manager)
@@ -213,6 +213,7 @@ def load(
         loading=loading,
         seconds=clock.seconds,
         peak_memory=peak_memory(),
+        shortcuts=shortcuts,
         workarounds=tuple(
             line for _, given in manager.answers(hooks.loadkit_workarounds, plan=plan) for line in given
         ),

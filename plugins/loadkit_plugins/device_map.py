@@ -16,6 +16,7 @@ from loadkit import (
     Placement,
     Plan,
     Problem,
+    Quantization,
     Strength,
     hookimpl,
 )
@@ -43,9 +44,13 @@ def loadkit_options() -> Sequence[Option]:
 
 
 @hookimpl
-def loadkit_choose_device_map(context: Context) -> Sequence[Claim[Placement]]:
+def loadkit_choose_device_map(
+    context: Context, quantization: Quantization | None
+) -> Sequence[Claim[Placement]]:
     limits = context.request.value("max_memory")
     device_map, because = _own(context)
+    if quantization is not None and context.topology.shards_parameters:
+        because += ", after transformers has put the quantized base on the process's current device"
     fallback = Claim(value=Placement(device_map=device_map), because=because, strength=Strength.FALLBACK)
     asked = context.request.asked("device_map")
     if asked is None:

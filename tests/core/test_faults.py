@@ -19,6 +19,7 @@ LOADING = {
     # hook to what makes it be called
     "loadkit_build_quantization_config": {"profile": "inference-4bit"},
     "loadkit_load_model": {},
+    "loadkit_shorten_loading": {"profile": "inference-4bit"},
     "loadkit_open_parameter": {"profile": "inference-4bit"},
     "loadkit_workarounds": {},
     "loadkit_compare_tensor": {"profile": "inference-4bit"},
@@ -72,7 +73,7 @@ def test_every_hook_is_called_here() -> None:
     planning = [name for name in HOOKS if name not in LOADING]
     assert all(
         n.startswith(("loadkit_choose_", "loadkit_estimate_"))
-        or n in (*DECLARING, "loadkit_contribute_kwargs", "loadkit_check_plan")
+        or n in (*DECLARING, "loadkit_contribute_kwargs", "loadkit_shortcuts", "loadkit_check_plan")
         for n in planning
     )
 
@@ -93,7 +94,15 @@ def test_a_plugin_that_raises_is_named(hook: str, tiny: Tiny, tmp_path: Path) ->
         h
         for h in HOOKS
         if h.startswith("loadkit_choose_")
-        or h in (*DECLARING, "loadkit_contribute_kwargs", "loadkit_check_plan", "loadkit_audit_model")
+        or h
+        in (
+            *DECLARING,
+            "loadkit_contribute_kwargs",
+            "loadkit_shortcuts",
+            "loadkit_check_plan",
+            "loadkit_shorten_loading",
+            "loadkit_audit_model",
+        )
     ],
 )
 def test_a_plugin_that_answers_nonsense_is_named(hook: str, tiny: Tiny, tmp_path: Path) -> None:
