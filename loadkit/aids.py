@@ -16,7 +16,7 @@ from loadkit.report import Loading
 from loadkit.saving import own_cache
 from loadkit.shortcuts import LoadingAid, Stored
 
-__all__ = ["Lent", "LoadedModel", "lent_aids", "with_aids"]
+__all__ = ["Aided", "Lent", "LoadedModel", "Ready", "lend", "with_aids"]
 
 
 class LoadedModel(NamedTuple):
@@ -35,17 +35,35 @@ class LoadedModel(NamedTuple):
     shortcuts: tuple[str, ...] = ()
 
 
-class Lent(NamedTuple):
+class Aided(NamedTuple):
     """An aid, with the plugin that lends it."""
 
     plugin: str
     aid: LoadingAid
 
 
-def lent_aids(
-    plan: Plan, manager: PluginManager, progress: Callable[[str], None] | None = None
-) -> list[Lent]:
-    """Ask every plugin for an aid, sorted by name.
+class Ready(NamedTuple):
+    """What is stored, and the aid that has it."""
+
+    plugin: str
+    aid: LoadingAid
+    stored: Stored
+
+
+class Lent(NamedTuple):
+    """What plugins lend to one load.
+
+    Parameters:
+        aids: all aids, sorted by plugin.
+        first: what lies ready; None where nothing does.
+    """
+
+    aids: tuple[Aided, ...] = ()
+    first: Ready | None = None
+
+
+def lend(plan: Plan, manager: PluginManager, progress: Callable[[str], None] | None = None) -> Lent:
+    """Ask every plugin for an aid, and the aids for what lies ready. It needs no torch: what is stored can be read while that is imported.
 
     Parameters:
         plan: the plan.
@@ -56,7 +74,7 @@ def lent_aids(
         PluginError: a plugin raised, or lends something else.
     """
     hook = hooks.loadkit_shorten_loading
-    lent = []
+    aids = []
     for plugin, aid in manager.answers(
         hook,
         plan=plan,
@@ -69,12 +87,12 @@ def lent_aids(
             raise PluginError(
                 plugin, f"it answered {aid!r}; this hook returns a LoadingAid, or None", hook=hook.__name__
             )
-        lent.append(Lent(plugin, aid))
-    return lent
+        aids.append(Aided(plugin, aid))
+    return Lent(tuple(aids), next(_ready(aids), None))
 
 
 def with_aids(
-    lent: Sequence[Lent],
+    lent: Lent,
     *,
     fetch: Callable[[], None],
     load: Callable[[], LoadedModel],
@@ -92,42 +110,45 @@ def with_aids(
         PluginError: an aid raised.
         LoadError: the checkpoint couldn't be loaded.
     """
-    loaded = _from_stored(lent, read)
+    loaded = None if lent.first is None else _proved(lent.first, read)
     if loaded is None:
         fetch()
         with ExitStack() as stack:
-            for plugin, aid in lent:
+            for plugin, aid in lent.aids:
                 with _named(plugin):
                     stack.enter_context(aid)
-            loaded = _from_stored(lent, read)  # another process may have left it there meanwhile
+            # another process may have left it there meanwhile
+            loaded = next((found for ready in _ready(lent.aids) if (found := _proved(ready, read))), None)
             if loaded is None:
                 loaded = load()
                 with own_cache(loaded.model, loaded.own_cache):
-                    for plugin, aid in lent:
+                    for plugin, aid in lent.aids:
                         with _named(plugin):
                             aid.keep(loaded.model, loaded.loading)
-    lines = tuple(f"{aid.line} ({plugin})" for plugin, aid in lent if aid.line)
+    lines = tuple(f"{aid.line} ({plugin})" for plugin, aid in lent.aids if aid.line)
     return loaded._replace(shortcuts=lines)
 
 
-def _from_stored(lent: Sequence[Lent], read: Callable[[Stored], LoadedModel]) -> LoadedModel | None:
-    """The model from the first aid that has it stored and proves it whole."""
-    for plugin, aid in lent:
+def _ready(aids: Sequence[Aided]) -> Iterator[Ready]:
+    """What lies ready, aid by aid."""
+    for plugin, aid in aids:
         with _named(plugin):
             stored = aid.stored()
-        if stored is None:
-            continue
-        try:
-            loaded = read(stored)
-        except LoadError as error:
-            with _named(plugin):
-                aid.failed(error)
-            continue
-        with _named(plugin):
-            whole = aid.proved(loaded.model, loaded.loading)
-        if whole:
-            return loaded._replace(loading=stored.loading)
-    return None
+        if stored is not None:
+            yield Ready(plugin, aid, stored)
+
+
+def _proved(ready: Ready, read: Callable[[Stored], LoadedModel]) -> LoadedModel | None:
+    """The model from what is stored; None where it can't be loaded, or its aid doesn't find it whole."""
+    try:
+        loaded = read(ready.stored)
+    except LoadError as error:
+        with _named(ready.plugin):
+            ready.aid.failed(error)
+        return None
+    with _named(ready.plugin):
+        whole = ready.aid.proved(loaded.model, loaded.loading)
+    return loaded._replace(loading=ready.stored.loading) if whole else None
 
 
 @contextmanager

@@ -98,6 +98,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return f"{wrong[0] or 'the header'} has another checksum" if wrong else ""
 
 
+class _Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    reason: str
+    at: float
+    lasting: bool = False
+
+
 class Entries:
     """The entries under one folder. Reading never fails: what can't be read isn't there.
 
@@ -225,20 +231,26 @@ class Entries:
         self.prune(keep=record.key)
         return Entry(folder=str(place), record=record, used=record.created)
 
-    def abandon(self, key: str, reason: str) -> None:
-        """Remove what was begun, and let others know for a while that it can't be written."""
+    def abandon(self, key: str, reason: str, *, lasting: bool = False) -> None:
+        """Remove what was begun, and let others know that it can't be kept.
+
+        Parameters:
+            key: the entry's name.
+            reason: why.
+            lasting: whether that stays so; else it is forgotten after an hour, as a full disk may be emptied.
+        """
         shutil.rmtree(self.root / f".{key}.partial", ignore_errors=True)
+        refusal = _Refusal(reason=reason, at=time.time(), lasting=lasting)
         with suppress(OSError):
-            write_whole(self.root / f".{key}.refused", reason.encode())
+            write_whole(self.root / f".{key}.refused", msgspec.json.encode(refusal))
 
     def refused(self, key: str) -> str:
-        """Why this entry couldn't be written a short while ago; "" where nothing is known against it."""
-        path = self.root / f".{key}.refused"
+        """Why this entry can't be kept; "" where nothing is known against it."""
         try:
-            old = abs(time.time() - path.stat().st_mtime) > REFUSAL_SECONDS
-            return "" if old else path.read_text(errors="replace")
-        except OSError:
+            found = msgspec.json.decode((self.root / f".{key}.refused").read_bytes(), type=_Refusal)
+        except (OSError, msgspec.DecodeError):
             return ""
+        return found.reason if found.lasting or abs(time.time() - found.at) < REFUSAL_SECONDS else ""
 
     def touch(self, key: str) -> None:
         """Note that an entry was used, where that can be noted."""

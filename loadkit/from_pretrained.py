@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from loadkit import hookspecs as hooks
-from loadkit.aids import LoadedModel, lent_aids, with_aids
+from loadkit.aids import Lent, LoadedModel, with_aids
 from loadkit.errors import LoadError, LoadkitError
 from loadkit.fetching import (
     HUB_KWARGS,
@@ -29,6 +29,8 @@ from loadkit.skipping import modules_to_skip
 
 __all__ = ["LoadedModel", "load_model", "load_processing_class"]
 
+NOTHING = Lent()
+
 HEADED = ("sequence-classification", "token-classification")
 """Tasks with a head of their own. transformers 5.23 means to leave the last module unquantized, but misses one that has a
 bias (`get_keys_to_not_convert` strips ".weight" only), so that BERT's classifier would be quantized."""
@@ -43,6 +45,7 @@ def load_model(
     manager: PluginManager,
     token: str | bool | None = None,
     progress: Callable[[str], None] | None = None,
+    lent: Lent = NOTHING,
 ) -> LoadedModel:
     """Load the model that the plan names.
 
@@ -51,6 +54,7 @@ def load_model(
         manager: the plugins that may load it another way, and that build its quantization config.
         token: the Hub token.
         progress: called with a short sentence before weights are downloaded.
+        lent: what plugins lend to the load.
 
     Raises:
         LoadError: the weights can't be had, or transformers failed; its exception is the cause.
@@ -58,9 +62,8 @@ def load_model(
     other = manager.first(hooks.loadkit_load_model, plan=plan)
     if other is not None:
         return LoadedModel(other, Loading(), {})
-    aids = lent_aids(plan, manager, progress)
     return with_aids(
-        aids,
+        lent,
         fetch=lambda: fetch_weights(plan, token, progress),
         load=lambda: _load(plan, manager, token),
         read=lambda stored: _load(plan, manager, token, stored),

@@ -383,7 +383,8 @@ def loadkit_shorten_loading(
 ) -> LoadingAid | None:
     """Lend something to one load that makes it faster and changes no bit of the model.
 
-    Called once, before anything of the weights is read. Not called where `loadkit_load_model` had a taker.
+    Called once, right after planning, while torch isn't imported yet: the libraries come in while what lies ready is looked through. Not used
+    where `loadkit_load_model` has a taker.
 
     Parameters:
         plan: the plan.

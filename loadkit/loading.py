@@ -12,6 +12,7 @@ from typing import Any
 
 from loadkit import from_pretrained
 from loadkit import hookspecs as hooks
+from loadkit.aids import lend
 from loadkit.audit import audit
 from loadkit.comparing import compare_with_files
 from loadkit.errors import AuditError, LoadError, LoadkitError
@@ -25,10 +26,13 @@ from loadkit.phases import Given, run_phases
 from loadkit.pipeline import make_plan
 from loadkit.plans import Plan
 from loadkit.processing import finish_processing
+from loadkit.reading_ahead import ReadAhead
 from loadkit.recipes import Recipe
+from loadkit.releasing import released_while_loading
 from loadkit.replaying import plan_of
 from loadkit.report import Loading, Report
 from loadkit.saving import keep_own_cache
+from loadkit.weight_paths import weight_paths
 
 __all__ = ["Loaded", "LoadkitWarning", "load", "load_processing_class"]
 
@@ -184,6 +188,10 @@ def load(
             source, profile, recipe, options, token=token, plugin_manager=manager, progress=progress
         )
     _refuse_elsewhere(plan)
+    with clock("plan"):
+        lent = lend(plan, manager, say)
+        if lent.first is None:  # what is stored is read meanwhile, to be proved
+            ReadAhead(weight_paths(plan))
     say("importing torch and transformers")
     with clock("import"):
         _import()
@@ -194,8 +202,8 @@ def load(
         processing_class = from_pretrained.load_processing_class(plan, token)
         vocabulary = finish_processing(plan, processing_class)
     say(f"loading {plan.model_class.model_class}")
-    with clock("load"):
-        model, loading, own_cache, shortcuts = load_model(plan, manager, token, say)
+    with clock("load"), released_while_loading(_read_and_left(plan)):
+        model, loading, own_cache, shortcuts = load_model(plan, manager, token, say, lent)
     keep_own_cache(model, own_cache)
     with clock("comparison"):
         compared = compare_with_files(plan, model, manager)
@@ -307,6 +315,12 @@ def _import() -> None:
     """Pay for the libraries here, so that the report doesn't charge them to loading."""
     import torch  # noqa: F401
     import transformers.modeling_utils  # noqa: F401
+
+
+def _read_and_left(plan: Plan) -> list[Path]:
+    """Weight files that are only read, to make other weights of them."""
+    quantizes = plan.quantization is not None and not plan.quantization.prequantized
+    return weight_paths(plan) if quantizes else []
 
 
 def _versions(model: Any) -> int:

@@ -123,6 +123,7 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
         self._infos: dict[str, PluginInfo] = {}
         self._provided: dict[str, _Provided] = {}
+        self._sorted: dict[str, tuple[pluggy.HookImpl, ...]] = {}
         if entry_points:
             self._load_entry_points()
             self._warn_of_strangers()
@@ -155,6 +156,7 @@ class PluginManager:
             self._pluggy.unregister(name=name)
         self._infos.pop(name, None)
         self._provided.pop(name, None)
+        self._changed()
 
     @property
     def plugins(self) -> tuple[PluginInfo, ...]:
@@ -216,7 +218,15 @@ class PluginManager:
             if self._pluggy.get_plugin(name) is not None:
                 self._pluggy.unregister(name=name)
             raise
+        finally:
+            self._changed()
         return hooks
+
+    def _changed(self) -> None:
+        """Forget what was gathered from the plugins: thousands of plans in a process gather it once."""
+        self._sorted.clear()
+        for name in ("options", "profiles", "architectures"):
+            self.__dict__.pop(name, None)
 
     def _validated(self, plugin: object) -> tuple[str, ...]:
         callers = self._pluggy.get_hookcallers(plugin) or []
@@ -285,8 +295,11 @@ class PluginManager:
         Raises:
             PluginError: a plugin raised; its exception is the cause.
         """
-        caller = getattr(self._pluggy.hook, hook.__name__)
-        for impl in sorted(caller.get_hookimpls(), key=lambda i: i.plugin_name):
+        name = hook.__name__
+        if name not in self._sorted:
+            found = getattr(self._pluggy.hook, name).get_hookimpls()
+            self._sorted[name] = tuple(sorted(found, key=lambda i: i.plugin_name))
+        for impl in self._sorted[name]:
             answer = _called(impl, kwargs)
             if answer is not None:
                 yield impl.plugin_name, answer
@@ -326,7 +339,7 @@ class PluginManager:
 
     # --- What plugins provide ----------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def options(self) -> Provision[Option]:
         """Every declared option, by its name and its aliases; "loadkit" declares the core's own."""
         items = [("loadkit", option) for option in CORE_OPTIONS]
@@ -335,14 +348,14 @@ class PluginManager:
             (name, plugin, option) for plugin, option in items for name in (option.name, *option.aliases)
         )
 
-    @property
+    @functools.cached_property
     def profiles(self) -> Provision[Profile]:
         """Every profile, by its name."""
         return _provision(
             (p.name, plugin, p) for plugin, given in self._provided.items() for p in given.profiles
         )
 
-    @property
+    @functools.cached_property
     def architectures(self) -> Provision[Architecture]:
         """Every registered architecture, by its model type."""
         return _provision(

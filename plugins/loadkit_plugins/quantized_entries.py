@@ -104,7 +104,7 @@ class Cached(LoadingAid):
         known = _restore_conversions(model, more.get("conversions", []))
         if not known or not super().proved(model, loading) or _shape(model) != more.get("shape"):
             self._entries.drop(self._key)
-            self._entries.abandon(self._key, "what is stored of it doesn't load as it was")
+            self._entries.abandon(self._key, "what is stored of it doesn't load as it was", lasting=True)
             self.line = "what was stored doesn't load as it was: quantized anew, and not kept"
             return False
         self._entries.touch(self._key)
@@ -113,10 +113,12 @@ class Cached(LoadingAid):
 
     def failed(self, error: Exception) -> None:
         """The entry couldn't be loaded: pruned meanwhile, or damaged."""
-        if self._checking is not None and self._checking.result():
+        gone = self._entries.find(self._key) is None
+        if gone or (self._checking is not None and self._checking.result()):
             self._entries.drop(self._key)
         else:
-            self._entries.abandon(self._key, "what is stored of it can't be loaded")
+            self._entries.abandon(self._key, "what is stored of it can't be loaded", lasting=True)
+            self._entries.drop(self._key)
         self.line = "the entry couldn't be loaded: quantized anew"
 
     # --- Writing -----------------------------------------------------------------------------------------------------

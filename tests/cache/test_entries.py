@@ -112,13 +112,17 @@ def test_unfinished_writing_is_swept_unless_somebody_writes(entries: Entries) ->
     assert entries.broken() == []
 
 
-def test_a_failed_writing_is_remembered_for_a_while(entries: Entries) -> None:
+def test_a_failed_writing_is_remembered_for_a_while(
+    entries: Entries, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entries.root.mkdir(parents=True)
     entries.abandon("a1", "the disk was full")
     assert entries.refused("a1") == "the disk was full"
-    old = time.time() - store.REFUSAL_SECONDS - 1
-    os.utime(entries.root / ".a1.refused", (old, old))
+    entries.abandon("b2", "it loads otherwise", lasting=True)
+    later = time.time() + store.REFUSAL_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: later)
     assert entries.refused("a1") == ""
+    assert entries.refused("b2") == "it loads otherwise"
 
 
 def test_a_failing_write_leaves_nothing(entries: Entries) -> None:
