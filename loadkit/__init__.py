@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from loadkit.manifests import Difference, FileProof, Manifest, differences
     from loadkit.options import Option, nearest
     from loadkit.pipeline import make_plan as plan
-    from loadkit.plans import Memory, Plan
+    from loadkit.plans import Memory, Plan, RankMemory
     from loadkit.profiles import Profile, read_profile, read_profiles
     from loadkit.recipes import Recipe, read_recipe
     from loadkit.replaying import ReplayError, ReplayWarning
@@ -100,7 +100,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "manifests": ("Difference", "FileProof", "Manifest", "differences"),
     "options": ("Option", "nearest"),
     "pipeline": ("plan",),
-    "plans": ("Memory", "Plan"),
+    "plans": ("Memory", "Plan", "RankMemory"),
     "profiles": ("Profile", "read_profile", "read_profiles"),
     "recipes": ("Recipe", "read_recipe"),
     "replaying": ("ReplayError", "ReplayWarning"),
@@ -185,6 +185,7 @@ __all__ = [
     "ProcessingFacts",
     "Profile",
     "Quantization",
+    "RankMemory",
     "Recipe",
     "Record",
     "ReplayError",

@@ -10,6 +10,7 @@ from loadkit.facts.library import Library
 from loadkit.facts.machine import Machine
 from loadkit.facts.parts import Weight, read_weights
 from loadkit.facts.request import Request
+from loadkit.facts.splitting import read_tp_plan
 from loadkit.facts.topology import Topology
 from loadkit.values import Architecture, ModelClass
 
@@ -45,6 +46,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     def weights(self, architecture: ModelClass) -> tuple[Weight, ...]:
         """Every tensor that the class will hold, with what it is in the model; empty where the files have no headers."""
         return read_weights(self.checkpoint, self.library, architecture)
+
+    def tp_plan(self, architecture: ModelClass) -> dict[str, str]:
+        """How tensor parallelism splits the class, with the changes that `tp_plan` asks for; empty where no plan is known."""
+        return read_tp_plan(self.library, architecture, self.request.value("tp_plan", "auto"))
 
     @property
     def processing(self) -> ProcessingFacts:

@@ -110,9 +110,7 @@ def examine(
         loadkit=version("loadkit"),
         python=f"{platform.python_version()} on {platform.platform()}",
         machine=(here.describe(), *here.notes),
-        topology=""
-        if topology == Topology()
-        else f"rank {topology.rank} of {topology.world_size}, {topology.engine}",
+        topology=_launch(topology),
         libraries=found,
         old=tuple(_old(here)),
         trouble=tuple(known_trouble(here, env)),
@@ -122,6 +120,13 @@ def examine(
         profiles=tuple(_outlook(name, manager, here, topology) for name in sorted(manager.profiles.found)),
     )
     return msgspec.convert(_shareable(msgspec.to_builtins(examined), _secrets(env)), Examination)
+
+
+def _launch(topology: Topology) -> str:
+    if topology.problems:
+        return "; ".join(f"{p.message} (fix: {p.remedy})" for p in topology.problems)
+    said = topology.describe()
+    return f"rank {topology.rank} of {said}" if said else ""
 
 
 def _old(machine: Machine) -> list[str]:

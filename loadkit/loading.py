@@ -187,6 +187,7 @@ def load(
         plan = _planned(
             source, profile, recipe, options, token=token, plugin_manager=manager, progress=progress
         )
+    _refuse_elsewhere(plan)
     with clock("plan"):
         lent = lend(plan, manager, say)
         if lent.first is None:  # what is stored is read meanwhile, to be proved
@@ -297,6 +298,15 @@ def _planned(
             f"load() was given a plan and {given}: a plan is run as it is; make another with loadkit.plan(…, {given})"
         )
     return source
+
+
+def _refuse_elsewhere(plan: Plan) -> None:
+    """A plan for machines that were named may rest on what isn't here."""
+    if plan.elsewhere:
+        raise LoadkitError(
+            f"this plan for {plan.checkpoint.source!r} is for {plan.elsewhere}: it can't be loaded here; load there with the same "
+            "request, or plan for here: leave machine, nodes and topology out"
+        )
 
 
 def _import() -> None:

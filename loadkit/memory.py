@@ -14,6 +14,7 @@ from loadkit.context import Context
 from loadkit.facts.parts import Weight
 from loadkit.manager import PluginManager
 from loadkit.plans import Memory, Plan
+from loadkit.sharing import share
 from loadkit.values import Packed
 
 __all__ = ["OPTIMIZERS", "Optimizer", "estimate", "optimizer_bytes"]
@@ -105,7 +106,7 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
     adapters = adapters or ()
     trained = _trained(plan, dtypes, adapters)
     optim = str(context.request.value("optim", "adamw_torch"))
-    return Memory(
+    memory = Memory(
         weights=dict(sorted(by_dtype.items())),
         quantized=sum(p.data for p in packed.values()),
         constants=sum(p.constants for p in packed.values()),
@@ -118,6 +119,8 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
         room=room,
         where=where,
     )
+    in_memory = [(weight, dtype, _bytes(weight, dtype)) for weight, dtype in dtypes]
+    return msgspec.structs.replace(memory, per_rank=share(context, plan, memory, in_memory, packed))
 
 
 def optimizer_bytes(trained: Sequence[Weight], name: str) -> int:
@@ -155,6 +158,7 @@ def _dtype(weight: Weight, plan: Plan, context: Context) -> str:
         return "float32"  # as transformers' loader reads these patterns
     upcast = (
         plan.preparation.kbit
+        and plan.preparation.float32_norms
         and weight.kind == "norm"
         and not weight.module.endswith(plan.preparation.norms_left)
     )
@@ -197,8 +201,15 @@ def _room(context: Context, plan: Plan) -> tuple[str, int]:
     """Where the weights go, and the bytes that are there; 0 where that isn't known or an engine spreads them."""
     machine, device_map = context.machine, plan.placement.device_map
     accelerators = [a for a in machine.accelerators if a.memory]
-    if context.topology.engine_places or device_map is None or plan.placement.max_memory:
+    if plan.placement.max_memory:
         return "", 0
+    if device_map is None:  # the engine places: on the device of the local rank
+        local = context.topology.local_rank
+        if machine.kind == "cpu":
+            return "this machine", machine.memory
+        return (
+            (accelerators[local].name, accelerators[local].memory) if local < len(accelerators) else ("", 0)
+        )
     if isinstance(device_map, str) and device_map in SPREADING:
         return "this machine", machine.memory + sum(a.memory for a in accelerators)
     devices = {device_map} if isinstance(device_map, str) else set(device_map.values())

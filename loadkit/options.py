@@ -87,6 +87,18 @@ CORE_OPTIONS: tuple[Option, ...] = (
         stage="memory",
         help="refuse a plan whose weights don't fit the device (the default)",
     ),
+    Option(
+        name="tp_plan",
+        type="mapping or str",
+        stage="engine",
+        help='split layers over the processes: "auto" by transformers\' own plan for the architecture, or rules that change it',
+    ),
+    Option(
+        name="tp_size",
+        type="int",
+        stage="engine",
+        help="over how many processes layers are split; by default all",
+    ),
     Option(name="cache_dir", type="str", stage="checkpoint", help="where Hub files are cached"),
     Option(
         name="local_files_only",

@@ -33,6 +33,7 @@ from loadkit.quantizing import check_quantization
 from loadkit.recipes import Recipe, read_recipe
 from loadkit.shortcuts import Shortcut
 from loadkit.stages import OWNED_KWARGS, STAGES, Stage, stage_named
+from loadkit.targets import find_target
 from loadkit.values import ModelClass, Preparation, Processing
 
 __all__ = ["identity_of", "make_plan", "make_request", "plan_context", "this_machine"]
@@ -47,7 +48,9 @@ def make_plan(
     *,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     token: str | bool | None = None,
-    machine: Machine | None = None,
+    machine: Machine | str | None = None,
+    nodes: int | None = None,
+    engine: str | None = None,
     topology: Topology | None = None,
     plugin_manager: PluginManager | None = None,
     progress: Progress | None = None,
@@ -61,8 +64,11 @@ def make_plan(
         recipe: a training recipe of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory: its loading keys are
             preferences, stronger than the profile's, weaker than your options.
         token: the Hub token, as huggingface_hub takes it; it appears in no plan and no message.
-        machine: facts to plan for; this machine's by default.
-        topology: processes to plan for; those of this launch by default.
+        machine: facts to plan for, or a name: "8xH100-80GB", "cpu-64GB", "8x80GB-sm90"; this machine's by default.
+        nodes: how many such machines; by default those of this launch.
+        engine: what spreads the model over the processes: "ddp", "fsdp", "fsdp2", "zero1", "zero2", "zero3" or "tensor-parallel";
+            by default what this launch says.
+        topology: processes to plan for; by default those of this launch, or one for each accelerator of the machines named.
         plugin_manager: the plugins to ask; all installed ones by default.
         progress: called with a short sentence while something takes long.
         **options: what is wanted, by the options' names (`loadkit plan --help` lists them).
@@ -98,6 +104,8 @@ def make_plan(
         problems.append(
             _several("architecture", "model type", checkpoint.model_type, architectures.conflicts)
         )
+    target = find_target(request, machine, nodes, engine, topology, here=this_machine(), launch=read_topology)
+    problems += target.problems
     access = Access(token, request.value("cache_dir"), request.value("local_files_only", False), progress)
     beside, found_beside = read_beside(
         request, checkpoint, access, allow_pickle=request.value("allow_pickle", False)
@@ -107,12 +115,15 @@ def make_plan(
         request=request,
         checkpoint=checkpoint,
         beside=beside,
-        machine=machine or this_machine(),
-        topology=topology or read_topology(),
+        machine=target.machine,
+        topology=target.topology,
         library=read_library(checkpoint.config, progress=progress),
         architectures={name: item for name, (_, item) in architectures.found.items()},
     )
-    return plan_context(context, manager, problems)
+    plan = plan_context(context, manager, problems)
+    if target.elsewhere:  # what is prepared on this machine shortens no load on another
+        plan = msgspec.structs.replace(plan, elsewhere=target.elsewhere, shortcuts=())
+    return plan
 
 
 def make_request(
@@ -328,6 +339,7 @@ class _Decisions:
             checkpoint=_summary(self.context.checkpoint),
             decisions=tuple(self.decisions),
             machine=self.context.machine.describe(),
+            topology=self.context.topology.describe(),
             plugins=self.manager.versions(),
             memory=self.memory,
             shortcuts=self.shortcuts,
@@ -411,7 +423,8 @@ def _owned(key: str, plugin: str) -> Problem:
         + ("stage" if stage else "step, which decides it itself"),
         remedy=f"give it as an option of its own ({stage.option}=…) rather than in model_kwargs"
         if stage
-        else f"leave {key} out of model_kwargs",
+        else f"leave {key} out of model_kwargs"
+        + ("; tp_plan and tp_size are options of their own" if owner == "engine" else ""),
     )
 
 

@@ -24,7 +24,7 @@ from loadkit.values import (
     Tokens,
 )
 
-__all__ = ["CheckpointSummary", "Memory", "Plan"]
+__all__ = ["CheckpointSummary", "Memory", "Plan", "RankMemory"]
 
 T = TypeVar("T")
 
@@ -59,6 +59,40 @@ class CheckpointSummary(msgspec.Struct, frozen=True, kw_only=True):
     weight_files: tuple[str, ...] = ()
 
 
+class RankMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """What one of several processes takes, in bytes, where an engine shares the model among them.
+
+    Parameters:
+        shared: which share of what each process holds, in words.
+        device: what holds it: an accelerator's name, or "the CPU".
+        weights: the model, adapters included.
+        gradients: of what trains.
+        optimizer: its state.
+        loading: the model on the device while it is loaded, before the engine divides it.
+        host_shared: bytes of the node's main memory that all its processes map from the same files, once for all of them; the
+            system can drop what isn't in use.
+        host_own: bytes of the node's main memory that its processes take for themselves while loading, all together.
+        processes: how many processes a node has.
+        how: how they load, in a sentence.
+    """
+
+    shared: str
+    device: str
+    weights: int
+    gradients: int
+    optimizer: int
+    loading: int
+    host_shared: int
+    host_own: int
+    processes: int
+    how: str
+
+    @property
+    def total(self) -> int:
+        """Bytes of the share of model, gradients and optimizer's state."""
+        return self.weights + self.gradients + self.optimizer
+
+
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan takes, in bytes, estimated from the headers. Activations and a key-value cache come on top.
 
@@ -74,6 +108,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         unknown: parts whose size can't be told before loading, such as "adapters"; they count as nothing here.
         room: bytes that there are where the model goes; 0 where that isn't known, or an engine spreads the model.
         where: what has them: an accelerator's name, or "this machine".
+        per_rank: what each of several processes takes; None for a single one.
     """
 
     weights: dict[str, int] = {}
@@ -87,6 +122,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     unknown: tuple[str, ...] = ()
     room: int = 0
     where: str = ""
+    per_rank: RankMemory | None = None
 
     @property
     def model(self) -> int:
@@ -108,6 +144,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         decisions: one a stage, in the stages' order, then one a further keyword argument, sorted.
         warnings: problems that don't stop the plan.
         machine: the machine planned for, in a line.
+        topology: the processes planned for, in a line that is equal on all ranks; "" for a single process.
+        elsewhere: what the plan is for where it isn't the machine and launch that it was made in: it can't be loaded here. "" here.
         plugins: the plugins that took part, name to version.
         memory: what it takes; None where that can't be told before loading.
         shortcuts: what will make the load faster, as things were while planning; no part of the digest.
@@ -118,6 +156,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     decisions: tuple[Decision, ...]
     warnings: tuple[Problem, ...] = ()
     machine: str = ""
+    topology: str = ""
+    elsewhere: str = ""
     plugins: dict[str, str] = {}
     memory: Memory | None = None
     shortcuts: tuple[Shortcut, ...] = ()

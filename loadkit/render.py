@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from loadkit.claims import Decision
     from loadkit.errors import Finding, Problem
     from loadkit.facts.request import Request
-    from loadkit.plans import Memory, Plan
+    from loadkit.plans import Memory, Plan, RankMemory
     from loadkit.report import Change, Measurements, Report
 
 __all__ = [
@@ -102,6 +102,7 @@ def memory_lines(memory: Memory) -> Text:
     held = [part for part in parts if part[1]]
     lines = Text("".join(mark * max(1, round(BAR * count / memory.total)) for mark, count, _ in held))
     of = f" of the {size(memory.room)} of {memory.where}" if memory.room else ""
+    of = of if memory.per_rank is None else " in all"
     lines.append(f"  {size(memory.total)}{of}")
     named = [f"{mark} {name} {size(count)}" for mark, count, name in held]
     for first in range(0, len(named), 2):
@@ -109,9 +110,27 @@ def memory_lines(memory: Memory) -> Text:
     if memory.unquantized:
         said = ", ".join(f"{reason} {size(count)}" for reason, count in memory.unquantized.items())
         lines.append(f"\nnot quantized: {said}", style="dim")
+    if memory.per_rank is not None:
+        lines.append(_rank_lines(memory.per_rank, memory.room))
     on_top = [*(f"the {part}, whose size isn't known before" for part in memory.unknown), "activations"]
     lines.append(f"\non top: {', '.join(on_top)}", style="dim")
     return lines
+
+
+def _rank_lines(rank: RankMemory, room: int) -> str:
+    """What each process and each node takes."""
+    parts = {"weights": rank.weights, "gradients": rank.gradients, "optimizer": rank.optimizer}
+    held = ", ".join(f"{name} {size(count)}" for name, count in parts.items() if count)
+    of = f" of the {size(room)} there" if room else ""
+    lines = [f"each process, on {rank.device}: {size(rank.total)}{of} ({held}): {rank.shared}"]
+    if rank.loading > rank.weights:
+        lines.append(f"while loading, each device: {size(rank.loading)}")
+    lines.append(
+        f"while loading, each node's main memory: {size(rank.host_shared)} mapped once for {rank.processes} processes, "
+        f"{size(rank.host_own)} of their own"
+    )
+    lines.append(rank.how)
+    return "\n" + "\n".join(lines)
 
 
 def report_table(report: Report) -> RenderableType:
@@ -261,6 +280,7 @@ def _head(plan: Plan) -> Text:
         else checkpoint.weight_format
     )
     about = f"\n{checkpoint.model_type}, {weights}; on {plan.machine}"
+    about += f"; {plan.topology}" if plan.topology else ""
     about += f"; profile {plan.request.profile}" if plan.request.profile else ""
     about += f"; recipe {plan.request.recipe}" if plan.request.recipe else ""
     head.append(f"{about}\n", style="not bold dim")

@@ -98,6 +98,7 @@ OWNED_KWARGS: Mapping[str, str] = {
     **{key: stage.name for stage in STAGES for key in stage.owns},
     **dict.fromkeys(("config", "state_dict", "gguf_file", "subfolder", "variant"), "checkpoint"),
     **dict.fromkeys(("revision", "use_safetensors", "weights_only"), "checkpoint"),
+    **dict.fromkeys(("device_mesh", "tp_plan", "tp_size"), "engine"),
     **dict.fromkeys(("output_loading_info", "ignore_mismatched_sizes", "token"), "load"),
 }
 """Keyword arguments of `from_pretrained` that belong to a stage or to the core, to their owner."""

@@ -121,10 +121,12 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         data: bytes of its codes.
         constants: bytes of its scales and code books.
+        dtype: what the codes are packed in, by its name in torch: engines that shard parameters take floating point only.
     """
 
     data: int
     constants: int = 0
+    dtype: str = "uint8"
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,11 +159,12 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     """What is done to the loaded model before an adapter is attached, in this order.
 
     Parameters:
-        kbit: freeze the quantized base and keep its norms in float32.
+        kbit: freeze the quantized base and, with `float32_norms`, keep its norms in float32.
         gradient_checkpointing: recompute activations in the backward pass.
         gradient_checkpointing_kwargs: as `gradient_checkpointing_enable` takes them.
         input_gradients: let gradients flow from the embeddings (needed by reentrant checkpointing over a frozen base).
         training: leave the model in training mode; False leaves `eval()`.
+        float32_norms: whether k-bit preparation keeps norms in float32; engines that shard parameters want one dtype.
         norms_left: norms that k-bit preparation leaves in the dtype of the weights, as the ends of their paths: the model casts
             to their dtype.
     """
@@ -171,6 +174,7 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     gradient_checkpointing_kwargs: dict[str, Any] = {}
     input_gradients: bool = False
     training: bool = False
+    float32_norms: bool = True
     norms_left: tuple[str, ...] = ()
 
 

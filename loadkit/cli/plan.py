@@ -9,6 +9,7 @@ import click
 
 from loadkit.cli.options import chosen, model_options
 from loadkit.errors import LoadkitError
+from loadkit.facts.topology import ENGINES
 from loadkit.pipeline import make_plan
 from loadkit.writing import write_whole
 
@@ -25,11 +26,22 @@ __all__ = ["command"]
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON to a file too."
 )
+@click.option(
+    "--machine",
+    help="Plan for such machines instead of this one: 8xH100-80GB, cpu-64GB, 8x80GB-sm90; +512GB after it tells the host's memory.",
+)
+@click.option(
+    "--nodes", type=click.IntRange(min=1), help="How many such machines; each accelerator is one process."
+)
+@click.option("--engine", type=click.Choice(ENGINES), help="What spreads the model over the processes.")
 @model_options
 def command(
     model: str | None,
     profile: str | None,
     recipe: str | None,
+    machine: str | None,
+    nodes: int | None,
+    engine: str | None,
     as_json: bool,
     kwargs_only: bool,
     output: Path | None,
@@ -44,6 +56,9 @@ def command(
         model,
         profile,
         recipe=recipe,
+        machine=machine,
+        nodes=nodes,
+        engine=engine,
         progress=lambda step: errors.print(f"{step} …", style="dim"),
         **chosen(options),
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from loadkit import hookspecs as hooks
 from loadkit.compat.arguments import LORA_FIELDS, recipe_of
+from loadkit.errors import PlanError
 from loadkit.facts.machine import read_machine
 from loadkit.facts.topology import read_topology
 from loadkit.loading import load, load_processing_class
@@ -84,8 +85,14 @@ def get_kbit_device_map() -> dict[str, int] | None:
 
     Returns:
         `{"": local rank}`; None without a GPU.
+
+    Raises:
+        PlanError: what the launcher set contradicts itself, so that the local rank isn't known.
     """
-    return {"": read_topology().local_rank} if read_machine().accelerators else None
+    topology = read_topology()
+    if topology.problems:
+        raise PlanError("this process's own GPU", topology.problems)
+    return {"": topology.local_rank} if read_machine().accelerators else None
 
 
 def get_peft_config(model_args: Any) -> Any:

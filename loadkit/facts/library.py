@@ -27,6 +27,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         keep_in_fp32_modules: names of submodules kept in float32 when the load dtype is float16.
         keep_in_fp32_modules_strict: the same for float16 and bfloat16.
         compatible_flash_implementations: the only flash kernels it works with; empty for no such limit.
+        tp_plan: how tensor parallelism splits the class's own modules, beside those of the config's plan: path to style.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     keep_in_fp32_modules: tuple[str, ...] = ()
     keep_in_fp32_modules_strict: tuple[str, ...] = ()
     compatible_flash_implementations: tuple[str, ...] = ()
+    tp_plan: dict[str, str] = {}
 
 
 class ConfigFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +56,7 @@ class ConfigFacts(msgspec.Struct, frozen=True, kw_only=True):
         sub_config_classes: the same attributes to their class, "AutoConfig" where the model type decides.
         fields: every field to its default; None also stands for a default that isn't a literal.
         attribute_map: other names of fields to the field.
+        tp_plan: how tensor parallelism splits the base model's modules: path, with "*" for a layer's number, to style.
     """
 
     name: str
@@ -63,6 +66,7 @@ class ConfigFacts(msgspec.Struct, frozen=True, kw_only=True):
     sub_config_classes: dict[str, str] = {}
     fields: dict[str, Any] = {}
     attribute_map: dict[str, str] = {}
+    tp_plan: dict[str, str] = {}
 
     @property
     def has_use_cache(self) -> bool:

@@ -127,6 +127,7 @@ class Reader:
             sub_config_classes=sub_config_classes,
             fields=self._fields(mro),
             attribute_map=_text_items(_nearest(mro, "attribute_map")),
+            tp_plan=_text_items(_nearest(mro, "base_model_tp_plan")),
         )
 
     def _fields(self, mro: list[ClassSource]) -> dict[str, Any]:
@@ -191,6 +192,7 @@ def _model_facts(mro: list[ClassSource]) -> ModelFacts:
         keep_in_fp32_modules=names("_keep_in_fp32_modules"),
         keep_in_fp32_modules_strict=names("_keep_in_fp32_modules_strict"),
         compatible_flash_implementations=names("_compatible_flash_implementations"),
+        tp_plan=_text_items(_nearest(mro, "_tp_plan")),
     )
 
 

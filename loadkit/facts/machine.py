@@ -38,7 +38,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters:
         accelerators: those that this process may use, in device order.
-        memory: bytes of main memory in all.
+        memory: bytes of main memory in all; 0 where that isn't known.
         cores: processor cores this process may use.
         platform: "linux", "darwin" or "win32".
         packages: installed distributions, normalised name ("flash-attn") to version.

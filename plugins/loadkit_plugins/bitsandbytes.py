@@ -67,7 +67,7 @@ def loadkit_options() -> Sequence[Option]:
         option(
             "bnb_4bit_quant_storage",
             "str",
-            "dtype that 4-bit data is packed in; by default uint8, under FSDP the dtype of the weights",
+            "dtype that 4-bit data is packed in; by default uint8, under FSDP and ZeRO-3 the dtype of the weights",
             choices=("uint8", "int8", *DTYPES),
         ),
         option("llm_int8_threshold", "float", "8-bit: activations above it are computed in 16 bits"),
@@ -232,7 +232,7 @@ def _four_bit(wishes: Mapping[str, Asked], dtype: str, context: Context) -> dict
     def wish(name: str, default: Any) -> Any:
         return wishes[name].value if name in wishes else default
 
-    storage = dtype if context.topology.engine in ("fsdp", "fsdp2") else "uint8"
+    storage = dtype if context.topology.shards_parameters else "uint8"
     return {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": wish("bnb_4bit_quant_type", "nf4"),
@@ -253,7 +253,7 @@ def _because(bits: Asked, wishes: Mapping[str, Asked], options: Mapping[str, Any
             parts.append("nf4 fits normally distributed weights better than transformers' default fp4")
         if "bnb_4bit_compute_dtype" not in wishes:
             parts.append("computes in the dtype of the weights")
-        if context.topology.engine in ("fsdp", "fsdp2"):
+        if context.topology.shards_parameters:
             parts.append(f"{context.topology.engine} shards it, so it is packed in the weights' dtype")
     else:
         dropped = [w.name for name in FOUR_BIT if (w := wishes.get(name)) and not w.demanded and w.value]

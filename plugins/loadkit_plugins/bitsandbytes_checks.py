@@ -23,7 +23,11 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
     demanded = {name: asked.value for name, asked in wishes.items() if asked.demanded}
     quantization = plan.quantization
     if quantization is not None and quantization.prequantized:
-        return _contradictions(quantization, demanded)
+        stored = quantization.method == bnb.METHOD
+        return [
+            *_contradictions(quantization, demanded),
+            *(_platform(context, plan, quantization) if stored else ()),
+        ]
     if quantization is None or quantization.method != bnb.METHOD:
         return _unused(demanded, quantization)
     return [
@@ -32,7 +36,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
         *_package(context),
         *_storage(context, plan, quantization),
         *_nothing(plan),
-        *_platform(context),
+        *_platform(context, plan, quantization),
     ]
 
 
@@ -66,9 +70,10 @@ def _package(context: Context) -> Iterable[Problem]:
 
 
 def _storage(context: Context, plan: Plan, quantization: Quantization) -> Iterable[Problem]:
-    """FSDP flattens parameters of one dtype only: packed data must have that of the others."""
+    """What shards parameters takes floating point of one dtype: packed data must have that of the others (bitsandbytes' and PEFT's
+    guides to FSDP and to ZeRO-3)."""
     storage = quantization.options.get("bnb_4bit_quant_storage")
-    if quantization.bits == 4 and context.topology.engine in ("fsdp", "fsdp2") and storage != plan.dtype:
+    if quantization.bits == 4 and context.topology.shards_parameters and storage != plan.dtype:
         yield _problem(
             "storage-dtype-under-fsdp",
             f"bnb_4bit_quant_storage={storage!r} was asked for, but {context.topology.engine} shards the packed weights with "
@@ -103,13 +108,52 @@ def _nothing(plan: Plan) -> Iterable[Problem]:
         )
 
 
-def _platform(context: Context) -> Iterable[Problem]:
-    if context.topology.engine == "tensor-parallel":
+def _platform(context: Context, plan: Plan, quantization: Quantization) -> Iterable[Problem]:
+    """What engines can't do with bitsandbytes' weights.
+
+    Tried with transformers 5.23 and bitsandbytes 0.50: under tensor parallelism 4-bit layers fail in the first forward pass, as a part
+    of a packed weight has lost its constants. torch's FSDP flattens no integers (`_flat_param.py`, torch 2.13); the scales of 8-bit
+    weights are attributes that a sharded copy doesn't have.
+    """
+    engine = context.topology.engine
+    if context.topology.splits_layers:
         yield _problem(
             "bitsandbytes-with-tensor-parallel",
-            "quantizing with bitsandbytes was asked for under tensor parallelism, which can't split its packed weights",
+            f"{_whence(quantization)} under tensor parallelism, which would split packed weights from their constants",
             "leave out the quantization, or launch without tensor parallelism",
         )
+    elif quantization.bits == 8 and context.topology.shards_parameters:
+        yield _problem(
+            "8bit-with-sharding",
+            f"{_whence(quantization)} to 8 bits under {engine}, which shards parameters: 8-bit weights are integers, and lose their scales",
+            "quantize to 4 bits (load_in_4bit=True), which can be packed in floating point, or launch with DDP, ZeRO-1 or ZeRO-2",
+        )
+    elif quantization.prequantized and quantization.bits == 4 and context.topology.shards_parameters:
+        storage = str(quantization.options.get("bnb_4bit_quant_storage", "uint8"))
+        if storage == plan.dtype:
+            return
+        whole = engine == "fsdp2" and storage in ("uint8", "int8")
+        yield Problem(
+            stage="quantization",
+            plugin=bnb.METHOD,
+            code="stored-dtype-under-sharding",
+            severity="warning" if whole else "error",
+            message=f"the checkpoint's 4-bit weights are packed in {storage}, and {engine} "
+            + (
+                "keeps integers whole on every device (accelerate 1.15), so that they aren't shared"
+                if whole
+                else f"shards floating point of one dtype only, here {plan.dtype}"
+            ),
+            remedy=f"quantize while loading, from the checkpoint that it was made from: its weights are then packed in {plan.dtype}",
+        )
+
+
+def _whence(quantization: Quantization) -> str:
+    return (
+        "the checkpoint is stored quantized by bitsandbytes and was asked for"
+        if quantization.prequantized
+        else "quantizing with bitsandbytes was asked for"
+    )
 
 
 def _unused(demanded: dict[str, Any], quantization: Quantization | None) -> Sequence[Problem]:

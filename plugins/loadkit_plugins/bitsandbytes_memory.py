@@ -51,12 +51,13 @@ def _four_bit(weight: Weight, quantization: Quantization) -> Packed:
         scales = blocks + math.ceil(blocks / NESTED_BLOCK) * 4 + NESTED_CODES
     else:
         scales = blocks * 4
-    return Packed(data=math.ceil(weight.count / 2), constants=scales + CODES)
+    packed_in = str(quantization.options.get("bnb_4bit_quant_storage", "uint8"))
+    return Packed(data=math.ceil(weight.count / 2), constants=scales + CODES, dtype=packed_in)
 
 
 def _eight_bit(weight: Weight) -> Packed:
     """A byte each, and a float32 scale for each row."""
-    return Packed(data=weight.count, constants=4 * weight.shape[0])
+    return Packed(data=weight.count, constants=4 * weight.shape[0], dtype="int8")
 
 
 def _stored(weight: Weight) -> Packed | None:
@@ -68,4 +69,4 @@ def _stored(weight: Weight) -> Packed | None:
     if weight.name.endswith(".weight_format"):
         return Packed(data=0)
     packed = weight.name.endswith(".weight") and weight.dtype in ("uint8", "int8")
-    return Packed(data=weight.nbytes) if packed else None
+    return Packed(data=weight.nbytes, dtype=weight.dtype) if packed else None

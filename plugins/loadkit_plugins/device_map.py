@@ -16,6 +16,7 @@ from loadkit import (
     Placement,
     Plan,
     Problem,
+    Quantization,
     Strength,
     hookimpl,
 )
@@ -43,9 +44,13 @@ def loadkit_options() -> Sequence[Option]:
 
 
 @hookimpl
-def loadkit_choose_device_map(context: Context) -> Sequence[Claim[Placement]]:
+def loadkit_choose_device_map(
+    context: Context, quantization: Quantization | None
+) -> Sequence[Claim[Placement]]:
     limits = context.request.value("max_memory")
     device_map, because = _own(context)
+    if quantization is not None and context.topology.shards_parameters:
+        because += ", after transformers has put the quantized base on the process's current device"
     fallback = Claim(value=Placement(device_map=device_map), because=because, strength=Strength.FALLBACK)
     asked = context.request.asked("device_map")
     if asked is None:
@@ -134,13 +139,17 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
 def _own(context: Context) -> tuple[dict[str, int | str] | None, str]:
     topology, machine = context.topology, context.machine
     if topology.engine_places:
-        return None, f"{topology.engine} places the weights itself"
+        engine = "tensor parallelism" if topology.engine == "tensor-parallel" else topology.engine
+        return None, f"{engine} places the weights itself"
     if machine.kind == "cpu":
         return {"": "cpu"}, "this machine has no accelerator that torch can use"
     if machine.kind == "mps":
         return {"": "mps"}, "the machine's GPU shares its memory"
     if topology.distributed:
-        return {"": topology.local_rank}, f"each of {topology.world_size} processes loads on its own device"
+        return (
+            {"": topology.local_rank},
+            f"each of {topology.world_size} processes loads on its own device, number {topology.local_rank} of its node",
+        )
     if len(machine.accelerators) > 1:
         return {"": 0}, "one process trains on one device; device_map='auto' spreads for inference"
     return {"": 0}, "there is one accelerator"

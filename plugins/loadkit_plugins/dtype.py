@@ -104,7 +104,7 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
         found = str(parameter.dtype).removeprefix("torch.")
         if found == plan.dtype or not parameter.is_floating_point() or "lora_" in name:
             continue
-        norm = plan.preparation.kbit and _is_norm(base, name)
+        norm = plan.preparation.kbit and plan.preparation.float32_norms and _is_norm(base, name)
         if not (norm or _is_packed(parameter) or any(re.search(p, name) for p in patterns)):
             stray[name] = found
     own = _made_so(base, plan.dtype) if stray else {}

@@ -22,7 +22,12 @@ from loadkit_plugins.embeddings import input_embeddings
 from loadkit_plugins.use_cache import OVER_A_CACHE
 
 REENTRANT = {"use_reentrant": False}
-"""torch's recommended checkpointing: it keeps working over frozen inputs and under DDP."""
+"""torch's recommended checkpointing: it keeps working over frozen inputs, under DDP and under FSDP."""
+
+REENTRANT_UNDER_ZERO3 = {"use_reentrant": True}
+"""What ZeRO-3 needs over a frozen base: it frees frozen parameters again while activations are recomputed, and the recommended kind then
+finds tensors of another shape. Source: huggingface/transformers#47254. It can go when the lowest DeepSpeed that loadkit supports has
+deepspeedai/DeepSpeed#8148."""
 
 
 @hookimpl
@@ -64,14 +69,14 @@ def loadkit_choose_preparation(
     frozen = quantization is not None or bool(
         request.value("adapter", False) or request.value("peft_config", False)
     )
+    default = REENTRANT_UNDER_ZERO3 if frozen and context.topology.engine == "zero3" else REENTRANT
     value = Preparation(
         kbit=training and quantization is not None,
         gradient_checkpointing=checkpointing,
-        gradient_checkpointing_kwargs={**REENTRANT, **request.value("gradient_checkpointing_kwargs", {})}
-        if checkpointing
-        else {},
+        gradient_checkpointing_kwargs={**default, **_wished(context, default)} if checkpointing else {},
         input_gradients=checkpointing and frozen,
         training=training,
+        float32_norms=not context.topology.shards_parameters,
         norms_left=tuple(dict.fromkeys(_cast_to(context))) if training and quantization is not None else (),
     )
     asked = request.asked("training") or wish
@@ -87,7 +92,20 @@ def loadkit_choose_preparation(
     )
     if reason and not checkpointing:
         because += f"; no gradient checkpointing: {reason}"
+    if value.kbit and not value.float32_norms:
+        because += f"; norms stay in the dtype of the weights, as {context.topology.engine} shards parameters of one dtype"
+    if checkpointing and default is REENTRANT_UNDER_ZERO3:
+        because += "; use_reentrant, as ZeRO-3 frees frozen parameters while activations are recomputed"
     return Claim(value=value, because=because, strength=strength)
+
+
+def _wished(context: Context, default: dict[str, bool]) -> dict[str, Any]:
+    """The keyword arguments asked for; a profile's wish for the other kind of checkpointing gives way where that would fail."""
+    asked = context.request.asked("gradient_checkpointing_kwargs")
+    if asked is None:
+        return {}
+    wanted: dict[str, Any] = asked.value
+    return wanted if asked.demanded or default is REENTRANT else {**wanted, **default}
 
 
 @hookimpl
@@ -121,7 +139,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 def loadkit_prepare_quantized(plan: Plan, model: Any) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for name, module in norms(model).items():
+    for name, module in norms(model).items() if plan.preparation.float32_norms else ():
         if not name.endswith(plan.preparation.norms_left):
             _in_float32(module, plan.dtype)
     _stay_trainable(model)

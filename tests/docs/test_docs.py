@@ -25,6 +25,7 @@ PAGES_THAT_RUN = (
     "how-to/choose-a-profile.md",
     "how-to/dpo.md",
     "how-to/move-to-loadkit.md",
+    "how-to/plan-for-a-cluster.md",
     "how-to/qlora-with-trl.md",
     "how-to/repeat-a-load.md",
     "how-to/see-if-it-fits.md",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from examples import A100, CPU, EIGHT_H100, FSDP, MISTRAL, MPS, T4, checkpoint, planned, problems
+from examples import A100, CPU, EIGHT_H100, EIGHT_RANKS, FSDP, MISTRAL, MPS, T4, checkpoint, planned, problems
 
 import loadkit
 
@@ -82,9 +82,13 @@ def test_several_devices_hold_it_together() -> None:
     assert planned(large, machine=EIGHT_H100, device_map="auto").memory is not None
 
 
-def test_an_engine_that_spreads_the_weights_is_not_second_guessed() -> None:
+def test_of_weights_that_an_engine_spreads_each_devices_share_must_fit() -> None:
     large = checkpoint(MISTRAL, tensors=mistral_7b(layers=400))
-    assert planned(large, "full", machine=A100, topology=FSDP).memory is not None
+    plan = planned(large, "full", machine=EIGHT_H100, topology=FSDP)
+    assert plan.memory is not None
+    assert plan.memory.model > plan.memory.room
+    assert [p.code for p in plan.warnings if p.stage == "memory"] == ["training-does-not-fit"]
+    assert "does-not-fit" in problems(large, "full", machine=EIGHT_H100, topology=EIGHT_RANKS)
 
 
 def test_an_unknown_optimizer_counts_as_adamw_and_is_told() -> None:
