@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         PlanError,
         PluginError,
         Problem,
+        RankError,
         Severity,
     )
     from loadkit.facts.beside import Beside, Template
@@ -78,6 +79,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "PlanError",
         "PluginError",
         "Problem",
+        "RankError",
         "Severity",
     ),
     "facts.beside": ("Beside", "Template"),
@@ -174,6 +176,7 @@ __all__ = [
     "ProcessingFacts",
     "Profile",
     "Quantization",
+    "RankError",
     "Recipe",
     "ReplayError",
     "ReplayWarning",

@@ -55,6 +55,7 @@ def load_model(
     manager: PluginManager,
     token: str | bool | None = None,
     progress: Callable[[str], None] | None = None,
+    first_on_node: Callable[[str, Callable[[], None]], None] = lambda _, fetching: fetching(),
 ) -> LoadedModel:
     """Load the model that the plan names.
 
@@ -63,6 +64,7 @@ def load_model(
         manager: the plugins that may load it another way, and that build its quantization config.
         token: the Hub token.
         progress: called with a short sentence before weights are downloaded.
+        first_on_node: lets one process of a machine fetch before the others.
 
     Raises:
         LoadError: the weights can't be had, or transformers failed; its exception is the cause.
@@ -70,7 +72,7 @@ def load_model(
     other = manager.first(hooks.loadkit_load_model, plan=plan)
     if other is not None:
         return LoadedModel(other, Loading(), {})
-    fetch_weights(plan, token, progress)
+    first_on_node("the weights", lambda: fetch_weights(plan, token, progress))
     with _explained(plan, "the model"):
         config, further = load_config(plan, token)
         own_cache = _set_cache(config, plan.use_cache)
