@@ -67,7 +67,7 @@ def compare_with_files(plan: Plan, model: Any, manager: PluginManager) -> list[F
         return [
             _finding(
                 "not-compared",
-                "no tensor could be compared with the files: all have other names or shapes in the model",
+                "no tensor could be compared with the files: all have other names or shapes in the model, or ZeRO-3 has split them",
                 severity="note",
             )
         ]

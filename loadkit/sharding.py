@@ -21,8 +21,10 @@ def part_of(parameter: Any) -> Part | None:
         parameter: a tensor, or a `torch.distributed.tensor.DTensor`.
 
     Returns:
-        None where its parts don't lie in one piece of the whole, as those of packed projections.
+        None where its parts don't lie in one piece of the whole, as those of packed projections, and under ZeRO-3.
     """
+    if hasattr(parameter, "ds_shape"):
+        return None
     if not hasattr(parameter, "device_mesh"):
         return Part(parameter)
     import torch.distributed.tensor as distributed  # takes half a second, and is there already where there are DTensors

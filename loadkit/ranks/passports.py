@@ -113,6 +113,6 @@ def _fingerprint(path: Path) -> str:
     with path.open("rb") as file:
         digest.update(file.read(PIECES * PIECE))
         for piece in range(PIECES):
-            file.seek(size * piece // PIECES)
+            file.seek(max(size - PIECE, 0) * piece // (PIECES - 1))  # the last one ends with the file
             digest.update(file.read(PIECE))
     return f"{size} bytes, {digest.hexdigest()[:16]}"

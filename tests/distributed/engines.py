@@ -15,9 +15,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 import loadkit
 
+DEVICE = os.environ.get("LOADKIT_TEST_DEVICE", "cpu")
+BACKEND = "nccl" if DEVICE == "cuda" else "gloo"
 __all__ = ["BATCH", "engines", "gradients", "step", "stirred", "tokens"]
 
 BATCH, LENGTH = 4, 16
+ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
@@ -49,6 +52,7 @@ def stirred(model: Any, names: str = "lora_B") -> Any:
             name = name.removeprefix("module.")
             seed = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
             noise = 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+            noise = noise.to(parameter.device, parameter.dtype)
             split = isinstance(parameter, DTensor)
             parameter.data.copy_(
                 distribute_tensor(noise, parameter.device_mesh, parameter.placements) if split else noise
@@ -61,7 +65,7 @@ def adapters_hash(model: Any) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            digest.update(name.encode() + whole(parameter).float().numpy().tobytes())
+            digest.update(name.encode() + whole(parameter).float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -70,7 +74,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            found[name.removeprefix("module.")] = whole(parameter.grad).clone()
+            found[name.removeprefix("module.")] = whole(parameter.grad).cpu().clone()
     return found
 
 
@@ -88,7 +92,7 @@ def data_parallel(folder: str, profile: str) -> dict[str, Any]:
     model = load_as(folder, profile)
     hashed = adapters_hash(model)
     wrapped = torch.nn.parallel.DistributedDataParallel(stirred(model))
-    loss = step(wrapped, mine(tokens(model.config.vocab_size)))
+    loss = step(wrapped, mine(tokens(model.config.vocab_size)).to(DEVICE))
     return result(wrapped, loss, hashed, average=True)
 
 
@@ -100,12 +104,14 @@ def fully_sharded(folder: str, profile: str) -> dict[str, Any]:
         model = load_as(folder, profile)
     hashed = adapters_hash(model)
     stirred(model)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = init_device_mesh(DEVICE, (dist.get_world_size(),))
     for module in model.modules():
         if type(module).__name__.endswith("DecoderLayer"):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    loss = step(model, mine(tokens(model.config.vocab_size)))
+    if DEVICE == "cuda":
+        model.to(DEVICE)  # FSDP takes no device map
+    loss = step(model, mine(tokens(model.config.vocab_size)).to(DEVICE))
     return result(model, loss, hashed, average=True)
 
 
@@ -123,8 +129,42 @@ def tensor_parallel(folder: str, profile: str) -> dict[str, Any]:
     plan = loadkit.plan(folder, profile, topology=topology, model_kwargs=split)
     model = loadkit.load(plan).model
     hashed = adapters_hash(model)
-    loss = step(stirred(model, "lora_"), tokens(model.config.vocab_size))
+    loss = step(stirred(model, "lora_"), tokens(model.config.vocab_size).to(DEVICE))
     return result(model, loss, hashed, average=False)
+
+
+def zero3(folder: str, profile: str) -> dict[str, Any]:
+    """DeepSpeed's third stage: its config is alive before the model is made."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_grad
+    from transformers.integrations import HfDeepSpeedConfig
+
+    config = {
+        "train_micro_batch_size_per_gpu": BATCH // dist.get_world_size(),
+        "zero_optimization": {"stage": 3},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # a compiled kernel; nothing is optimized here
+    }
+    deepspeed.init_distributed(BACKEND)
+    alive = HfDeepSpeedConfig(config)
+    with environment(ZERO3):
+        model = load_as(folder, profile)
+    del alive
+    split = [p for p in model.parameters() if hasattr(p, "ds_shape")]
+    with deepspeed.zero.GatheredParameters(split, modifier_rank=0):
+        hashed = adapters_hash(model)
+        stirred(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, config=config, optimizer=torch.optim.SGD(trained, lr=0.0))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    ids = mine(tokens(model.config.vocab_size)).to(DEVICE)
+    loss = engine(input_ids=ids, labels=ids).loss
+    engine.backward(loss)
+    found = result(model, loss.detach(), hashed, average=True)
+    grads = {name: safe_get_full_grad(p) for name, p in model.named_parameters() if p.requires_grad}
+    return found | {"gradients": {n: g.float() for n, g in grads.items()}, "split": len(split)}
 
 
 def result(model: Any, loss: torch.Tensor, hashed: str, *, average: bool) -> dict[str, Any]:
@@ -136,19 +176,36 @@ def result(model: Any, loss: torch.Tensor, hashed: str, *, average: bool) -> dic
         loss = loss / dist.get_world_size()
     hashes: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(hashes, hashed)
-    return {"loss": loss, "gradients": grads, "adapters": hashes, "split": split}
+    return {"loss": loss.cpu(), "gradients": grads, "adapters": hashes, "split": split}
 
 
 ENGINES: dict[str, Callable[..., dict[str, Any]]] = {
     "ddp": data_parallel,
     "fsdp2": fully_sharded,
     "tp": tensor_parallel,
+    "zero3": zero3,
 }
+
+
+def accelerated(out: str, folder: str) -> None:
+    """DDP as accelerate sets it up: `Accelerator.prepare` takes the loaded model as it is."""
+    import accelerate
+
+    accelerator = accelerate.Accelerator(cpu=os.environ.get("ACCELERATE_USE_CPU") == "true")
+    hashed = adapters_hash(model := load_as(folder, "lora"))
+    wrapped = accelerator.prepare(stirred(model))
+    ids = mine(tokens(model.config.vocab_size)).to(accelerator.device)
+    found = result(wrapped, step(wrapped, ids), hashed, average=True)
+    if accelerator.process_index == 0:
+        torch.save(found | {"wrapped": type(wrapped).__name__}, Path(out) / "accelerate lora.pt")
+    accelerator.end_training()
 
 
 def engines(out: str, folder: str, *cases: str) -> None:
     """Run "engine profile" for each case, and save what rank 0 has."""
-    dist.init_process_group("gloo")
+    if DEVICE == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(BACKEND)
     for case in cases:
         engine, profile = case.split()
         try:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,11 @@ __all__ = ["Launched", "launch", "report", "started"]
 TESTS = Path(__file__).parent.parent
 LAUNCHERS = {
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone"],
-    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--cpu"],
+    # With --cpu accelerate 1.15 starts one process whatever --num_processes says; as if for GPUs it starts them all.
+    "accelerate": [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    ],
 }
 
 
@@ -120,8 +124,3 @@ def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-def errors(launched: Launched, names: Sequence[str]) -> dict[str, dict[int, str]]:
-    """Fault to rank to the error that ended it there."""
-    return {name: {rank: found[name] for rank, found in launched.results.items()} for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ CASES = [
     "tp full",
     "tp lora",
 ]
-SPLIT = {"fsdp2": "all", "tp": "some", "ddp": "none"}
 TOLERANCE = 2e-6
 """Of the largest gradient: sums are taken in another order. What a rank computes alone is exact."""
 
@@ -62,7 +62,8 @@ def alone(checkpoint: Path, profile: str, parts: int, names: str = "lora_B") -> 
     """The single process: one load with rank 0's seed, the batch in as many parts as there are ranks, their mean."""
     torch.manual_seed(0)
     model = stirred(loadkit.load(checkpoint, profile).model, names)
-    losses = [step(model, ids) for ids in tokens(model.config.vocab_size).chunk(parts)]
+    device = next(model.parameters()).device
+    losses = [step(model, ids.to(device)) for ids in tokens(model.config.vocab_size).chunk(parts)]
     whole = {name: grad / parts for name, grad in gradients(model).items()}
     return {"loss": torch.stack(losses).sum() / parts, "gradients": whole}
 
@@ -124,4 +125,23 @@ def test_four_ranks_of_tensor_parallelism(tiny, tmp_path: Path, one_thread) -> N
 
 @pytest.mark.slow
 def test_under_accelerate_launch(checkpoint: Path, tmp_path: Path, one_thread) -> None:
-    """accelerate 1.15 starts one process with --cpu, whatever --num_processes says, so this is one rank."""
+    """On CPUs accelerate 1.15 prepares DDP, whatever its launcher was told of FSDP."""
+    done = launch(
+        "engines:accelerated", 2, tmp_path, checkpoint, launcher="accelerate", ACCELERATE_USE_CPU="true"
+    )
+    assert done.code == 0, done.output
+    found = torch.load(tmp_path / "accelerate lora.pt")
+    assert found["wrapped"] == "DistributedDataParallel"
+    compare(found, alone(checkpoint, "lora", 2), exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed isn't installed")
+@pytest.mark.parametrize("profile", ["full", "lora"])
+def test_zero3_computes_what_one_process_does(
+    profile: str, checkpoint: Path, tmp_path: Path, one_thread
+) -> None:
+    out = launched(checkpoint, 2, tmp_path, cases=[f"zero3 {profile}"], DS_ACCELERATOR="cpu")
+    found = torch.load(out / f"zero3 {profile}.pt")
+    compare(found, alone(checkpoint, profile, 2), exact=False)
+    assert found["split"] > 0
