@@ -18,7 +18,7 @@ from distributed.launching import report
 import loadkit
 from loadkit import Finding, LoadError, Machine, PluginManager, hookimpl
 
-__all__ = ["FAULTS", "death", "faults"]
+__all__ = ["FAULTS", "death", "faults", "parting"]
 
 RANK = int(os.environ.get("RANK", "0"))
 FAULTY = 1
@@ -147,6 +147,17 @@ def death(out: str, folder: str, who: str) -> None:
 
     error = attempt({"source": folder, **acting(act)})
     report(out, {"error": error, "seconds": time.time() - float(moment.read_text())})
+
+
+def parting(out: str, folder: str) -> None:
+    """Rank 0, which keeps the store, fails and is gone at once."""
+
+    def act() -> None:
+        if RANK == 0:
+            raise LoadError("this rank's disk is gone")
+
+    report(out, attempt({"source": folder, **acting(act)}))
+    os._exit(0)
 
 
 def attempt(options: dict[str, Any]) -> str:

@@ -43,7 +43,6 @@ def folders(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     done = launch("faults:faults", 2, tmp_path_factory.mktemp("faults"), folders, launcher="none")
     assert sorted(done.results) == [0, 1], done.output
-    print(done.seconds, {r: d["seconds"] for r, d in done.results.items()})
     return done
 
 
@@ -107,6 +106,12 @@ def test_what_one_rank_finds_fails_all(launched: Launched) -> None:
 
 def test_afterwards_all_is_well(launched: Launched) -> None:
     assert errors(launched, "nothing") == {0: "", 1: ""}
+
+
+def test_the_cause_is_told_before_the_store_goes(folders: Path, tmp_path: Path) -> None:
+    done = launch("faults:parting", 2, tmp_path, folders / "own", launcher="none")
+    assert done.results[0].startswith("LoadError: this rank's disk is gone"), done.output
+    assert done.results[1].startswith("RankError: rank 0 failed: LoadError: this rank's disk is gone")
 
 
 @pytest.mark.parametrize("who", [0, 1])
