@@ -15,23 +15,16 @@ from pathlib import Path
 import click
 
 import loadkit
-from loadkit import hookspecs
 from loadkit.cli.main import COMMANDS, main
 from loadkit.manager import PluginManager
 from loadkit.profiles import find_profile
 
+sys.path.insert(0, str(Path(__file__).parent))
+from hook_pages import hook_pages
+
 ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "reference"
 NOTE = "<!-- Made by docs/generate.py: change the code's docstrings, not this page. -->\n"
-
-
-def hooks() -> str:
-    """One section a hook, from the specifications."""
-    page = [NOTE, "# Hooks", inspect.getdoc(hookspecs) or ""]
-    for name, hook in vars(hookspecs).items():
-        if name.startswith("loadkit_"):
-            signature = str(inspect.signature(hook)).replace("'", "")
-            page += [f"## `{name}`", f"```python\n{name}{signature}\n```", _prose(inspect.getdoc(hook) or "")]
-    return _joined(page)
 
 
 def options() -> str:
@@ -113,6 +106,7 @@ def conformance() -> str:
         NOTE,
         "# Conformance checks",
         "What `loadkit check NAME` and `loadkit.testing.conformance` hold a plugin to. Codes are stable; a newer check warns before it breaks.",
+        "[Check a plugin](../how-to/check-a-plugin.md) tells how they are run: scenarios, profiles, levels, time limits.",
     ]
     for group in dict.fromkeys(c.group for c in known_checks()):
         rows = [
@@ -149,7 +143,7 @@ def _prose(text: str) -> str:
     """A docstring as Markdown: its sections become bold words, its parameters a list."""
     lines, section = [], False
     for line in text.splitlines():
-        if line.rstrip() in ("Parameters:", "Returns:", "Raises:", "Yields:"):
+        if line.rstrip() in ("When:", "Parameters:", "Returns:", "Raises:", "Yields:"):
             lines += [f"**{line.strip().rstrip(':')}**", ""]
             section = line.startswith(("Parameters", "Raises"))
         elif section and line.startswith("    ") and not line.startswith("     "):
@@ -192,7 +186,6 @@ def _joined(parts: typing.Iterable[str]) -> str:
 
 
 PAGES = {
-    "hooks": hooks,
     "options": options,
     "profiles": profiles,
     "cli": command_line,
@@ -202,21 +195,36 @@ PAGES = {
 }
 
 
+def pages() -> dict[str, str]:
+    """Every page, by its name below docs/reference."""
+    return {**{name: make() for name, make in PAGES.items()}, **hook_pages(_prose, NOTE)}
+
+
 def stale() -> list[str]:
-    """The pages that aren't what the code says."""
-    found = []
-    for name, make in PAGES.items():
-        path = ROOT / "docs" / "reference" / f"{name}.md"
-        if not path.is_file() or path.read_text(encoding="utf-8") != make():
-            found.append(path.relative_to(ROOT).as_posix())
-    return found
+    """The pages that aren't what the code says, and those of hooks that are no more."""
+    made = {REFERENCE / f"{name}.md": text for name, text in pages().items()}
+    wrong = [
+        path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    return [path.relative_to(ROOT).as_posix() for path in (*wrong, *_leftover(made))]
+
+
+def _leftover(made: typing.Container[Path]) -> list[Path]:
+    return [path for path in sorted((REFERENCE / "hooks").glob("*.md")) if path not in made]
+
+
+def write() -> None:
+    """Write every page, and take away those of hooks that are no more."""
+    made = {REFERENCE / f"{name}.md": text for name, text in pages().items()}
+    for path, text in made.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for path in _leftover(made):
+        path.unlink()
 
 
 if __name__ == "__main__":
-    if "--check" in sys.argv:
-        pages = stale()
-        sys.exit(f"stale: {', '.join(pages)}; run python docs/generate.py" if pages else 0)
-    for page_name, maker in PAGES.items():
-        target = ROOT / "docs" / "reference" / f"{page_name}.md"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(maker(), encoding="utf-8")
+    if "--check" not in sys.argv:
+        write()
+    elif found := stale():
+        sys.exit(f"stale: {', '.join(found)}; run python docs/generate.py")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loadkit.claims import Claim, Decision, Overruled, PassedOver, Strength
     from loadkit.context import Context
+    from loadkit.entries import Entries, Entry, Record
     from loadkit.errors import (
         AuditError,
         Finding,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from loadkit.facts.topology import Topology
     from loadkit.hookspecs import hookimpl
     from loadkit.inference import InferenceMode
+    from loadkit.integrity import checksum, checksums, file_checksums
     from loadkit.loading import Loaded, LoadkitWarning, load, load_processing_class
     from loadkit.manager import PluginInfo, PluginManager, PluginWarning
     from loadkit.manifests import Difference, FileProof, Manifest, differences
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from loadkit.recipes import Recipe, read_recipe
     from loadkit.replaying import ReplayError, ReplayWarning
     from loadkit.report import Change, Loading, Measurements, Report
+    from loadkit.shortcuts import LoadingAid, Shortcut, Stored
+    from loadkit.units import size, span
     from loadkit.values import (
         Adapter,
         Adapters,
@@ -71,6 +75,8 @@ if TYPE_CHECKING:
 _HOMES: dict[str, tuple[str, ...]] = {
     "claims": ("Claim", "Decision", "Overruled", "PassedOver", "Strength"),
     "context": ("Context",),
+    "integrity": ("checksum", "checksums", "file_checksums"),
+    "entries": ("Entries", "Entry", "Record"),
     "errors": (
         "AuditError",
         "Finding",
@@ -101,6 +107,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "recipes": ("Recipe", "read_recipe"),
     "replaying": ("ReplayError", "ReplayWarning"),
     "report": ("Change", "Loading", "Measurements", "Report"),
+    "shortcuts": ("LoadingAid", "Shortcut", "Stored"),
+    "units": ("size", "span"),
     "values": (
         "Adapter",
         "Adapters",
@@ -139,6 +147,8 @@ __all__ = [
     "Context",
     "Decision",
     "Difference",
+    "Entries",
+    "Entry",
     "Experimental",
     "Family",
     "File",
@@ -149,6 +159,7 @@ __all__ = [
     "LoadError",
     "Loaded",
     "Loading",
+    "LoadingAid",
     "LoadkitError",
     "LoadkitWarning",
     "Machine",
@@ -178,11 +189,14 @@ __all__ = [
     "Quantization",
     "RankError",
     "Recipe",
+    "Record",
     "ReplayError",
     "ReplayWarning",
     "Report",
     "Request",
     "Severity",
+    "Shortcut",
+    "Stored",
     "Strength",
     "Support",
     "Supported",
@@ -193,7 +207,10 @@ __all__ = [
     "Unsupported",
     "Vocabulary",
     "Weight",
+    "checksum",
+    "checksums",
     "differences",
+    "file_checksums",
     "hookimpl",
     "load",
     "load_processing_class",
@@ -202,6 +219,8 @@ __all__ = [
     "read_profile",
     "read_profiles",
     "read_recipe",
+    "size",
+    "span",
 ]
 
 

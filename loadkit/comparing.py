@@ -11,6 +11,7 @@ from loadkit.errors import Finding
 from loadkit.manager import PluginManager
 from loadkit.plans import Plan
 from loadkit.sharding import Part, part_of
+from loadkit.weight_paths import weight_paths
 
 __all__ = ["SAMPLED", "VALUES", "compare_with_files"]
 
@@ -78,7 +79,7 @@ def _sample(plan: Plan, model: Any) -> Iterator[Stored]:
     """Tensors spread evenly over the model, of those that the files have under the same name."""
     from safetensors import safe_open
 
-    files = _files(plan)
+    files = weight_paths(plan)
     if not files:
         return
     homes: dict[str, Path] = {}
@@ -104,25 +105,6 @@ def _sample(plan: Plan, model: Any) -> Iterator[Stored]:
                 if part is not None:
                     module = model.get_submodule(name.rpartition(".")[0])
                     yield Stored(name, module, part.tensor, _beginning(file.get_slice(stored), part))
-
-
-def _files(plan: Plan) -> list[Path]:
-    """The weight files on this machine; none for pickles, and where they can't be found."""
-    checkpoint = plan.checkpoint
-    if checkpoint.weight_format != "safetensors":
-        return []
-    if checkpoint.kind == "folder":
-        paths = [Path(checkpoint.location) / name for name in checkpoint.weight_files]
-    else:
-        from huggingface_hub import try_to_load_from_cache
-
-        cache = next((d.value for d in plan.decisions if d.stage == "kwargs.cache_dir"), None)
-        found = [
-            try_to_load_from_cache(checkpoint.location, name, cache_dir=cache, revision=checkpoint.commit)
-            for name in checkpoint.weight_files
-        ]
-        paths = [Path(path) for path in found if isinstance(path, str)]
-    return [path for path in paths if path.is_file()]
 
 
 def _spread(names: Sequence[str]) -> set[str]:

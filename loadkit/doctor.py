@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from loadkit.errors import LoadkitError
+from loadkit.facts.cache_folder import cache_folder
 from loadkit.facts.machine import Machine, read_machine
 from loadkit.facts.topology import Topology, read_topology
 from loadkit.manager import PluginInfo, PluginManager
+from loadkit.trouble import Trouble, known_trouble
 
-__all__ = ["Cache", "Examination", "KNOWN_TROUBLE", "Outlook", "examine"]
+__all__ = ["Cache", "Examination", "Outlook", "examine"]
 
 LIBRARIES: Mapping[str, str] = {
     "torch": "2.13",
@@ -30,20 +33,15 @@ LIBRARIES: Mapping[str, str] = {
 }
 """Distribution to the lowest version that loadkit was tested with; "" for none."""
 
-KNOWN_TROUBLE: Mapping[str, Callable[[Machine], bool]] = {
-    "the package kernels is installed: bitsandbytes 0.50 then asks the Hub for a kernel of its own on CPUs; HF_HUB_OFFLINE=1 keeps it "
-    "from that": lambda machine: machine.kind == "cpu" and machine.version("kernels") is not None,
-    "transformers of version 4 is installed: loadkit reads the layout of version 5": lambda machine: (
-        (machine.version("transformers") or (5,)) < (5,)
-    ),
-    "torch is built for the CPU, and there are NVIDIA GPUs": lambda machine: any(
-        "built for the CPU only" in n for n in machine.notes
-    ),
-}
-"""What is known to go wrong, to when it does."""
-
-SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 """Parts of the names of environment variables whose values nobody should paste."""
+
+SHORTEST = 6
+"""Characters of a value from which on it can be told from ordinary text."""
+
+TOKEN = re.compile(r"\b(hf|api|sk|ghp|github_pat)_[A-Za-z0-9_]{8,}")
+LOGIN = re.compile(r"//[^/@\s]+@")
+"""The user, with or without a password, in an address."""
 
 
 class Cache(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +70,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
         topology: the launch; empty for a single process.
         libraries: distribution to version; "" where it isn't installed.
         old: those older than what loadkit was tested with, a line each.
-        trouble: known trouble that applies here.
+        trouble: combinations known to go wrong that are found here, with remedies.
         environment: variables of loadkit and the Hub that are set; secret ones without their values.
         plugins: every plugin.
         caches: the caches.
@@ -85,7 +83,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     topology: str
     libraries: dict[str, str]
     old: tuple[str, ...]
-    trouble: tuple[str, ...]
+    trouble: tuple[Trouble, ...]
     environment: dict[str, str]
     plugins: tuple[PluginInfo, ...]
     caches: tuple[Cache, ...]
@@ -95,7 +93,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
 def examine(
     manager: PluginManager, *, machine: Machine | None = None, environ: Mapping[str, str] | None = None
 ) -> Examination:
-    """Look at everything. Nothing is loaded, and nothing heavy is imported.
+    """Look at everything. Nothing is loaded, nothing heavy is imported, and nothing of it is secret.
 
     Parameters:
         manager: the plugins.
@@ -108,7 +106,7 @@ def examine(
     here = machine or read_machine(env)
     topology = read_topology(env)
     found = {name: here.packages.get(name, "") for name in LIBRARIES}
-    return Examination(
+    examined = Examination(
         loadkit=version("loadkit"),
         python=f"{platform.python_version()} on {platform.platform()}",
         machine=(here.describe(), *here.notes),
@@ -117,12 +115,13 @@ def examine(
         else f"rank {topology.rank} of {topology.world_size}, {topology.engine}",
         libraries=found,
         old=tuple(_old(here)),
-        trouble=tuple(line for line, applies in KNOWN_TROUBLE.items() if applies(here)),
+        trouble=tuple(known_trouble(here, env)),
         environment=_environment(env),
         plugins=manager.plugins,
         caches=tuple(_caches(env)),
         profiles=tuple(_outlook(name, manager, here, topology) for name in sorted(manager.profiles.found)),
     )
+    return msgspec.convert(_shareable(msgspec.to_builtins(examined), _secrets(env)), Examination)
 
 
 def _old(machine: Machine) -> list[str]:
@@ -140,21 +139,38 @@ def _environment(env: Mapping[str, str]) -> dict[str, str]:
     named = sorted(
         name for name in env if name.startswith(("LOADKIT_", "HF_", "TRANSFORMERS_", "CUDA_VISIBLE"))
     )
-    return {name: "(set)" if any(s in name for s in SECRET) else _without_login(env[name]) for name in named}
+    return {name: "(set)" if _is_secret(name) else env[name] for name in named}
 
 
-def _without_login(value: str) -> str:
-    """An address without the user and password that it may carry."""
-    scheme, separator, rest = value.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else value
+def _is_secret(name: str) -> bool:
+    return any(word in name.upper() for word in SECRET)
+
+
+def _secrets(env: Mapping[str, str]) -> dict[str, str]:
+    """What must not be in a bug report, wherever it turns up, to what is put there instead."""
+    values = {value: "(secret)" for name, value in env.items() if _is_secret(name) and len(value) >= SHORTEST}
+    home = os.path.expanduser("~")
+    return values | ({home: "~"} if len(home) > 1 else {})
+
+
+def _shareable(found: Any, secrets: Mapping[str, str]) -> Any:
+    """The same without secrets, tokens, logins in addresses, and with the home folder's name shortened."""
+    if isinstance(found, dict):
+        return {_shareable(key, secrets): _shareable(value, secrets) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_shareable(item, secrets) for item in found]
+    if not isinstance(found, str):
+        return found
+    for secret in sorted(secrets, key=len, reverse=True):
+        found = found.replace(secret, secrets[secret])
+    return TOKEN.sub("(token)", LOGIN.sub("//", found))
 
 
 def _caches(env: Mapping[str, str]) -> list[Cache]:
-    import platformdirs
     from huggingface_hub import constants
 
     places = {
-        "loadkit's index": Path(env.get("LOADKIT_CACHE") or platformdirs.user_cache_dir("loadkit")),
+        "loadkit's index": cache_folder(env),
         "the Hub's files": Path(constants.HF_HUB_CACHE),
     }
     return [Cache(name=name, path=str(path), size=_size(path)) for name, path in places.items()]

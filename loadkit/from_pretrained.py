@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from loadkit import hookspecs as hooks
+from loadkit.aids import Lent, LoadedModel, with_aids
 from loadkit.errors import LoadError, LoadkitError
 from loadkit.fetching import (
     HUB_KWARGS,
@@ -23,9 +24,12 @@ from loadkit.manager import PluginManager
 from loadkit.plans import Plan
 from loadkit.quantizing import asked_to_skip
 from loadkit.report import Loading
+from loadkit.shortcuts import Stored
 from loadkit.skipping import modules_to_skip
 
 __all__ = ["LoadedModel", "load_model", "load_processing_class"]
+
+NOTHING = Lent()
 
 HEADED = ("sequence-classification", "token-classification")
 """Tasks with a head of their own. transformers 5.23 means to leave the last module unquantized, but misses one that has a
@@ -36,25 +40,12 @@ NO_ADAPTER = {"subfolder": "loadkit-attaches-adapters"}
 `maybe_load_adapters`). An adapter that the plan has is attached in its own phase."""
 
 
-class LoadedModel(NamedTuple):
-    """What `load_model` gives.
-
-    Parameters:
-        model: the model in evaluation mode.
-        loading: what `from_pretrained` said of its weights.
-        own_cache: path of a nested config ("" for the outermost) to the checkpoint's own `use_cache`.
-    """
-
-    model: Any
-    loading: Loading
-    own_cache: dict[str, bool]
-
-
 def load_model(
     plan: Plan,
     manager: PluginManager,
     token: str | bool | None = None,
     progress: Callable[[str], None] | None = None,
+    lent: Lent = NOTHING,
     first_on_node: Callable[[str, Callable[[], None]], None] = lambda _, fetching: fetching(),
 ) -> LoadedModel:
     """Load the model that the plan names.
@@ -64,6 +55,7 @@ def load_model(
         manager: the plugins that may load it another way, and that build its quantization config.
         token: the Hub token.
         progress: called with a short sentence before weights are downloaded.
+        lent: what plugins lend to the load.
         first_on_node: lets one process of a machine fetch before the others.
 
     Raises:
@@ -72,7 +64,18 @@ def load_model(
     other = manager.first(hooks.loadkit_load_model, plan=plan)
     if other is not None:
         return LoadedModel(other, Loading(), {})
-    first_on_node("the weights", lambda: fetch_weights(plan, token, progress))
+    return with_aids(
+        lent,
+        fetch=lambda: first_on_node("the weights", lambda: fetch_weights(plan, token, progress)),
+        load=lambda: _load(plan, manager, token),
+        read=lambda stored: _load(plan, manager, token, stored),
+    )
+
+
+def _load(
+    plan: Plan, manager: PluginManager, token: str | bool | None, stored: Stored | None = None
+) -> LoadedModel:
+    """Call `from_pretrained` for the checkpoint, or for what is stored of it quantized already."""
     with _explained(plan, "the model"):
         config, further = load_config(plan, token)
         own_cache = _set_cache(config, plan.use_cache)
@@ -84,15 +87,32 @@ def load_model(
             kwargs["quantization_config"] = _quantization_config(plan, config, manager)
         if "max_memory" in kwargs:
             kwargs["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in kwargs["max_memory"].items()}
+        location = plan.checkpoint.location
+        if stored is not None:
+            location = stored.folder
+            config.quantization_config = kwargs.pop("quantization_config").to_dict()
+            if kwargs.pop("revision", None) and plan.model_class.implementation == "remote code":
+                kwargs.setdefault("code_revision", plan.checkpoint.commit)
         model, info = _class(plan).from_pretrained(
-            plan.checkpoint.location,
+            location,
             config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told, not raised, so that the audit can name every tensor
-            **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind == "folder" else {}),
+            **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind == "folder" or stored else {}),
             **kwargs,
         )
+        if stored is not None:
+            _as_from(plan.checkpoint.location, stored.folder, model)
     return LoadedModel(model, _loading(info), own_cache)
+
+
+def _as_from(location: str, folder: str, model: Any) -> None:
+    """Have a model that was loaded from what is stored say the same of itself as one that was quantized while loading."""
+    model.hf_quantizer.pre_quantized = False
+    named = [(module, "name_or_path") for module in model.modules()]
+    for each, name in [*named, *((nested, "_name_or_path") for _, nested in configs(model.config))]:
+        if getattr(each, name, None) == folder:
+            setattr(each, name, location)
 
 
 def load_config(plan: Plan, token: str | bool | None = None) -> tuple[Any, dict[str, Any]]:

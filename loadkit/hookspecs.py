@@ -12,30 +12,33 @@ Four kinds of hooks:
   no opinion; the strongest claim wins, and two of equal strength that differ are an error for the user to settle.
   Registration order decides nothing. Claim only what concerns you, and say why in one line. Where you would decide but
   can't, answer with a `Problem` that says why: it is shown if nobody else claims either.
-* **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `audit_model`, `workarounds`): every answer counts.
+* **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `shortcuts`, `shorten_loading`, `audit_model`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
 * **Act** (`build_quantization_config`, `load_model`, `compare_tensor`, `open_parameter`, and the phases from `fit_vocabulary` to `merge_adapters`): the first
   result that isn't None is used; return None for what isn't yours. loadkit's own plugins are asked last, the others by name. The core
   calls the phases always in the same order.
 
-Hooks up to `check_plan` run while planning: they must not import torch or transformers, and must not look at the machine,
+Hooks up to `shortcuts` run while planning: they must not import torch or transformers, and must not look at the machine,
 the environment or the network. All they need is in the frozen facts of `context`. The others run while loading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import pluggy
 
 from loadkit.claims import Claim
 from loadkit.context import Context
+from loadkit.entries import Entries
 from loadkit.errors import Finding, Problem
+from loadkit.facts.machine import Machine
 from loadkit.facts.parts import Weight
 from loadkit.options import Option
 from loadkit.plans import Plan
 from loadkit.profiles import Profile
+from loadkit.shortcuts import LoadingAid, Shortcut
 from loadkit.values import (
     Adapters,
     Architecture,
@@ -61,6 +64,9 @@ API = "1.0"
 RENAMED: Mapping[str, str] = {}
 """Hooks' old names to the present ones: a plugin that still uses one works, with a warning that names it."""
 
+RENAMED_PARAMETERS: Mapping[str, Mapping[str, str]] = {}
+"""Hook to its parameters' old names and the present ones, likewise."""
+
 T = TypeVar("T")
 Answer: TypeAlias = Claim[T] | Problem | Sequence[Claim[T] | Problem] | None
 """What a decision hook returns."""
@@ -76,7 +82,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def loadkit_options() -> Sequence[Option]:  # type: ignore[empty-body]
     """Declare options that `plan()`, `load()` and the command line accept for your plugin.
 
-    Called once per plugin manager. Returns the declarations; a name that another plugin declares too is an error.
+    When:
+        Once per plugin manager, as soon as your plugin is registered.
+
+    Returns:
+        The declarations; a name that another plugin declares too is an error.
     """
 
 
@@ -84,7 +94,11 @@ def loadkit_options() -> Sequence[Option]:  # type: ignore[empty-body]
 def loadkit_profiles() -> Sequence[Profile]:  # type: ignore[empty-body]
     """Provide profiles: named sets of options with a sentence each.
 
-    Called once per plugin manager. Returns the profiles; two of one name are an error.
+    When:
+        Once per plugin manager, as soon as your plugin is registered.
+
+    Returns:
+        The profiles; two of one name are an error.
     """
 
 
@@ -92,7 +106,11 @@ def loadkit_profiles() -> Sequence[Profile]:  # type: ignore[empty-body]
 def loadkit_architectures() -> Sequence[Architecture]:  # type: ignore[empty-body]
     """Register model families: classes, attention support, LoRA targets, what not to quantize.
 
-    Called once per plugin manager. Returns the facts; two for one model type are an error.
+    When:
+        Once per plugin manager, as soon as your plugin is registered.
+
+    Returns:
+        The facts; two for one model type are an error.
     """
 
 
@@ -102,6 +120,9 @@ def loadkit_architectures() -> Sequence[Architecture]:  # type: ignore[empty-bod
 @hookspec
 def loadkit_choose_architecture(context: Context) -> Answer[ModelClass]:
     """Choose the class that loads the checkpoint. Some plugin must.
+
+    When:
+        The first decision of a plan, when request and facts have been read.
 
     Parameters:
         context: the facts.
@@ -117,6 +138,9 @@ def loadkit_choose_dtype(context: Context, architecture: ModelClass) -> Answer[s
 
     It is also the compute dtype of quantized layers and the dtype of a new adapter.
 
+    When:
+        After `architecture`.
+
     Parameters:
         context: the facts.
         architecture: the class decided before.
@@ -131,6 +155,9 @@ def loadkit_choose_attention(
     context: Context, architecture: ModelClass, dtype: str
 ) -> Answer[str | dict[str, str]]:
     """Choose `attn_implementation`. Some plugin must.
+
+    When:
+        After `dtype`.
 
     Parameters:
         context: the facts.
@@ -149,6 +176,9 @@ def loadkit_choose_quantization(
 ) -> Answer[Quantization | None]:
     """Choose how the weights are quantized, if at all. Nobody's claim means that they aren't.
 
+    When:
+        After `attention`.
+
     Parameters:
         context: the facts.
         architecture: the class decided before.
@@ -164,6 +194,9 @@ def loadkit_choose_device_map(
     context: Context, architecture: ModelClass, quantization: Quantization | None
 ) -> Answer[Placement]:
     """Choose where the weights go. Some plugin must.
+
+    When:
+        After `quantization`.
 
     Parameters:
         context: the facts.
@@ -181,6 +214,9 @@ def loadkit_choose_preparation(
 ) -> Answer[Preparation]:
     """Choose what is done to the model between loading and attaching an adapter. Some plugin must.
 
+    When:
+        After `device_map`.
+
     Parameters:
         context: the facts.
         architecture: the class decided before.
@@ -197,6 +233,9 @@ def loadkit_choose_use_cache(
 ) -> Answer[bool | None]:
     """Choose whether the model keeps a key-value cache. It is set on every (sub-)config that has the field.
 
+    When:
+        After `preparation`.
+
     Parameters:
         context: the facts.
         architecture: the class decided before.
@@ -210,6 +249,9 @@ def loadkit_choose_use_cache(
 @hookspec
 def loadkit_choose_processing(context: Context, architecture: ModelClass) -> Answer[Processing]:
     """Choose the tokenizer or processor. Some plugin must.
+
+    When:
+        After `use_cache`.
 
     Parameters:
         context: the facts.
@@ -229,6 +271,9 @@ def loadkit_choose_tokens(
     processing: Processing,
 ) -> Answer[Tokens | None]:
     """Choose the special tokens: which ends a text, which fills up a batch, which are added.
+
+    When:
+        After `processing`.
 
     Parameters:
         context: the facts.
@@ -253,6 +298,9 @@ def loadkit_choose_adapter(
 ) -> Answer[Adapters | None]:
     """Choose the adapters, new or existing. Nobody's claim means that there is none.
 
+    When:
+        After `tokens`: the last decision that is a stage of its own.
+
     Parameters:
         context: the facts.
         architecture: the class decided before.
@@ -272,6 +320,9 @@ def loadkit_contribute_kwargs(
 ) -> Mapping[str, Claim[Any] | Sequence[Claim[Any]]] | None:
     """Contribute further keyword arguments of `from_pretrained`, each decided on its own.
 
+    When:
+        After all stages are decided.
+
     Parameters:
         context: the facts.
         plan: the decisions so far.
@@ -286,6 +337,9 @@ def loadkit_estimate_weights(
     context: Context, plan: Plan, weights: Sequence[Weight]
 ) -> Mapping[str, Packed] | None:
     """Estimate what quantizing makes of the weights, for `plan.memory`.
+
+    When:
+        Once all is decided, where the weights will be quantized in memory.
 
     Parameters:
         context: the facts.
@@ -303,6 +357,9 @@ def loadkit_estimate_adapters(
 ) -> Sequence[Weight] | None:
     """Estimate the tensors that the adapters add, for `plan.memory`.
 
+    When:
+        Once all is decided, where the plan has adapters that it doesn't merge.
+
     Parameters:
         context: the facts.
         plan: all decisions.
@@ -318,12 +375,33 @@ def loadkit_estimate_adapters(
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:  # type: ignore[empty-body]
     """Look at the whole plan for what can't work on these facts.
 
+    When:
+        Once every stage that must be decided is, and the memory estimated; also where something else is wrong already.
+
     Parameters:
         context: the facts.
         plan: all decisions.
 
     Returns:
         Problems, each with a remedy. One of severity "error" stops the request; all are reported together.
+    """
+
+
+@hookspec
+def loadkit_shortcuts(plan: Plan, identity: str, machine: Machine, entries: Entries) -> Sequence[Shortcut]:  # type: ignore[empty-body]
+    """Tell what will make this load faster, or why it won't be. It changes no bit of the model; `loadkit_shorten_loading` does it.
+
+    When:
+        The last hook of planning, after the checks.
+
+    Parameters:
+        plan: all decisions.
+        identity: tells the checkpoint's weights and configs from all others; "" where they can't be told apart.
+        machine: accelerators, memory and packages.
+        entries: what loadkit keeps prepared on this machine.
+
+    Returns:
+        A line each; nothing where there is nothing to tell.
     """
 
 
@@ -335,6 +413,9 @@ def loadkit_build_quantization_config(
     plan: Plan, quantization: Quantization, skip_modules: Sequence[str] | None
 ) -> Any | None:
     """Build the object that `from_pretrained` takes as `quantization_config`. May import what it needs.
+
+    When:
+        Right before the model is loaded, where the plan quantizes.
 
     Parameters:
         plan: the plan.
@@ -351,6 +432,9 @@ def loadkit_build_quantization_config(
 def loadkit_load_model(plan: Plan) -> Any | None:
     """Load the model another way than by calling `from_pretrained`. Wrappers are allowed on this hook only.
 
+    When:
+        After the tokenizer or processor was loaded; once a load.
+
     Parameters:
         plan: the plan.
 
@@ -359,11 +443,34 @@ def loadkit_load_model(plan: Plan) -> Any | None:
     """
 
 
+@hookspec
+def loadkit_shorten_loading(
+    plan: Plan, identity: str, machine: Machine, entries: Entries, progress: Callable[[str], None]
+) -> LoadingAid | None:
+    """Lend something to one load that makes it faster and changes no bit of the model.
+
+    When:
+        Once, right after planning, while torch isn't imported yet: the libraries come in while what lies ready is looked through. Not used
+        where `loadkit_load_model` has a taker.
+
+    Parameters:
+        plan: the plan.
+        identity: tells the checkpoint's weights and configs from all others; "" where they can't be told apart.
+        machine: accelerators, memory and packages.
+        entries: what loadkit keeps prepared on this machine.
+        progress: takes a short sentence before something that takes long.
+
+    Returns:
+        A `LoadingAid`; None where there is nothing to lend.
+    """
+
+
 @hookspec(firstresult=True)
 def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any) -> str | None:
     """Compare a parameter that your plugin quantized with what the checkpoint's file has for it.
 
-    Called for a sample of tensors right after loading. What nobody takes is compared by the core, value by value.
+    When:
+        For a sample of tensors, right after loading. What nobody takes is compared by the core, value by value.
 
     Parameters:
         plan: the plan.
@@ -380,7 +487,8 @@ def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any)
 def loadkit_open_parameter(plan: Plan, parameter: Any) -> Opened | None:
     """Tell what a parameter consists of that your plugin quantized, for the report to count weights and bytes.
 
-    Called for every parameter of the final model that has a class of its own, or holds integers.
+    When:
+        For every parameter of the final model that has a class of its own, or holds integers.
 
     Parameters:
         plan: the plan.
@@ -398,6 +506,9 @@ def loadkit_open_parameter(plan: Plan, parameter: Any) -> Opened | None:
 def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> Any | None:
     """Make embeddings, config and generation config agree with the tokenizer.
 
+    When:
+        The first phase after loading, where there is a tokenizer.
+
     Parameters:
         plan: the plan.
         model: the loaded `transformers.PreTrainedModel`.
@@ -412,6 +523,9 @@ def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> An
 def loadkit_dequantize(plan: Plan, model: Any) -> Any | None:
     """Turn a quantized model back into floating point, for an adapter to be merged into it.
 
+    When:
+        The second phase, where the plan dequantizes before merging an adapter.
+
     Parameters:
         plan: the plan.
         model: the loaded `transformers.PreTrainedModel`.
@@ -424,6 +538,9 @@ def loadkit_dequantize(plan: Plan, model: Any) -> Any | None:
 @hookspec(firstresult=True)
 def loadkit_prepare_quantized(plan: Plan, model: Any) -> Any | None:
     """Make a quantized model fit for training over it: freeze it, keep in float32 what must be.
+
+    When:
+        The third phase, where the plan trains over quantized weights.
 
     Parameters:
         plan: the plan.
@@ -438,6 +555,9 @@ def loadkit_prepare_quantized(plan: Plan, model: Any) -> Any | None:
 def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any | None:
     """Turn gradient checkpointing on.
 
+    When:
+        The fourth phase, where the plan checkpoints activations.
+
     Parameters:
         plan: the plan; `plan.preparation.gradient_checkpointing_kwargs` says how.
         model: the `transformers.PreTrainedModel`, frozen where it is quantized.
@@ -451,6 +571,9 @@ def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any | None:
 def loadkit_enable_input_gradients(plan: Plan, model: Any) -> Any | None:
     """Let gradients flow from the embeddings, so that a checkpointed frozen layer hands them on to the adapter.
 
+    When:
+        The fifth phase, where an adapter is trained under checkpointing.
+
     Parameters:
         plan: the plan.
         model: the `transformers.PreTrainedModel`, with gradient checkpointing on.
@@ -463,6 +586,9 @@ def loadkit_enable_input_gradients(plan: Plan, model: Any) -> Any | None:
 @hookspec(firstresult=True)
 def loadkit_attach_adapters(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -> Any | None:
     """Attach the adapters to the prepared model, and turn the active one on.
+
+    When:
+        The sixth phase, where the plan has adapters.
 
     Parameters:
         plan: the plan.
@@ -478,6 +604,9 @@ def loadkit_attach_adapters(plan: Plan, model: Any, adapters: Adapters, vocabula
 @hookspec(firstresult=True)
 def loadkit_merge_adapters(plan: Plan, model: Any, adapters: Adapters) -> Any | None:
     """Work the active adapter into the weights of the base.
+
+    When:
+        The last phase, where the plan merges the adapter.
 
     Parameters:
         plan: the plan.
@@ -495,6 +624,9 @@ def loadkit_audit_model(  # type: ignore[empty-body]
 ) -> Sequence[Finding]:
     """Compare the loaded model with what your stage decided.
 
+    When:
+        When all phases are done.
+
     Parameters:
         plan: the plan.
         model: the final model, with its adapter.
@@ -509,6 +641,9 @@ def loadkit_audit_model(  # type: ignore[empty-body]
 @hookspec
 def loadkit_workarounds(plan: Plan) -> Sequence[str]:  # type: ignore[empty-body]
     """Tell what your plugin does about faults of other libraries, for the manifest.
+
+    When:
+        With the audit, when the report is made.
 
     Parameters:
         plan: the plan.

@@ -12,6 +12,7 @@ from typing import Any
 
 from loadkit import from_pretrained
 from loadkit import hookspecs as hooks
+from loadkit.aids import lend
 from loadkit.audit import audit
 from loadkit.comparing import compare_with_files
 from loadkit.errors import AuditError, LoadError, LoadkitError
@@ -26,10 +27,13 @@ from loadkit.pipeline import make_plan
 from loadkit.plans import Plan
 from loadkit.processing import finish_processing
 from loadkit.ranks import Ranks, ranks_of_this_launch
+from loadkit.reading_ahead import ReadAhead
 from loadkit.recipes import Recipe
+from loadkit.releasing import released_while_loading
 from loadkit.replaying import plan_of
 from loadkit.report import Loading, Report
 from loadkit.saving import keep_own_cache
+from loadkit.weight_paths import weight_paths
 
 __all__ = ["Loaded", "LoadkitWarning", "load", "load_processing_class"]
 
@@ -205,6 +209,10 @@ def _load(
     clock = _Clock()
     with clock("plan"):
         plan = ranks.plan(planning)
+    with clock("plan"):
+        lent = lend(plan, manager, say)
+        if lent.first is None:  # what is stored is read meanwhile, to be proved
+            ReadAhead(weight_paths(plan))
     say("importing torch and transformers")
     with clock("import"):
         _import()
@@ -216,8 +224,10 @@ def _load(
         processing_class = from_pretrained.load_processing_class(plan, token)
         vocabulary = finish_processing(plan, processing_class)
     say(f"loading {plan.model_class.model_class}")
-    with clock("load"), ranks.same_random_numbers("loading"):
-        model, loading, own_cache = load_model(plan, manager, token, say, ranks.first_on_node)
+    with clock("load"), released_while_loading(_read_and_left(plan)), ranks.same_random_numbers("loading"):
+        model, loading, own_cache, shortcuts = load_model(
+            plan, manager, token, say, lent, ranks.first_on_node
+        )
     keep_own_cache(model, own_cache)
     with clock("comparison"):
         compared = compare_with_files(plan, model, manager)
@@ -236,9 +246,8 @@ def _load(
         loading=loading,
         seconds=clock.seconds,
         peak_memory=peak_memory(),
-        workarounds=tuple(
-            line for _, given in manager.answers(hooks.loadkit_workarounds, plan=plan) for line in given
-        ),
+        shortcuts=shortcuts,
+        workarounds=tuple(manager.collect(hooks.loadkit_workarounds, str, plan=plan)),
     )
     return Loaded(model, processing_class, plan, report)
 
@@ -320,6 +329,12 @@ def _import() -> None:
     """Pay for the libraries here, so that the report doesn't charge them to loading."""
     import torch  # noqa: F401
     import transformers.modeling_utils  # noqa: F401
+
+
+def _read_and_left(plan: Plan) -> list[Path]:
+    """Weight files that are only read, to make other weights of them."""
+    quantizes = plan.quantization is not None and not plan.quantization.prequantized
+    return weight_paths(plan) if quantizes else []
 
 
 def _versions(model: Any) -> int:

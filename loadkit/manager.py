@@ -14,6 +14,7 @@ import msgspec
 import pluggy
 
 from loadkit import hookspecs
+from loadkit.answers import misfit
 from loadkit.claims import Claim, StampedClaim
 from loadkit.errors import LoadkitError, PluginError, Problem
 from loadkit.options import CORE_OPTIONS, Option, nearest
@@ -79,7 +80,7 @@ class PluginWarning(UserWarning):
 
 
 class _Pluggy(pluggy.PluginManager):
-    """pluggy's manager, which takes hooks under their old names too."""
+    """pluggy's manager, which takes hooks and parameters under their old names too."""
 
     registering = ""
 
@@ -102,6 +103,19 @@ class _Pluggy(pluggy.PluginManager):
             )
         return opts
 
+    def _verify_hook(self, hook: Any, hookimpl: Any) -> None:
+        """As pluggy's (1.7), with old names of parameters replaced: an implementation is called by position, so that is all it takes."""
+        renamed = hookspecs.RENAMED_PARAMETERS.get(hook.name, {})
+        for old in (name for name in hookimpl.argnames if name in renamed):
+            warnings.warn(
+                f"the plugin {hookimpl.plugin_name!r} has the parameter {old} in {hook.name}, which is called {renamed[old]} now: the "
+                "old name works until the next major version",
+                PluginWarning,
+                stacklevel=2,
+            )
+        hookimpl.argnames = tuple(renamed.get(name, name) for name in hookimpl.argnames)
+        super()._verify_hook(hook, hookimpl)
+
 
 class PluginManager:
     """A set of plugins. Managers are independent: a test or an application can have its own.
@@ -123,6 +137,7 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
         self._infos: dict[str, PluginInfo] = {}
         self._provided: dict[str, _Provided] = {}
+        self._sorted: dict[str, tuple[pluggy.HookImpl, ...]] = {}
         if entry_points:
             self._load_entry_points()
             self._warn_of_strangers()
@@ -155,6 +170,7 @@ class PluginManager:
             self._pluggy.unregister(name=name)
         self._infos.pop(name, None)
         self._provided.pop(name, None)
+        self._changed()
 
     @property
     def plugins(self) -> tuple[PluginInfo, ...]:
@@ -216,7 +232,15 @@ class PluginManager:
             if self._pluggy.get_plugin(name) is not None:
                 self._pluggy.unregister(name=name)
             raise
+        finally:
+            self._changed()
         return hooks
+
+    def _changed(self) -> None:
+        """Forget what was gathered from the plugins: thousands of plans in a process gather it once."""
+        self._sorted.clear()
+        for name in ("options", "profiles", "architectures"):
+            self.__dict__.pop(name, None)
 
     def _validated(self, plugin: object) -> tuple[str, ...]:
         callers = self._pluggy.get_hookcallers(plugin) or []
@@ -285,8 +309,11 @@ class PluginManager:
         Raises:
             PluginError: a plugin raised; its exception is the cause.
         """
-        caller = getattr(self._pluggy.hook, hook.__name__)
-        for impl in sorted(caller.get_hookimpls(), key=lambda i: i.plugin_name):
+        name = hook.__name__
+        if name not in self._sorted:
+            found = getattr(self._pluggy.hook, name).get_hookimpls()
+            self._sorted[name] = tuple(sorted(found, key=lambda i: i.plugin_name))
+        for impl in self._sorted[name]:
             answer = _called(impl, kwargs)
             if answer is not None:
                 yield impl.plugin_name, answer
@@ -313,20 +340,31 @@ class PluginManager:
         """Call an action hook: the first result that isn't None. loadkit's own plugins are asked last, the others by their names.
 
         Raises:
-            PluginError: a plugin raised something that isn't a loadkit error.
+            PluginError: a plugin raised something that isn't a loadkit error, or answered something of another type.
         """
         caller = getattr(self._pluggy.hook, hook.__name__)
         own = {about.name for about in self.plugins if about.distribution == "loadkit"}
         impls = sorted(caller.get_hookimpls(), key=lambda i: (i.plugin_name in own, i.plugin_name))
         if any(impl.wrapper or impl.hookwrapper for impl in impls):
-            result: T | None = caller(**kwargs)
-            return result
-        answers = (_called(impl, kwargs, passing=LoadkitError) for impl in impls)
-        return next((answer for answer in answers if answer is not None), None)
+            names = ",".join(
+                sorted({impl.plugin_name for impl in impls})
+            )  # with a wrapper it may be any of them
+            try:
+                result: T | None = caller(**kwargs)
+            except LoadkitError:
+                raise
+            except Exception as error:
+                raise _attributed(names, hook.__name__, error) from error
+            return None if result is None else _fitting(result, names, hook.__name__)
+        for impl in impls:
+            answer: T | None = _called(impl, kwargs, passing=LoadkitError)
+            if answer is not None:
+                return _fitting(answer, impl.plugin_name, hook.__name__)
+        return None
 
     # --- What plugins provide ----------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def options(self) -> Provision[Option]:
         """Every declared option, by its name and its aliases; "loadkit" declares the core's own."""
         items = [("loadkit", option) for option in CORE_OPTIONS]
@@ -335,14 +373,14 @@ class PluginManager:
             (name, plugin, option) for plugin, option in items for name in (option.name, *option.aliases)
         )
 
-    @property
+    @functools.cached_property
     def profiles(self) -> Provision[Profile]:
         """Every profile, by its name."""
         return _provision(
             (p.name, plugin, p) for plugin, given in self._provided.items() for p in given.profiles
         )
 
-    @property
+    @functools.cached_property
     def architectures(self) -> Provision[Architecture]:
         """Every registered architecture, by its model type."""
         return _provision(
@@ -370,6 +408,16 @@ def _called(
         raise
     except Exception as error:
         raise _attributed(impl.plugin_name, impl.function.__name__, error) from error
+
+
+def _fitting(answer: T, plugin: str, hook: str) -> T:
+    """The answer, if it is of the hook's type."""
+    fault = misfit(hook, answer)
+    if fault:
+        raise PluginError(
+            plugin, f"{fault}; tell its author, or go on without it: LOADKIT_DISABLE={plugin}", hook=hook
+        )
+    return answer
 
 
 def _attributed(plugin: str, hook: str, error: Exception) -> PluginError:

@@ -12,9 +12,11 @@ import msgspec
 from loadkit import hookspecs as hooks
 from loadkit.claims import Claim, Decision, StampedClaim, Strength, decide
 from loadkit.context import Context
+from loadkit.entries import Entries
 from loadkit.errors import PlanError, PluginError, Problem
 from loadkit.facts.beside import read_beside
 from loadkit.facts.checkpoint import Checkpoint
+from loadkit.facts.identity import identify
 from loadkit.facts.library import read_library
 from loadkit.facts.machine import Machine, read_machine
 from loadkit.facts.opening import Access
@@ -29,10 +31,11 @@ from loadkit.plans import KWARGS, CheckpointSummary, Memory, Plan
 from loadkit.profiles import find_profile
 from loadkit.quantizing import check_quantization
 from loadkit.recipes import Recipe, read_recipe
+from loadkit.shortcuts import Shortcut
 from loadkit.stages import OWNED_KWARGS, STAGES, Stage, stage_named
 from loadkit.values import ModelClass, Preparation, Processing
 
-__all__ = ["make_plan", "make_request", "plan_context"]
+__all__ = ["identity_of", "make_plan", "make_request", "plan_context", "this_machine"]
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -104,7 +107,7 @@ def make_plan(
         request=request,
         checkpoint=checkpoint,
         beside=beside,
-        machine=machine or _this_machine(),
+        machine=machine or this_machine(),
         topology=topology or read_topology(),
         library=read_library(checkpoint.config, progress=progress),
         architectures={name: item for name, (_, item) in architectures.found.items()},
@@ -198,6 +201,7 @@ class _Decisions:
         self.decisions: list[Decision] = []
         self.cause: PluginError | None = None
         self.memory: Memory | None = None
+        self.shortcuts: tuple[Shortcut, ...] = ()
 
     def run(self) -> None:
         """Ask every stage, each with the values decided before it."""
@@ -305,6 +309,17 @@ class _Decisions:
             lambda: self.manager.collect(hooks.loadkit_check_plan, Problem, context=self.context, plan=plan),
         )
         self.problems += found or ()
+        self.shortcuts = tuple(self._guarded("shortcuts", lambda: self._shortcuts(plan)) or ())
+
+    def _shortcuts(self, plan: Plan) -> list[Shortcut]:
+        return self.manager.collect(
+            hooks.loadkit_shortcuts,
+            Shortcut,
+            plan=plan,
+            identity=identity_of(plan),
+            machine=self.context.machine,
+            entries=Entries(),
+        )
 
     def plan(self) -> Plan:
         """The plan as far as it is decided."""
@@ -315,6 +330,7 @@ class _Decisions:
             machine=self.context.machine.describe(),
             plugins=self.manager.versions(),
             memory=self.memory,
+            shortcuts=self.shortcuts,
         )
 
     def _guarded(self, stage: str, asking: Callable[[], T]) -> T | None:
@@ -358,8 +374,15 @@ class _Decisions:
 
 
 @functools.lru_cache(maxsize=1)
-def _this_machine() -> Machine:
+def this_machine() -> Machine:
+    """The facts of this machine, read once a process."""
     return read_machine()
+
+
+def identity_of(plan: Plan) -> str:
+    """What tells the weights and configs of a plan's checkpoint from any others, as they are now; "" where they can't be told."""
+    about = plan.checkpoint
+    return identify(about.location, about.commit, about.weight_files)
 
 
 def _summary(checkpoint: Checkpoint) -> CheckpointSummary:

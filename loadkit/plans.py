@@ -11,6 +11,7 @@ from loadkit.claims import Decision
 from loadkit.errors import LoadkitError, Problem
 from loadkit.facts.request import Request
 from loadkit.options import nearest
+from loadkit.shortcuts import Shortcut
 from loadkit.stages import STAGES, stage_named
 from loadkit.values import (
     Adapter,
@@ -109,6 +110,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         machine: the machine planned for, in a line.
         plugins: the plugins that took part, name to version.
         memory: what it takes; None where that can't be told before loading.
+        shortcuts: what will make the load faster, as things were while planning; no part of the digest.
     """
 
     request: Request
@@ -118,6 +120,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     machine: str = ""
     plugins: dict[str, str] = {}
     memory: Memory | None = None
+    shortcuts: tuple[Shortcut, ...] = ()
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -137,8 +140,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan's JSON, in hexadecimal: equal plans have equal digests in every process."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+        """SHA-256 of the plan's JSON without its shortcuts, in hexadecimal: equal plans have equal digests in every process."""
+        lasting = msgspec.structs.replace(self, shortcuts=())
+        return hashlib.sha256(msgspec.json.encode(lasting, order="sorted")).hexdigest()
 
     def why(self, stage: str) -> Decision:
         """The decision of a stage, or of a further keyword argument by its bare name.

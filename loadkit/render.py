@@ -80,6 +80,12 @@ def plan_table(plan: Plan) -> RenderableType:
         table.add_row(decision.stage.removeprefix("kwargs."), lines)
     if plan.memory is not None:
         table.add_row("memory", memory_lines(plan.memory))
+    if plan.shortcuts:
+        lines = Text("\n").join(
+            Text.assemble(s.line if s.serves else (s.line, "dim"), (f" ({s.plugin})", "dim"))
+            for s in plan.shortcuts
+        )
+        table.add_row("shortcuts", lines)
     return Group(_head(plan), table, *_gave_way(plan), *problem_lines(plan.warnings))
 
 
@@ -123,6 +129,7 @@ def report_table(report: Report) -> RenderableType:
         "on": ", ".join(f"{device} {size(count)}" for device, count in m.devices.items()),
         "modules": ", ".join(f"{count} {name}" for name, count in m.modules.items()),
         "changed": "\n".join(change_text(change) for change in report.changes),
+        "shortcuts": "\n".join(report.shortcuts),
         "seconds": ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in report.seconds.items()),
         "peak memory": ", ".join(f"{where} {size(count)}" for where, count in report.peak_memory.items()),
         "audit": _verdict(report),

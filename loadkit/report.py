@@ -85,6 +85,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             "comparison" (with the files), the phases that the plan has, "audit".
         peak_memory: bytes: the process's highest resident set so far, and each accelerator's highest allocation.
         workarounds: what plugins did about faults of libraries, a line each.
+        shortcuts: what made the load faster, a line each.
     """
 
     measurements: Measurements
@@ -94,6 +95,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float] = {}
     peak_memory: dict[str, int] = {}
     workarounds: tuple[str, ...] = ()
+    shortcuts: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""

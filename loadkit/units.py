@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["size"]
+__all__ = ["size", "span"]
 
 
 def size(count: int) -> str:
@@ -13,3 +13,12 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.2f} GiB"
+
+
+def span(seconds: float) -> str:
+    """A length of time in its largest whole unit."""
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        count = int(seconds // length)
+        if count > 0:
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return "less than a minute"

@@ -57,7 +57,6 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
             names classes, it is said of those, and doesn't count where transformers' own serve.
         lora_target_modules: what LoRA adapts by default; empty for all linear layers.
         skip_modules: modules never to quantize, as dotted paths or their last parts.
-        no_split_modules: classes that a device map keeps in one piece.
         preferred: use these classes even where transformers knows the model type.
         chat_template: a template in Jinja, for a tokenizer or processor of the checkpoint's own that has none; "" for none.
     """
@@ -69,7 +68,6 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     attention: dict[str, Support] = {}
     lora_target_modules: tuple[str, ...] = ()
     skip_modules: tuple[str, ...] = ()
-    no_split_modules: tuple[str, ...] = ()
     preferred: bool = False
     chat_template: str = ""
 

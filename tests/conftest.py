@@ -25,6 +25,9 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the user's caches out of the tests, and the network too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOADKIT_CACHE", str(tmp_path_factory.getbasetemp().parent / "loadkit-cache"))
+        patch.setenv(
+            "LOADKIT_QUANTIZED_CACHE", "0"
+        )  # each test quantizes for itself, but for those of the cache
         for name in ("LOADKIT_DISABLE", "LOADKIT_PLUGINS", "LOADKIT_STRICT", "HF_TOKEN"):
             patch.delenv(name, raising=False)
         yield

@@ -28,22 +28,48 @@ COLOURS = {"passed": "green", "failed": "bold red", "skipped": "dim", "newer": "
     help="A checkpoint to load with it: a folder, or one of the tiny ones (mistral, llama, gemma3, …). Can be given several times.",
 )
 @click.option("--profile", default="", help="The profile to load those with.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option to load those with, in JSON or as it is. Can be given several times.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds that a check may take in one scenario; what takes longer fails it, and the run goes on. 120 by default.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(name: str, level: str | None, checkpoints: tuple[str, ...], profile: str, as_json: bool) -> None:
+def command(
+    name: str,
+    level: str | None,
+    checkpoints: tuple[str, ...],
+    profile: str,
+    options: tuple[str, ...],
+    timeout: float | None,
+    as_json: bool,
+) -> None:
     """Run the conformance checks on NAME: an installed plugin, its distribution, or its package.
+
+    They run in a process of their own: a plugin that hangs or crashes fails the check, and the others go on.
 
     Exits with 7 where a check fails."""
     from loadkit.cli.terminal import working
-    from loadkit.testing import LEVEL, Scenario, run, subjects
+    from loadkit.testing import LEVEL, PATIENCE, Scenario, entries, run_apart
 
+    given = dict(map(_option, options))
+    told = ", ".join([profile or "no profile", *options])
     scenarios = [
-        Scenario(name=f"{Path(c).name} with {profile or 'no profile'}", checkpoint=c, profile=profile)
+        Scenario(name=f"{Path(c).name} with {told}", checkpoint=c, profile=profile, options=given)
         for c in checkpoints
     ]
     results: list[Result] = []
-    for subject in subjects(name):
-        with working(f"checking {subject.name}"):
-            results += run(subject, level=level or LEVEL, scenarios=scenarios)
+    for entry in entries(name):
+        with working(f"checking {entry.name}"):
+            results += run_apart(
+                entry, level=level or LEVEL, scenarios=scenarios, timeout=timeout or PATIENCE
+            )
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(results), indent=2).decode())
     else:
@@ -54,6 +80,17 @@ def command(name: str, level: str | None, checkpoints: tuple[str, ...], profile:
 
 FAILED = 7
 """Exit code where a check fails."""
+
+
+def _option(text: str) -> tuple[str, object]:
+    """Name and value of what was given as NAME=VALUE."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise click.BadParameter(f"{text!r} isn't NAME=VALUE", param_hint="--option")
+    try:
+        return name.replace("-", "_"), msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name.replace("-", "_"), value
 
 
 def _print(results: list[Result]) -> None:

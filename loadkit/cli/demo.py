@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import click
 
@@ -28,11 +27,12 @@ def command(profile: str, arch: str, steps: int) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from loadkit.cli.terminal import console, working
     from loadkit.demo import demo_checkpoint, train_a_few_steps
+    from loadkit.facts.cache_folder import cache_folder
     from loadkit.loading import load
     from loadkit.render import plan_table, report_table
 
     with working("looking for the demo's checkpoint") as progress:
-        folder = demo_checkpoint(arch, cache_dir=_cache(), progress=progress)
+        folder = demo_checkpoint(arch, cache_dir=cache_folder(), progress=progress)
     with working("planning") as progress:
         loaded = load(folder, profile, progress=progress)
     console.print(plan_table(loaded.plan))
@@ -51,9 +51,3 @@ def command(profile: str, arch: str, steps: int) -> None:
     console.print(f'    model, tokenizer = loadkit.load("{folder}", profile="{profile}")', soft_wrap=True)
     console.print("\nand on the command line:\n")
     console.print(f"    loadkit load {folder} --profile {profile}", soft_wrap=True)
-
-
-def _cache() -> Path:
-    import platformdirs
-
-    return Path(os.environ.get("LOADKIT_CACHE") or platformdirs.user_cache_dir("loadkit"))

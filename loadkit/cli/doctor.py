@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import click
 import msgspec
 
 from loadkit.doctor import Examination, examine
-from loadkit.manager import PluginManager
+from loadkit.manager import PluginInfo, PluginManager
 from loadkit.units import size
 
 __all__ = ["command"]
+
+MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
 @click.command("doctor")
@@ -19,7 +22,7 @@ __all__ = ["command"]
 def command(as_json: bool) -> None:
     """Tell what is here: machine, versions, known trouble, plugins, caches, and what each profile would do.
 
-    Made to be pasted into a bug report: it holds no token and no password."""
+    Made to be pasted into a bug report: it holds no token and no password, and the home folder is ~."""
     found = examine(PluginManager())
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
@@ -38,19 +41,30 @@ def lines(found: Examination) -> Iterator[str]:
         f"{name} {version or 'missing'}" for name, version in found.libraries.items()
     )
     yield from (f"old: {line}" for line in found.old)
-    yield from (f"known trouble: {line}" for line in found.trouble)
+    for trouble in found.trouble:
+        yield f"known trouble: {trouble.reason} ({trouble.source})  [{trouble.code}]"
+        yield f"    fix: {trouble.remedy}"
     for name, value in found.environment.items():
         yield f"environment: {name}={value}"
     for plugin in found.plugins:
         if plugin.state == "active":
             continue
-        fix = "uninstall or update it, or leave it out: LOADKIT_DISABLE=" + plugin.name
-        yield f"plugin {plugin.name} ({plugin.distribution or 'by hand'} {plugin.version}) is {plugin.state}: {plugin.reason}"
+        reason = " ".join(plugin.reason.split())
+        yield f"plugin {plugin.name} ({plugin.distribution or 'by hand'} {plugin.version}) is {plugin.state}: {reason}"
         if plugin.state == "broken":
-            yield f"    fix: {fix}"
+            yield f"    fix: {_fix(plugin)}"
     active = [f"{p.name} ({p.distribution} {p.version})" for p in found.plugins if p.state == "active"]
     yield f"plugins: {', '.join(active) or 'none'}"
     yield from (f"cache: {c.name}, {size(c.size)} in {c.path}" for c in found.caches)
     for outlook in found.profiles:
         said = outlook.refused or "; ".join(f"{stage} {value}" for stage, value in outlook.decisions.items())
         yield f"profile {outlook.profile}: {said}"
+
+
+def _fix(plugin: PluginInfo) -> str:
+    """What to do about a broken plugin, by what broke it."""
+    if "both call a plugin" in plugin.reason:  # neither can be left out by its name, which they share
+        return f"uninstall one of the two distributions: pip uninstall {plugin.distribution}"
+    missing = MISSING.search(plugin.reason)
+    first = f"install what it misses, {missing[1]}; " if missing else ""
+    return f"{first}update or uninstall {plugin.distribution or 'it'}, or leave it out: LOADKIT_DISABLE={plugin.name}"

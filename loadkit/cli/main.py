@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "loadkit.cli.doctor",
         "Tell what is here: machine, versions, plugins, caches, and what profiles would do.",
     ),
+    "cache": ("loadkit.cli.cache", "Look after what is kept quantized: list, verify, prune, path."),
     "check": ("loadkit.cli.check", "Run the conformance checks on a plugin."),
     "profiles": ("loadkit.cli.profiles", "List the profiles and their options."),
 }
@@ -68,7 +69,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 done, 1 unexpected failure, 2 wrong command line, 3 the request can't be met, 4 loading failed, "
-    "5 the loaded model isn't what was planned, 6 a plugin failed, 7 a conformance check failed, 130 interrupted.",
+    "5 the loaded model isn't what was planned, 6 a plugin failed, 7 a conformance check failed, 8 something in the cache was damaged, 130 interrupted.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from loadkit.errors import LoadkitError
+from loadkit.facts.cache_folder import cache_folder
 from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts, ModuleFacts
 from loadkit.writing import write_whole
 
@@ -207,17 +207,7 @@ def _store(root: Path, version: str, cache_dir: Path | None) -> Path:
         with contextlib.suppress(OSError):
             parts.append(f"{path} {_stat(path)}")
     digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
-    return _cache_dir(cache_dir) / "library" / f"{version}-{digest}"
-
-
-def _cache_dir(given: Path | None) -> Path:
-    if given is not None:
-        return given
-    if named := os.environ.get("LOADKIT_CACHE"):
-        return Path(named)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("loadkit"))
+    return (cache_dir or cache_folder()) / "library" / f"{version}-{digest}"
 
 
 def _stat(path: Path) -> _Stat:

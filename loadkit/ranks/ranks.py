@@ -30,6 +30,9 @@ __all__ = ["LaunchedRank", "Ranks", "ranks_of_this_launch"]
 T = TypeVar("T")
 Progress = Callable[[str], None]
 
+WEIGHTS = "the weights"
+"""What is fetched only by those ranks that need it; everything else is fetched by all."""
+
 _loads = itertools.count()
 """The loads of this process, in order: every rank makes the same ones."""
 
@@ -80,6 +83,7 @@ class Ranks:
 
 
 class _Arrival(msgspec.Struct, frozen=True):
+    digest: str
     host: str
     local_rank: int
 
@@ -93,6 +97,8 @@ class LaunchedRank(Ranks):
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
+        self._first_here = 0
+        self._fetched: set[str] = set()
         self._quiet: AbstractContextManager[Any] = nullcontext() if topology.rank == 0 else _quiet()
 
     def __enter__(self) -> Ranks:
@@ -133,30 +139,37 @@ class LaunchedRank(Ranks):
         return plan
 
     def _compare(self, plan: Plan) -> None:
-        """Refuse to load where another rank would load something else."""
+        """Refuse to load where another rank would load something else; find out who shares this machine."""
         own = passport(plan, self._topology)
-        digests = self._company.gather("digests", digest_of(own), str)
-        if len({*digests}) == 1:
+        company, topology = self._company, self._topology
+        here = _Arrival(digest_of(own), socket.gethostname(), topology.local_rank)
+        arrived = company.gather("plans", here, _Arrival)
+        beside = [rank for rank, other in enumerate(arrived) if other.host == here.host]
+        self._first_here = min(beside, key=lambda rank: (arrived[rank].local_rank, rank))
+        if len({other.digest for other in arrived}) == 1:
             return
         ranks, message = difference(self._company.gather("passports", own, dict[str, str]))
         raise RankError(ranks, message)
 
     def first_on_node(self, what: str, fetching: Callable[[], T]) -> T:
-        company, topology = self._company, self._topology
-        arrived = company.gather(
-            f"arrival for {what}", _Arrival(socket.gethostname(), topology.local_rank), _Arrival
-        )
-        here = [rank for rank, arrival in enumerate(arrived) if arrival.host == arrived[company.rank].host]
-        first = min(here, key=lambda rank: (arrived[rank].local_rank, rank))
+        company, first = self._company, self._first_here
         if company.rank != first:
             company.told(f"{what} on {first}", first, bool)
             return fetching()
         fetched = fetching()
+        self._fetched.add(what)
         company.tell(f"{what} on {first}", True)
         return fetched
 
+    def _nothing_to_fetch(self) -> None:
+        """A rank that needed no weights, because its machine keeps them quantized, lets those go on who do need them."""
+        if self._company.rank == self._first_here and WEIGHTS not in self._fetched:
+            self._company.tell(f"{WEIGHTS} on {self._first_here}", False)
+
     def same_random_numbers(self, step: str) -> AbstractContextManager[None]:
         company = self._company
+        if step == "phases":
+            self._nothing_to_fetch()
         if company.rank == 0:
             company.tell(f"random numbers of {step}", random_state())
             return nullcontext()  # what a process on its own would draw

@@ -9,16 +9,19 @@
 `loadkit check NAME` runs the same checks without pytest.
 """
 
+from loadkit.testing.apart import run_apart
 from loadkit.testing.conformance import ConformanceWarning, conformance
 from loadkit.testing.kit import Check, Result, known_checks
 from loadkit.testing.machines import MACHINES, TOPOLOGIES
+from loadkit.testing.patience import PATIENCE
 from loadkit.testing.running import LEVEL, run
 from loadkit.testing.scenarios import PLAIN, READY, Scenario, plan_of
-from loadkit.testing.subjects import Subject, subjects
+from loadkit.testing.subjects import Subject, entries, subjects
 
 __all__ = [
     "LEVEL",
     "MACHINES",
+    "PATIENCE",
     "PLAIN",
     "READY",
     "TOPOLOGIES",
@@ -28,8 +31,10 @@ __all__ = [
     "Scenario",
     "Subject",
     "conformance",
+    "entries",
     "known_checks",
     "plan_of",
     "run",
+    "run_apart",
     "subjects",
 ]

@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from loadkit.testing.running import LEVEL, cases, checked_expectations, run_one
+from loadkit.testing.patience import PATIENCE
+from loadkit.testing.running import LEVEL, cases, checked_expectations, checked_level, run_one
 from loadkit.testing.scenarios import Scenario
 from loadkit.testing.subjects import Subject, subjects
 
@@ -26,6 +27,7 @@ def conformance(
     level: str = LEVEL,
     scenarios: Sequence[Scenario] = (),
     expect_fail: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE,
 ) -> Callable[[F], F]:
     """Make a test function run every check on a plugin, each under its own id.
 
@@ -38,17 +40,19 @@ def conformance(
         level: the level that the plugin keeps to.
         scenarios: situations of your own; those with a `checkpoint` are loaded.
         expect_fail: code to the reason why it fails now; one that passes fails the test.
+        timeout: seconds that a check may take in one scenario; what takes longer fails it, and the others run.
 
     Raises:
-        LoadkitError: nothing is called so, or `expect_fail` names a code that isn't one.
+        LoadkitError: nothing is called so, or `expect_fail` names a code that isn't one; or the level is none.
     """
     import pytest
 
     expected = checked_expectations(expect_fail or {})
+    checked_level(level)
     found = [name] if isinstance(name, Subject) else subjects(name)
     params = [
         pytest.param(
-            functools.partial(_checked, check, subject, where, level, expected.get(check.code, "")),
+            functools.partial(_checked, check, subject, where, level, expected.get(check.code, ""), timeout),
             id=check.code if len(found) == 1 else f"{subject.name}-{check.code}",
         )
         for subject in found
@@ -57,10 +61,12 @@ def conformance(
     return pytest.mark.parametrize("check", params)
 
 
-def _checked(check: Any, subject: Subject, where: Sequence[Scenario], level: str, expected: str) -> None:
+def _checked(
+    check: Any, subject: Subject, where: Sequence[Scenario], level: str, expected: str, timeout: float
+) -> None:
     import pytest
 
-    result = run_one(check, subject, where, level=level, expected=expected)
+    result = run_one(check, subject, where, level=level, expected=expected, timeout=timeout)
     if result.verdict in ("failed", "unexpected"):
         pytest.fail(str(result), pytrace=False)
     if result.verdict == "skipped":

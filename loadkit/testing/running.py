@@ -7,10 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from loadkit.errors import LoadkitError
 from loadkit.options import nearest
 from loadkit.testing.kit import Check, NotApplicable, Result, Unmet, known_checks
+from loadkit.testing.patience import PATIENCE, Hung, in_time
 from loadkit.testing.scenarios import PLAIN, READY, Scenario
 from loadkit.testing.subjects import Subject
 
-__all__ = ["LEVEL", "cases", "run", "run_one"]
+__all__ = ["LEVEL", "SLOW", "cases", "checked_expectations", "checked_level", "run", "run_one"]
+
+SLOW = "find what it waits for, and decide without; or allow more time: --timeout on the command line, timeout= under pytest"
+"""How to keep a check from taking too long."""
 
 LEVEL = "1.0"
 """The newest level: checks that come later have a higher one."""
@@ -37,6 +41,7 @@ def run(
     level: str = LEVEL,
     scenarios: Sequence[Scenario] = (),
     expect_fail: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE,
 ) -> list[Result]:
     """Run all checks on a plugin.
 
@@ -45,30 +50,43 @@ def run(
         level: the level it keeps to; a check that is newer warns.
         scenarios: the author's own situations, beside the ready-made ones.
         expect_fail: code to the reason why it fails; strict.
+        timeout: seconds that a check may take in one scenario; what takes longer fails it, and the run goes on.
 
     Returns:
         One result a check.
 
     Raises:
-        LoadkitError: `expect_fail` names a code that isn't one, or gives no reason.
+        LoadkitError: `expect_fail` names a code that isn't one, or gives no reason; or the level is none.
     """
     expected = checked_expectations(expect_fail or {})
+    checked_level(level)
     return [
-        run_one(check, subject, where, level=level, expected=expected.get(check.code, ""))
+        run_one(check, subject, where, level=level, expected=expected.get(check.code, ""), timeout=timeout)
         for check, where in cases(scenarios)
     ]
 
 
 def run_one(
-    check: Check, subject: Subject, scenarios: Sequence[Scenario], *, level: str = LEVEL, expected: str = ""
+    check: Check,
+    subject: Subject,
+    scenarios: Sequence[Scenario],
+    *,
+    level: str = LEVEL,
+    expected: str = "",
+    timeout: float = PATIENCE,
 ) -> Result:
     """Run one check in all its scenarios, up to the first that it fails in."""
-    said, where, skipped, ran = "", "", "", 0
+    said, where, skipped, ran, remedy = "", "", "", 0, check.remedy
     for scenario in scenarios:
         try:
-            check.run(subject, scenario)
+            with in_time(timeout):
+                check.run(subject, scenario)
             ran += 1
-        except NotApplicable as reason:  # noqa: PERF203 - a scenario takes milliseconds
+        except Hung as slow:  # noqa: PERF203 - a scenario takes milliseconds
+            said, where, remedy = str(slow), scenario.name, SLOW
+            subject.hung = check.code
+            break
+        except NotApplicable as reason:
             skipped = str(reason)
         except Unmet as fault:
             said, where = str(fault), scenario.name if check.scenarios != "none" else ""
@@ -84,10 +102,10 @@ def run_one(
 
     if said and expected:
         return result("expected", f"{said} (expected: {expected})")
-    if said and _version(check.since) > _version(level):
-        return result("newer", f"{said} (the check came with level {check.since})", check.remedy)
+    if said and checked_level(check.since) > checked_level(level):
+        return result("newer", f"{said} (the check came with level {check.since})", remedy)
     if said:
-        return result("failed", said, check.remedy)
+        return result("failed", said, remedy)
     if not ran:
         return result(
             "skipped",
@@ -113,7 +131,8 @@ def checked_expectations(expect_fail: Mapping[str, str]) -> Mapping[str, str]:
     return expect_fail
 
 
-def _version(text: str) -> tuple[int, ...]:
+def checked_level(text: str) -> tuple[int, ...]:
+    """A level as numbers, to compare; `LoadkitError` where it is none."""
     try:
         return tuple(int(part) for part in text.split("."))
     except ValueError:

@@ -13,8 +13,9 @@ from loadkit.errors import LoadkitError, PluginError
 from loadkit.manager import PluginManager
 from loadkit.options import nearest
 from loadkit.testing.kit import NotApplicable
+from loadkit.testing.patience import PATIENCE, Hung, in_time
 
-__all__ = ["Said", "Subject", "Watching", "subjects"]
+__all__ = ["Said", "Subject", "Watching", "entries", "subject_of", "subjects"]
 
 
 class Said(NamedTuple):
@@ -31,16 +32,23 @@ class Subject:
         name: what it is called in plans.
         plugin: the module or object with its hooks; None for an entry point that can't be imported.
         entry: its entry point; None for one that is registered by hand.
-        fault: why it can't be imported; "" where it can.
+        fault: why it can't be imported, as "raises …"; "" where it can.
+        hung: the code of the check in which it didn't come back; "" where it always did.
     """
 
     def __init__(
-        self, name: str, plugin: Any, entry: metadata.EntryPoint | None = None, fault: str = ""
+        self,
+        name: str,
+        plugin: Any,
+        entry: metadata.EntryPoint | None = None,
+        fault: str = "",
+        hung: str = "",
     ) -> None:
         self.name = name
         self.plugin = plugin
         self.entry = entry
         self.fault = fault
+        self.hung = hung
         self._manager: Watching | None = None
 
     @property
@@ -56,7 +64,13 @@ class Subject:
         return {name: found for name in names if callable(found := getattr(self.plugin, name))}
 
     def manager(self) -> Watching:
-        """All installed plugins and this one, with an ear on what it says; nothing is taken down yet."""
+        """All installed plugins and this one, with an ear on what it says; nothing is taken down yet.
+
+        Raises:
+            NotApplicable: it can't be registered; or it hung before, and would keep everybody waiting again.
+        """
+        if self.hung:
+            raise NotApplicable(f"it doesn't come back when it is asked ({self.hung})")
         if self._manager is None:
             try:
                 self._manager = Watching(self)
@@ -90,25 +104,43 @@ def subjects(name: str) -> Sequence[Subject]:
     Raises:
         LoadkitError: nothing installed is called so.
     """
-    entries = sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda e: e.name)
-    found = {e.name: e for e in entries if name in _names(e)}
+    return [subject_of(entry) for entry in entries(name)]
+
+
+def entries(name: str) -> Sequence[metadata.EntryPoint]:
+    """The entry points that a name means; nothing is imported.
+
+    Raises:
+        LoadkitError: nothing installed is called so.
+    """
+    known = sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda e: e.name)
+    found = {e.name: e for e in known if name in _names(e)}
     if not found:
-        known = sorted({n for e in entries for n in _names(e)})
+        names = sorted({n for e in known for n in _names(e)})
         raise LoadkitError(
-            f"no installed plugin, distribution or package is called {name!r}{nearest(name, known)}: is its distribution "
+            f"no installed plugin, distribution or package is called {name!r}{nearest(name, names)}: is its distribution "
             f"installed here? `loadkit plugins` lists what is"
         )
-    return [_subject(entry) for entry in found.values()]
+    return list(found.values())
+
+
+def subject_of(entry: metadata.EntryPoint, timeout: float = PATIENCE) -> Subject:
+    """An installed plugin, imported; where it can't be, the check for that tells why.
+
+    Parameters:
+        entry: its entry point.
+        timeout: seconds that importing it may take.
+    """
+    try:
+        with in_time(timeout):
+            return Subject(entry.name, entry.load(), entry)
+    except Hung as slow:
+        return Subject(entry.name, None, entry, str(slow).removeprefix("it "))
+    except Exception as error:
+        return Subject(entry.name, None, entry, f"raises {type(error).__name__}: {error}")
 
 
 def _names(entry: metadata.EntryPoint) -> set[str]:
     distribution = entry.dist.name if entry.dist else ""
     plain = {entry.name, entry.module, entry.module.partition(".")[0], distribution}
     return {*plain, *(re.sub(r"[-_.]+", "-", n).lower() for n in plain)}
-
-
-def _subject(entry: metadata.EntryPoint) -> Subject:
-    try:
-        return Subject(entry.name, entry.load(), entry)
-    except Exception as error:  # whatever it is, it is the plugin's: the check for it tells
-        return Subject(entry.name, None, entry, f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""bitsandbytes: 4-bit (nf4, fp4, double quantization) and 8-bit, and what a quantized checkpoint fixes already."""
+"""bitsandbytes: 4-bit (nf4, fp4, double quantization) and 8-bit."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ from loadkit import (
     Problem,
     Quantization,
     Request,
-    Strength,
     Weight,
     hookimpl,
 )
 from loadkit_plugins.bitsandbytes_known import left_alone
-from loadkit_plugins.prequantized import stored
 
 METHOD = "bitsandbytes"
 FOUR_BIT = (
@@ -82,12 +80,8 @@ def loadkit_options() -> Sequence[Option]:
 def loadkit_choose_quantization(
     context: Context, architecture: ModelClass, dtype: str
 ) -> Sequence[Claim[Quantization | None]]:
-    already = stored(context.checkpoint)
-    if already is not None:
-        because = (
-            f"the checkpoint is stored quantized ({already.method}); what it fixes can't be chosen again"
-        )
-        return [Claim(value=already, because=because, strength=Strength.YOU)]
+    if context.checkpoint.quantization_config:
+        return []  # what is stored quantized can't be quantized again; the check says so
     wishes = settings(context.request)
     bits = _bits(wishes)
     if bits is None:

@@ -45,11 +45,14 @@ def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
 
     4-bit blocks run over rows, and 8-bit scales are each row's own, so the first rows tell without the rest.
     """
+    quantization = plan.quantization
+    if quantization is None or quantization.method != "bitsandbytes":
+        return None  # without importing bitsandbytes, which takes a second
+    if not stored.is_floating_point() or stored.ndim != 2:
+        return None
     import bitsandbytes.functional as functional
     import torch
 
-    if not stored.is_floating_point() or stored.ndim != 2:
-        return None
     state = getattr(parameter, "quant_state", None)
     values = stored.to(getattr(torch, plan.dtype)).to(parameter.device)
     if state is not None:

@@ -146,11 +146,10 @@ def _contradictions(stored: Quantization, demanded: dict[str, Any]) -> Sequence[
             and demanded[f"load_in_{bits}bit"] != (stored.method == bnb.METHOD and stored.bits == bits)
         ),
     ]
-    fixed = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage", "skip_modules")
-    for name in fixed:
+    for name in (*bnb.FOUR_BIT, *bnb.EIGHT_BIT, "skip_modules"):
         field = "llm_int8_skip_modules" if name == "skip_modules" else name
-        has = stored.options.get(field)
-        if name in demanded and demanded[name] != has:
+        has = stored.options.get(field, bnb.UNSET.get(field))
+        if name in demanded and (demanded[name] or None) != (has or None):
             problems.append(_contradiction(stored, f"{name}={demanded[name]!r}", f"{field}={has!r}"))
     return problems
 

@@ -1,13 +1,15 @@
-"""What a checkpoint that is stored quantized says of itself, whatever its method. Not a plugin itself."""
+"""prequantized: a checkpoint that is stored quantized is loaded as it is stored, whatever its method.
+
+Which method that is, the file says; so this is one rule for all of them, and needs none of the plugins that quantize. Those look after
+checkpoints of their own method: what of their options contradicts one, what it takes, what came of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loadkit import Checkpoint, Quantization
-
-__all__ = ["stored"]
+from loadkit import Checkpoint, Claim, Context, ModelClass, Plan, Problem, Quantization, Strength, hookimpl
 
 WIDTHS: Mapping[str, float] = {
     "fp8": 8,
@@ -18,6 +20,47 @@ WIDTHS: Mapping[str, float] = {
     "bitnet": 2,
 }
 """Bits a weight of the methods whose name says it."""
+
+
+@hookimpl
+def loadkit_choose_quantization(
+    context: Context, architecture: ModelClass, dtype: str
+) -> Claim[Quantization | None] | None:
+    already = stored(context.checkpoint)
+    if already is None:
+        return None
+    because = f"the checkpoint is stored quantized ({already.method}); what it fixes can't be chosen again"
+    return Claim(value=already, because=because, strength=Strength.YOU)
+
+
+@hookimpl
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    """A config that says something else than the files: nothing of it would be handed on."""
+    asked, decided = context.request.asked("quantization_config"), plan.quantization
+    if asked is None or not asked.demanded or decided is None or not decided.prequantized:
+        return []
+    method = asked.value.get("quant_method")
+    if method != decided.method or method == "bitsandbytes":
+        return []  # the core tells of other methods; of bitsandbytes' config its plugin knows which fields are mere defaults
+    other = [f"{k}={v!r}" for k, v in sorted(asked.value.items()) if _says(k, v, decided.options)]
+    if not other:
+        return []
+    return [
+        Problem(
+            stage="quantization",
+            plugin="prequantized",
+            code="quantized-already",
+            message=f"you gave a quantization_config with {', '.join(other)}, and the checkpoint is stored quantized by "
+            f"{decided.method} without that",
+            remedy="leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from",
+        )
+    ]
+
+
+def _says(name: str, value: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a field says something that the files don't."""
+    silent = name == "quant_method" or name.startswith("_") or value is None
+    return not silent and options.get(name) != value
 
 
 def stored(checkpoint: Checkpoint) -> Quantization | None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from distributions import distribution
 from examples import CPU, T4
 
 from loadkit import PluginManager
 from loadkit.cli.doctor import lines
 from loadkit.doctor import examine
+from loadkit.trouble import TROUBLE, known_trouble
 
 
 @pytest.fixture
@@ -41,29 +48,126 @@ def test_profiles_are_those_of_the_machine(environ: dict[str, str]) -> None:
     assert {o.profile: o.decisions["dtype"] for o in found.profiles}["qlora"] == "float16"
 
 
-def test_old_libraries_and_known_trouble_are_told(environ: dict[str, str]) -> None:
-    machine = msgspec.structs.replace(
-        CPU, packages={**CPU.packages, "peft": "0.17.0", "kernels": "0.11", "transformers": "4.57.1"},
-        notes=("1 × NVIDIA A100 found, but torch 2.13.0+cpu is built for the CPU only",),
-    )  # fmt: skip
+def test_old_libraries_are_told(environ: dict[str, str]) -> None:
+    machine = msgspec.structs.replace(CPU, packages={**CPU.packages, "peft": "0.17.0"})
     text = "\n".join(lines(examine(PluginManager(environ={}), machine=machine, environ=environ)))
     assert "old: peft 0.17.0 is older than 0.21" in text
-    assert "old: transformers 4.57.1" in text
-    for words in ("kernels is installed", "transformers of version 4", "there are NVIDIA GPUs"):
-        assert words in text
+
+
+KNOWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # code to facts that it applies to, and to the nearest that it doesn't
+    "torch-for-cpu": (
+        {"notes": ("1 × NVIDIA A100 found, but torch 2.13.0+cpu is built for the CPU only",)},
+        {"notes": ("NVIDIA's driver answered nothing: no accelerator is counted",)},
+    ),
+    "python-below-transformers": (
+        {"python": (3, 10), "packages": {"transformers": "5.21.0"}},
+        {"python": (3, 10), "packages": {"transformers": "5.20.0"}},
+    ),
+    "transformers-4": ({"packages": {"transformers": "4.57.1"}}, {"packages": {"transformers": "5.0.0"}}),
+    "torchao-too-old-for-peft": (
+        {"packages": {"peft": "0.21.2", "torchao": "0.15.0"}},
+        {"packages": {"peft": "0.21.2", "torchao": "0.16.0"}},
+    ),
+    "torch-too-old-for-torchao": (
+        {"packages": {"torch": "2.10.1", "torchao": "0.18.0"}},
+        {"packages": {"torch": "2.11.0", "torchao": "0.18.0"}},
+    ),
+    "kernels-on-cpu": (
+        {"packages": {"kernels": "0.18.2", "bitsandbytes": "0.50.2"}},
+        {"packages": {"kernels": "0.18.2", "bitsandbytes": "0.50.2"}, "environ": {"HF_HUB_OFFLINE": "1"}},
+    ),
+}
+
+
+def applying(facts: dict[str, Any]) -> list[str]:
+    machine = msgspec.structs.replace(CPU, packages=facts.get("packages", {}), notes=facts.get("notes", ()))
+    return [t.code for t in known_trouble(machine, facts.get("environ", {}), facts.get("python", (3, 11)))]
+
+
+@pytest.mark.parametrize("code", KNOWN)
+def test_known_trouble_applies_where_it_should_and_nowhere_else(code: str) -> None:
+    wrong, right = KNOWN[code]
+    assert applying(wrong) == [code]
+    assert applying(right) == []
+
+
+def test_every_known_trouble_is_tried_and_has_all_that_it_needs() -> None:
+    assert {t.code for t in TROUBLE} == set(KNOWN)
+    assert all(t.reason and t.remedy and t.source for t in TROUBLE)
+
+
+def test_known_trouble_is_told_with_its_remedy_and_source(environ: dict[str, str]) -> None:
+    machine = msgspec.structs.replace(CPU, packages={**CPU.packages, "torchao": "0.12.0"})
+    text = "\n".join(lines(examine(PluginManager(environ={}), machine=machine, environ=environ)))
+    assert "PEFT then refuses to attach any adapter" in text
+    assert (
+        "(peft 0.21.2, is_torchao_available)  [torchao-too-old-for-peft]\n    fix: pip install 'torchao>=0.18'"
+        in text
+    )
+
+
+def test_torchao_of_that_age_really_stops_peft(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """The known trouble is true: an empty torchao of version 0.12, and an adapter that has nothing to do with it."""
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text("")
+    info = tmp_path / "torchao-0.12.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.12.0\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    code = f"import loadkit; loadkit.load({str(tiny('mistral'))!r}, 'lora')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 1
+    assert "Found an incompatible version of torchao. Found version 0.12.0" in done.stderr
 
 
 def test_broken_plugins_are_told_with_a_remedy(
     environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = tmp_path / "site" / "loadkit_odd-3.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loadkit-odd\nVersion: 3.0\n")
-    (info / "entry_points.txt").write_text("[loadkit]\nodd = loadkit_odd_nowhere\n")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    site = distribution(tmp_path, "loadkit-odd", {}, {"odd": "loadkit_odd_nowhere"}, version="3.0")
+    monkeypatch.syspath_prepend(str(site))
     text = "\n".join(lines(examine(PluginManager(environ={}), machine=CPU, environ=environ)))
     assert (
         "plugin odd (loadkit-odd 3.0) is broken: ModuleNotFoundError: No module named 'loadkit_odd_nowhere'"
         in text
     )
-    assert "fix: uninstall or update it, or leave it out: LOADKIT_DISABLE=odd" in text
+    assert "or leave it out: LOADKIT_DISABLE=odd" in text
+    assert "fix: install what it misses, loadkit_odd_nowhere; update or uninstall loadkit-odd" in text
+
+
+def test_two_distributions_with_one_name_are_told_with_a_remedy_that_works(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("loadkit-one", "loadkit-two"):
+        monkeypatch.syspath_prepend(str(distribution(tmp_path / name, name, {}, {"odd": "json"})))
+    text = "\n".join(lines(examine(PluginManager(environ={}), machine=CPU, environ=environ)))
+    assert "loadkit-one and loadkit-two both call a plugin 'odd'" in text
+    assert "fix: uninstall one of the two distributions: pip uninstall loadkit-one" in text
+
+
+def test_no_secret_however_it_got_there(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token in the message of a broken plugin, a login in an address, the home folder in paths."""
+    home = tmp_path / "home" / "jane"
+    site = home / "site"
+    text = "raise RuntimeError(__file__ + ' can not reach https://jane:word@hub.example with hf_abcdefghij and hunter2hunter2')"
+    distribution(site, "loadkit-leaky", {"lk_leaky.py": text}, {"leaky": "lk_leaky"})
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("HOME", str(home))
+    environ |= {"LOADKIT_CACHE": str(home / "cache"), "MY_PASSWORD": "hunter2hunter2"}
+    found = examine(PluginManager(environ={}), machine=CPU, environ=environ)
+    for told in ("\n".join(lines(found)), msgspec.json.encode(found).decode()):
+        assert (
+            "RuntimeError: ~/site/lk_leaky.py can not reach https://hub.example with (token) and (secret)"
+            in told
+        )
+        assert "~/cache" in told
+        for secret in (str(home), "jane", "hunter2", "hf_abc", "word@"):
+            assert secret not in told

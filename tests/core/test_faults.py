@@ -1,8 +1,9 @@
-"""Every hook gets a plugin that raises, and one that answers nonsense: always attributed, never fatal to what doesn't need it."""
+"""Every hook gets a plugin that raises, answers nonsense, meddles or hangs: always attributed, never fatal to what doesn't need it."""
 
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 import loadkit
 from loadkit import PluginManager, hookimpl, hookspecs
+from loadkit.testing import Scenario, Subject, known_checks
+from loadkit.testing.running import run_one
 
 Tiny = Callable[..., Path]
 HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("loadkit_")}
@@ -19,6 +22,7 @@ LOADING = {
     # hook to what makes it be called
     "loadkit_build_quantization_config": {"profile": "inference-4bit"},
     "loadkit_load_model": {},
+    "loadkit_shorten_loading": {"profile": "inference-4bit"},
     "loadkit_open_parameter": {"profile": "inference-4bit"},
     "loadkit_workarounds": {},
     "loadkit_compare_tensor": {"profile": "inference-4bit"},
@@ -72,7 +76,7 @@ def test_every_hook_is_called_here() -> None:
     planning = [name for name in HOOKS if name not in LOADING]
     assert all(
         n.startswith(("loadkit_choose_", "loadkit_estimate_"))
-        or n in (*DECLARING, "loadkit_contribute_kwargs", "loadkit_check_plan")
+        or n in (*DECLARING, "loadkit_contribute_kwargs", "loadkit_shortcuts", "loadkit_check_plan")
         for n in planning
     )
 
@@ -87,19 +91,52 @@ def test_a_plugin_that_raises_is_named(hook: str, tiny: Tiny, tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "hook",
-    [
-        h
-        for h in HOOKS
-        if h.startswith("loadkit_choose_")
-        or h in (*DECLARING, "loadkit_contribute_kwargs", "loadkit_check_plan", "loadkit_audit_model")
-    ],
-)
+@pytest.mark.parametrize("hook", HOOKS)
 def test_a_plugin_that_answers_nonsense_is_named(hook: str, tiny: Tiny, tmp_path: Path) -> None:
     error = attempt(hook, lambda: 5, tiny, tmp_path)
     assert error is not None, "nonsense went through"
     assert "faulty" in str(error)
+
+
+ASKED = [name for name, spec in HOOKS.items() if "context" in inspect.signature(spec).parameters]
+"""Hooks that see the facts."""
+CHECKED = Scenario(name="asked for all", profile="qlora")
+
+
+@pytest.mark.parametrize("hook", ASKED)
+def test_a_plugin_that_mutates_is_caught(hook: str) -> None:
+    """The facts are frozen but for the plain data in them, such as config.json; the kit tells who meddles with that."""
+    made: dict[str, Any] = {}
+    names = ", ".join(inspect.signature(HOOKS[hook]).parameters)
+    exec(f"def {hook}(self, {names}):\n    context.checkpoint.config['tampered'] = True", made)
+    subject = Subject("faulty", type("Meddling", (), {hook: hookimpl(made[hook])})())
+    (check,) = (c for c in known_checks() if c.code == "LK304")
+    result = run_one(check, subject, [CHECKED])
+    assert (result.verdict, result.plugin) == ("failed", "faulty")
+    assert "the facts aren't what they were" in result.said
+
+
+@pytest.mark.parametrize("hook", [name for name in HOOKS if name not in LOADING])
+def test_a_plugin_that_hangs_is_caught(hook: str) -> None:
+    """In the kit, past a stated time; the checks after it are tests/testing/test_hanging.py's."""
+    subject = Subject("faulty", faulty(hook, lambda: time.sleep(10**6)))
+    (check,) = (c for c in known_checks() if c.code == "LK205")
+    result = run_one(check, subject, [CHECKED], timeout=1)
+    assert (result.verdict, result.plugin) == ("failed", "faulty")
+    assert f"it takes longer than 1 s: {hook} doesn't come back" in result.said
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "hook", ["loadkit_build_quantization_config", "loadkit_load_model", "loadkit_audit_model"]
+)
+def test_a_plugin_that_hangs_while_loading_is_caught(hook: str, tiny: Tiny) -> None:
+    subject = Subject("faulty", faulty(hook, lambda: time.sleep(10**6)))
+    (check,) = (c for c in known_checks() if c.code == "LK501")
+    where = Scenario(name="loaded", checkpoint=str(tiny("mistral")), profile="inference-4bit")
+    result = run_one(check, subject, [where], timeout=15)
+    assert result.verdict == "failed"
+    assert f"it takes longer than 15 s: {hook} doesn't come back" in result.said
 
 
 def test_the_others_go_on_without_it(tiny: Tiny) -> None:

@@ -1,4 +1,4 @@
-"""What importing and planning cost: never torch, transformers, bitsandbytes, peft or accelerate."""
+"""What importing and planning cost: never torch, transformers, bitsandbytes, peft, accelerate or numba."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import loadkit
 
-HEAVY = "{'torch', 'transformers', 'bitsandbytes', 'peft', 'accelerate'}"
+HEAVY = "{'torch', 'transformers', 'bitsandbytes', 'peft', 'accelerate', 'numba'}"
 ROOT = Path(loadkit.__file__).parent
 
 
@@ -38,6 +38,17 @@ def left_out(code: str) -> str:
 )
 def test_heavy_libraries_are_left_out(code: str, tiny) -> None:
     assert left_out(code.replace("FOLDER", repr(str(tiny("mistral"))))) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("profile", "imported"),
+    [("inference", set()), ("full", set()), ("lora", {"bitsandbytes", "peft"}), ("qlora", {"bitsandbytes", "peft"}), ("inference-4bit", {"bitsandbytes"})],
+)  # fmt: skip
+def test_loading_imports_what_a_decision_uses(profile: str, imported: set[str], tiny) -> None:
+    """transformers 5.23 imports accelerate itself, whatever it loads, and peft 0.21 imports bitsandbytes where it is installed."""
+    code = f"import loadkit; loadkit.load({str(tiny('mistral'))!r}, {profile!r})"
+    found = set(re.findall(r"\w+", left_out(code)))
+    assert found - {"torch", "transformers", "accelerate"} == imported
 
 
 def test_the_guard_sees_what_it_is_for() -> None:

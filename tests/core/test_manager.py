@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 import types
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+from distributions import distribution
 from examples import planned, problems
 
 import loadkit
@@ -53,13 +58,13 @@ class WrapsLoading:
 def fake_entry_points(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, object, str]) -> None:
     """Entry points of distributions that aren't installed: (name, plugin, distribution)."""
     points = []
-    for number, (name, plugin, distribution) in enumerate(found):
+    for number, (name, plugin, home) in enumerate(found):
         module = types.ModuleType(f"fake_plugin_{number}")
         module.plugin = plugin  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
         value = f"{module.__name__}:plugin" if plugin is not None else "no_such_module_at_all"
         entry = metadata.EntryPoint(name, value, "loadkit")
-        about = types.SimpleNamespace(name=distribution, version="1.2")
+        about = types.SimpleNamespace(name=home, version="1.2")
         vars(entry)["dist"] = about
         points.append(entry)
     real = list(metadata.entry_points(group="loadkit"))
@@ -141,6 +146,34 @@ def test_two_distributions_with_one_name(monkeypatch: pytest.MonkeyPatch) -> Non
     assert planned(manager=found).dtype == "bfloat16"
 
 
+def test_two_installed_distributions_with_one_name(tmp_path: Path) -> None:
+    """Real metadata, in a process of its own: both are broken and named, the plan goes on, strictness makes it an error."""
+    plugin = "from loadkit import Claim, hookimpl\n\n@hookimpl\ndef loadkit_choose_dtype():\n    return Claim(value='float16', because='x')\n"
+    places = [
+        distribution(tmp_path / name, name, {f"lk_{name[-3:]}.py": plugin}, {"same": f"lk_{name[-3:]}"})
+        for name in ("loadkit-one", "loadkit-two")
+    ]
+    path = os.pathsep.join([*map(str, places), *filter(None, sys.path)])
+
+    def run(**environ: str) -> subprocess.CompletedProcess[str]:
+        code = "from loadkit.cli import main; main(['plugins', '--json'])"
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": path, **environ},
+        )  # fmt: skip
+
+    listed = {p["name"]: p for p in json.loads(run().stdout)}
+    assert "same" not in listed
+    for name in ("loadkit-one", "loadkit-two"):
+        about = listed[f"same ({name})"]
+        assert (about["state"], about["distribution"]) == ("broken", name)
+        assert "loadkit-one and loadkit-two both call a plugin 'same'; uninstall one" in about["reason"]
+    assert {p["state"] for p in listed.values() if p["distribution"] == "loadkit"} == {"active"}
+    strict = run(LOADKIT_STRICT="1")
+    assert strict.returncode != 0
+    assert "loadkit-one and loadkit-two both call a plugin 'same'" in strict.stderr
+
+
 def test_the_environment_chooses() -> None:
     blocked = PluginManager(environ={"LOADKIT_DISABLE": "attention, dtype"})
     assert state(blocked, "dtype") == ("blocked", "LOADKIT_DISABLE names it")
@@ -215,7 +248,7 @@ def test_a_profile_provided_twice_breaks_only_who_asks_for_it() -> None:
 
 def test_every_hook_name_is_a_spec() -> None:
     names = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
-    assert len(names) == 30
+    assert len(names) == 32
 
 
 def test_an_action_hook_names_who_failed_and_lets_loadkits_errors_through() -> None:
@@ -238,18 +271,46 @@ def test_an_action_hook_names_who_failed_and_lets_loadkits_errors_through() -> N
         manager.first(hookspecs.loadkit_prepare_quantized, plan=None, model=None)  # type: ignore[arg-type]
 
 
+def test_around_a_wrapper_all_that_it_may_be_are_named() -> None:
+    class Loads:
+        @hookimpl
+        def loadkit_load_model(self) -> int:
+            return 5
+
+    class Fails:
+        @hookimpl
+        def loadkit_load_model(self) -> None:
+            raise ZeroDivisionError("by nought")
+
+    for plugin, words in (
+        (Loads(), "it answered 5; this hook returns a torch.nn.Module"),
+        (Fails(), "ZeroDivisionError: by nought"),
+    ):
+        found = PluginManager(entry_points=False, environ={})
+        found.register(WrapsLoading(), "wraps")
+        found.register(plugin, "loads")
+        with pytest.raises(PluginError, match=f"'loads,wraps' in loadkit_load_model: .*{words}"):
+            found.first(hookspecs.loadkit_load_model, plan=None)  # type: ignore[arg-type]
+
+
 def test_loadkits_own_plugins_are_asked_last() -> None:
     """So that another plugin can take a phase over, whatever its name."""
 
+    class Model:
+        def named_parameters(self) -> list[object]:
+            return []
+
+    taken = Model()
+
     class Taking:
         @hookimpl
-        def loadkit_checkpoint_activations(self, model: object) -> str:
-            return "taken"
+        def loadkit_checkpoint_activations(self, model: object) -> Model:
+            return taken
 
     for name in ("aaa", "zzz"):
         manager = PluginManager(environ={})
         manager.register(Taking(), name)
-        assert manager.first(hookspecs.loadkit_checkpoint_activations, plan=None, model=None) == "taken"  # type: ignore[arg-type]
+        assert manager.first(hookspecs.loadkit_checkpoint_activations, plan=None, model=None) is taken  # type: ignore[arg-type]
 
 
 # --- Plugins from other times ------------------------------------------------------------------------------------------------
@@ -285,6 +346,24 @@ def test_an_old_plugin_works_in_todays_core(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         asked.register(Old(), "old")
     assert planned(manager=asked).why("dtype").plugin == "old"
+
+
+def test_an_old_name_of_a_parameter_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = {"loadkit_choose_dtype": {"facts": "context"}}
+    monkeypatch.setattr(hookspecs, "RENAMED_PARAMETERS", renamed)
+
+    class Old:
+        @hookimpl
+        def loadkit_choose_dtype(self, architecture: object, facts: loadkit.Context) -> Claim[str]:
+            return Claim(value="float32", because=f"it is {facts.checkpoint.model_type}")
+
+    asked = PluginManager(environ={})
+    words = "plugin 'old' has the parameter facts in loadkit_choose_dtype, which is called context now"
+    with pytest.warns(manager.PluginWarning, match=words):
+        asked.register(Old(), "old")
+    assert planned(manager=asked).why("dtype").because == "it is mistral"
+    with pytest.raises(PluginError, match="nonsense"):
+        asked.register(WantsTooMuch(), "wrong")
 
 
 @pytest.mark.parametrize("variable", ["LOADKIT_DISABLE", "LOADKIT_PLUGINS"])

@@ -517,8 +517,25 @@ def test_what_a_quantized_checkpoint_contradicts_is_refused() -> None:
     assert "nf4" in problems(nf4, load_in_4bit=True, bnb_4bit_quant_type="fp4")["quantized-already"]
     assert "load_in_8bit=True" in problems(nf4, load_in_8bit=True)["quantized-already"]
     assert planned(nf4, load_in_4bit=True, bnb_4bit_quant_type="nf4").quantization is not None
-    gptq = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    for name, value in (("bnb_4bit_compute_dtype", "float16"), ("llm_int8_threshold", 4.0)):
+        assert f"{name}={value!r}" in problems(nf4, **{name: value})["quantized-already"]
+    assert planned(nf4, llm_int8_threshold=6.0, llm_int8_has_fp16_weight=False).quantization is not None
+    stored = {"quant_method": "gptq", "bits": 4}
+    gptq = checkpoint({**MISTRAL, "quantization_config": stored})
     assert "gptq" in problems(gptq, load_in_4bit=True)["quantized-already"]
+    assert "bits=8" in problems(gptq, quantization_config={**stored, "bits": 8})["quantized-already"]
+    assert planned(gptq, quantization_config=stored).quantization is not None
+
+
+def test_a_quantized_checkpoint_needs_no_quantizers_plugin() -> None:
+    """Which method it is stored by, the file says: the rule is `prequantized`'s, and holds with every quantizer blocked."""
+    gptq = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    manager = PluginManager(environ={"LOADKIT_DISABLE": "bitsandbytes"})
+    decision = planned(gptq, manager=manager).why("quantization")
+    assert (decision.plugin, decision.value.method, decision.strength) == ("prequantized", "gptq", "you")
+    nf4 = checkpoint({**MISTRAL, "quantization_config": NF4})
+    assert planned(nf4).why("quantization").plugin == "prequantized"
+    assert planned(nf4).plugins.keys() >= {"bitsandbytes", "prequantized"}
 
 
 # --- device map ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributions import distribution
 
 import loadkit
 from loadkit import Architecture, Claim, Context, Option, Plan, Problem, Supported, hookimpl
@@ -243,21 +244,6 @@ def test_a_mutant_is_caught_by_its_check_alone(code: str, monkeypatch: pytest.Mo
 # --- Those that need a distribution of their own ---------------------------------------------------------------------------
 
 
-def distribution(
-    folder: Path, files: dict[str, str], entries: dict[str, str], requires: str = "loadkit"
-) -> None:
-    """What an installer leaves: modules, and a folder with metadata and entry points."""
-    info = folder / "loadkit_mutant-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: loadkit-mutant\nVersion: 1.0\nRequires-Dist: {requires}\n"
-    )
-    lines = "\n".join(f"{name} = {value}" for name, value in entries.items())
-    (info / "entry_points.txt").write_text(f"[loadkit]\n{lines}\n")
-    for name, text in files.items():
-        (folder / name).write_text(text)
-
-
 HEAD = "from loadkit import Context, Option, Plan, Problem, hookimpl\n"
 QUIET = f"{HEAD}\n@hookimpl\ndef loadkit_check_plan(plan: Plan) -> list[Problem]:\n    return []\n"
 DISTRIBUTED: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
@@ -285,7 +271,7 @@ def test_a_distribution_is_caught_by_its_check_alone(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, entries, requires = DISTRIBUTED[code]
-    distribution(tmp_path, files, entries, requires)
+    distribution(tmp_path, "loadkit-mutant", files, entries, requires=requires)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     for name in ("lk_mutant", "lk_order", "lk_other"):
@@ -294,6 +280,16 @@ def test_a_distribution_is_caught_by_its_check_alone(
     assert set(failed(found)) == {code}
     for name in ("lk_mutant", "lk_order", "lk_other"):
         sys.modules.pop(name, None)
+
+
+def test_somebody_elses_broken_plugin_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that can't be imported, and one that doesn't fit the hooks."""
+    files = {"lk_unfit.py": f"{HEAD}\n@hookimpl\ndef loadkit_choose_dtpye() -> None:\n    return None\n"}
+    distribution(tmp_path, "loadkit-broken", files, {"gone": "no_such_module", "unfit": "lk_unfit"})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = next(iter(subjects("dtype")))
+    assert [str(r) for r in run(found) if r.verdict == "failed"] == []
+    sys.modules.pop("lk_unfit", None)
 
 
 def test_every_check_has_a_mutant() -> None:
@@ -327,6 +323,25 @@ def test_loadkits_own_plugins_load(profile: str) -> None:
         "LK503": "passed" if profile in ("full", "qlora") else "skipped",
         "LK504": "passed",
     }
+
+
+def test_what_is_said_of_own_classes_counts_where_they_serve() -> None:
+    """A family that transformers has too, whose own classes don't serve here."""
+
+    class Own:
+        @hookimpl
+        def loadkit_architectures(self) -> list[Architecture]:
+            said = {"an_attention_of_its_own": Supported()}
+            return [
+                Architecture(
+                    model_type="mistral",
+                    models={"causal-lm": "transformers:LlamaForCausalLM"},
+                    attention=said,
+                )
+            ]
+
+    results = {r.code: r for r in run(Subject("mutant", Own()), scenarios=[TINY])}
+    assert (results["LK403"].verdict, "others serve" in results["LK403"].said) == ("skipped", True)
 
 
 # --- Levels, expectations, names ---------------------------------------------------------------------------------------------

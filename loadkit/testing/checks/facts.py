@@ -66,6 +66,10 @@ def attention(subject: Subject, scenario: Scenario) -> None:
     architecture = own.get(first.plan.checkpoint.model_type)
     if architecture is None or not architecture.attention:
         raise NotApplicable("it says nothing of the attention of this model type")
+    if architecture.models and first.plan.model_class.model_class not in architecture.models.values():
+        raise NotApplicable(
+            "what it says of attention is of its own classes, and others serve in this scenario"
+        )
     for name, support in architecture.attention.items():
         asked = scenario.options | {"attn_implementation": name}
         if isinstance(support, Unsupported):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 
 from loadkit.testing.kit import NotApplicable, Unmet, check
+from loadkit.testing.processes import same_modules
 from loadkit.testing.scenarios import Scenario
 from loadkit.testing.subjects import Subject
 
@@ -27,7 +27,7 @@ def entry_point(subject: Subject, scenario: Scenario) -> None:
     if subject.entry is None:
         raise NotApplicable("it was registered by hand, not announced by a distribution")
     if subject.fault:
-        raise Unmet(f"importing {subject.entry.value} raises {subject.fault}")
+        raise Unmet(f"importing {subject.entry.value} {subject.fault}")
 
 
 @check(
@@ -44,10 +44,9 @@ def light_import(subject: Subject, scenario: Scenario) -> None:
     )
     found = _elsewhere(code)
     if found.returncode:
-        last = found.stderr.strip().splitlines()[-1:] or ["it ended without a word"]
-        raise Unmet(f"importing {module} in a process of its own fails: {last[0]}")
-    if found.stdout.strip():
-        raise Unmet(f"importing {module} imports {', '.join(found.stdout.split())}")
+        raise Unmet(f"importing {module} in a process of its own fails: {_last_line(found.stderr)}")
+    if heavy := _last_line(found.stdout):
+        raise Unmet(f"importing {module} imports {', '.join(heavy.split())}")
 
 
 @check(
@@ -85,17 +84,21 @@ def light_planning(subject: Subject, scenario: Scenario) -> None:
     )
     found = _elsewhere(code)
     if found.returncode:
-        raise Unmet(f"planning in a process of its own fails: {found.stderr.strip().splitlines()[-1]}")
-    if found.stdout.strip():
-        raise Unmet(f"planning imports {', '.join(found.stdout.split())}")
+        raise Unmet(f"planning in a process of its own fails: {_last_line(found.stderr)}")
+    if heavy := _last_line(found.stdout):
+        raise Unmet(f"planning imports {', '.join(heavy.split())}")
 
 
 def _elsewhere(code: str) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own that finds the same modules."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=same_modules()
     )
+
+
+def _last_line(printed: str) -> str:
+    """What was printed last; a plugin may have printed before."""
+    return (printed.splitlines() or ["it ended without a word"])[-1].strip()
 
 
 def _module(subject: Subject) -> str:

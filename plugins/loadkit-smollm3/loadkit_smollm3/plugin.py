@@ -54,7 +54,6 @@ def _family(model_type: str, names: str) -> Architecture:
             ),
         },
         lora_target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        no_split_modules=("SmolLM3DecoderLayer",),
         chat_template=CHAT_TEMPLATE,
     )
 

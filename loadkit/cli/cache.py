@@ -1,0 +1,155 @@
+"""`loadkit cache`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+import msgspec
+
+from loadkit.entries import Entries, Entry, size_limit
+from loadkit.errors import LoadkitError
+from loadkit.units import size, span
+
+__all__ = ["command"]
+
+DAMAGED = 8
+"""The exit code of `loadkit cache verify` where an entry was damaged."""
+
+
+@click.group("cache")
+def command() -> None:
+    """Look after the cache of quantized checkpoints: what is quantized while loading is kept there for the next load.
+
+    LOADKIT_CACHE_MAX says how much it may hold (50GB, 5% of the disk; 10% by default), LOADKIT_QUANTIZED_CACHE=0 turns it off.
+    """
+
+
+@command.command("path")
+def path() -> None:
+    """Print the folder."""
+    click.echo(Entries().root)
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """List the entries, the most recently used first."""
+    entries = Entries()
+    found = list(entries)
+    if as_json:
+        click.echo(
+            _json(
+                {"folder": str(entries.root), "limit": entries.limit, "entries": [_plain(e) for e in found]}
+            )
+        )
+        return
+    if found:
+        _print(found)
+    held = size(sum(e.bytes for e in found))
+    remains = len(entries.broken())
+    click.echo(f"{held} of at most {size(entries.limit)} in {entries.root}")
+    if remains:
+        click.echo(f"{remains} unfinished or damaged; `loadkit cache prune` removes what nobody is writing")
+    if entries.off:
+        click.echo(f"turned off: {entries.off}")
+
+
+@command.command("verify")
+@click.argument("key", required=False, default="")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(key: str, as_json: bool) -> None:
+    """Read every byte of the entries whose key begins with KEY (all by default), and remove the damaged ones."""
+    from loadkit.cli.terminal import working
+
+    entries = Entries()
+    verdicts = {}
+    with working("verifying") as say:
+        for entry in _chosen(entries, key):
+            say(f"verifying {entry.record.key[:12]}, {size(entry.bytes)}")
+            verdicts[entry.record.key] = entry.damage()
+    for damaged in (name for name, fault in verdicts.items() if fault):
+        entries.drop(damaged)
+    if as_json:
+        click.echo(_json(verdicts))
+    else:
+        for name, fault in verdicts.items():
+            click.echo(f"{name[:12]}  {f'damaged and removed: {fault}' if fault else 'whole'}")
+        if not verdicts:
+            click.echo("the cache is empty")
+    if any(verdicts.values()):
+        sys.exit(DAMAGED)
+
+
+@command.command("prune")
+@click.argument("key", required=False, default="")
+@click.option("--max", "limit", help="What may stay, such as 20GB or 5%; by default the cache's own limit.")
+@click.option("--all", "everything", is_flag=True, help="Remove every entry.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def prune(key: str, limit: str | None, everything: bool, as_json: bool) -> None:
+    """Remove the least recently used entries over the limit and what unfinished writings left; or those whose key begins with KEY."""
+    entries = Entries()
+    if sum((bool(key), limit is not None, everything)) > 1:
+        raise LoadkitError("prune was given several of KEY, --max and --all: give one")
+    if key:
+        removed = _chosen(entries, key)
+        for entry in removed:
+            entries.drop(entry.record.key)
+    else:
+        removed = entries.prune(
+            0 if everything else None if limit is None else size_limit(limit, entries.root)
+        )
+    if as_json:
+        click.echo(_json([_plain(e) for e in removed]))
+        return
+    for entry in removed:
+        click.echo(
+            f"removed {entry.record.key[:12]}  {size(entry.bytes)}  {entry.record.about.get('source', '')}"
+        )
+    click.echo(f"{size(sum(e.bytes for e in removed))} freed, {size(entries.bytes)} stay")
+
+
+def _chosen(entries: Entries, key: str) -> list[Entry]:
+    found = [e for e in entries if e.record.key.startswith(key)]
+    if key and not found:
+        raise LoadkitError(f"no entry's key begins with {key!r}; `loadkit cache list` shows them")
+    return found
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    return {
+        "key": entry.record.key,
+        "folder": entry.folder,
+        "bytes": entry.bytes,
+        "created": entry.record.created,
+        "used": entry.used,
+        "about": entry.record.about,
+    }
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def _print(found: list[Entry]) -> None:
+    import time
+
+    from rich.table import Table
+
+    from loadkit.cli.terminal import console
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("key", "size", "made", "used", "source"):
+        table.add_column(column, no_wrap=column != "source", overflow="fold")
+    for entry in found:
+        about = entry.record.about
+        at = f" at {about['commit'][:12]}" if about.get("commit") else ""
+        table.add_row(
+            entry.record.key[:12],
+            size(entry.bytes),
+            f"{span(entry.age)} ago",
+            f"{span(time.time() - entry.used)} ago",
+            f"{about.get('source', '')}{at}",
+        )
+    console.print(table)
