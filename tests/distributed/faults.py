@@ -175,9 +175,9 @@ def _little_memory() -> AbstractContextManager[None]:
     @contextmanager
     def patched() -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            packages = loadkit.pipeline._this_machine().packages  # type: ignore[attr-defined]
+            packages = loadkit.pipeline.this_machine().packages  # type: ignore[attr-defined]
             small = Machine(memory=1024, cores=1, packages=packages)
-            patch.setattr("loadkit.pipeline._this_machine", lambda: small)
+            patch.setattr("loadkit.pipeline.this_machine", lambda: small)
             yield
 
     return patched()
