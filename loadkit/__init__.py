@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         PlanError,
         PluginError,
         Problem,
+        RankError,
         Severity,
     )
     from loadkit.facts.beside import Beside, Template
@@ -84,6 +85,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "PlanError",
         "PluginError",
         "Problem",
+        "RankError",
         "Severity",
     ),
     "facts.beside": ("Beside", "Template"),
@@ -185,6 +187,7 @@ __all__ = [
     "ProcessingFacts",
     "Profile",
     "Quantization",
+    "RankError",
     "RankMemory",
     "Recipe",
     "Record",

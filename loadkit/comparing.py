@@ -10,6 +10,7 @@ from loadkit import hookspecs as hooks
 from loadkit.errors import Finding
 from loadkit.manager import PluginManager
 from loadkit.plans import Plan
+from loadkit.sharding import Part, part_of
 from loadkit.weight_paths import weight_paths
 
 __all__ = ["SAMPLED", "VALUES", "compare_with_files"]
@@ -67,7 +68,7 @@ def compare_with_files(plan: Plan, model: Any, manager: PluginManager) -> list[F
         return [
             _finding(
                 "not-compared",
-                "no tensor could be compared with the files: all have other names or shapes in the model",
+                "no tensor could be compared with the files: all have other names or shapes in the model, or ZeRO-3 has split them",
                 severity="note",
             )
         ]
@@ -100,8 +101,10 @@ def _sample(plan: Plan, model: Any) -> Iterator[Stored]:
         with safe_open(path, framework="pt") as file:
             for stored in here:
                 name, parameter = named[stored]
-                rows = _beginning(file.get_slice(stored))
-                yield Stored(name, model.get_submodule(name.rpartition(".")[0]), parameter, rows)
+                part = part_of(parameter)
+                if part is not None:
+                    module = model.get_submodule(name.rpartition(".")[0])
+                    yield Stored(name, module, part.tensor, _beginning(file.get_slice(stored), part))
 
 
 def _spread(names: Sequence[str]) -> set[str]:
@@ -109,13 +112,17 @@ def _spread(names: Sequence[str]) -> set[str]:
     return {names[int(i * step)] for i in range(min(SAMPLED, len(names)))} | set(names[-1:])
 
 
-def _beginning(tensor: Any) -> Any:
-    """As many whole first rows as hold about `VALUES` values."""
+def _beginning(tensor: Any, part: Part) -> Any:
+    """As many whole first rows as hold about `VALUES` values, of the part that is here."""
     shape = tensor.get_shape()
     row = 1
     for size in shape[1:]:
         row *= size
-    return tensor[: max(1, VALUES // max(row, 1))] if shape else tensor[...]
+    rows = max(1, VALUES // max(row, 1))
+    if not part.start or len(part.start) != len(shape):
+        return tensor[:rows] if shape else tensor[...]
+    first, *others = (slice(a, a + n) for a, n in zip(part.start, part.tensor.shape, strict=True))
+    return tensor[(slice(first.start, min(first.start + rows, first.stop)), *others)]
 
 
 def _difference(stored: Stored) -> str | None:

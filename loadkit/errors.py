@@ -4,6 +4,7 @@
     ├── PlanError        the request can't be met: every problem of it, all at once (`.problems`)
     ├── LoadError        planning went well, the library underneath failed while loading
     ├── AuditError       the loaded model isn't what was planned (`.findings`, `.loaded`)
+    ├── RankError        another process of the launch failed, or loads something else (`.ranks`)
     ├── ReplayError      what a manifest says isn't here any more (`.differences`)
     └── PluginError      a plugin misbehaved (`.plugin`, `.hook`)
 
@@ -26,6 +27,7 @@ __all__ = [
     "PlanError",
     "PluginError",
     "Problem",
+    "RankError",
     "Severity",
 ]
 
@@ -133,6 +135,22 @@ class AuditError(LoadkitError):
             f"{len(errors)} finding{'s' if len(errors) != 1 else ''} (strict=False turns these into warnings)"
         )
         super().__init__("\n".join([head, *(f"  - {f}" for f in errors)]))
+
+
+class RankError(LoadkitError):
+    """This process stops because of another one of the launch: it failed, is gone, or would load something else.
+
+    Parameters:
+        ranks: the ranks that it is about.
+        message: what happened to them.
+    """
+
+    def __init__(self, ranks: Sequence[int], message: str) -> None:
+        self.ranks = tuple(ranks)
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.ranks, str(self))
 
 
 class PluginError(LoadkitError):

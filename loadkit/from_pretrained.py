@@ -46,6 +46,7 @@ def load_model(
     token: str | bool | None = None,
     progress: Callable[[str], None] | None = None,
     lent: Lent = NOTHING,
+    first_on_node: Callable[[str, Callable[[], None]], None] = lambda _, fetching: fetching(),
 ) -> LoadedModel:
     """Load the model that the plan names.
 
@@ -55,6 +56,7 @@ def load_model(
         token: the Hub token.
         progress: called with a short sentence before weights are downloaded.
         lent: what plugins lend to the load.
+        first_on_node: lets one process of a machine fetch before the others.
 
     Raises:
         LoadError: the weights can't be had, or transformers failed; its exception is the cause.
@@ -64,7 +66,7 @@ def load_model(
         return LoadedModel(other, Loading(), {})
     return with_aids(
         lent,
-        fetch=lambda: fetch_weights(plan, token, progress),
+        fetch=lambda: first_on_node("the weights", lambda: fetch_weights(plan, token, progress)),
         load=lambda: _load(plan, manager, token),
         read=lambda stored: _load(plan, manager, token, stored),
     )

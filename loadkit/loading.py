@@ -16,7 +16,7 @@ from loadkit.aids import lend
 from loadkit.audit import audit
 from loadkit.comparing import compare_with_files
 from loadkit.errors import AuditError, LoadError, LoadkitError
-from loadkit.fetching import fetch_adapters
+from loadkit.fetching import fetch_adapters, fetch_small_files
 from loadkit.from_pretrained import load_model
 from loadkit.inference import InferenceMode
 from loadkit.manager import PluginManager, default_manager
@@ -26,6 +26,7 @@ from loadkit.phases import Given, run_phases
 from loadkit.pipeline import make_plan
 from loadkit.plans import Plan
 from loadkit.processing import finish_processing
+from loadkit.ranks import Ranks, ranks_of_this_launch
 from loadkit.reading_ahead import ReadAhead
 from loadkit.recipes import Recipe
 from loadkit.releasing import released_while_loading
@@ -152,9 +153,13 @@ def load(
     strict: bool = True,
     plugin_manager: PluginManager | None = None,
     progress: Callable[[str], None] | None = None,
+    together: bool = True,
     **options: Any,
 ) -> Loaded:
     """Load a model and its tokenizer or processor, exactly as planned.
+
+    Under a launcher (torchrun, accelerate, SLURM) all its processes call this, and load together: the same plan and
+    commit, one download a node, one verdict.
 
     Parameters:
         source: a folder, a Hub id, an adapter repository, or a `Plan` to run as it is; None for the model that the recipe names.
@@ -164,7 +169,8 @@ def load(
         token: the Hub token, as huggingface_hub takes it.
         strict: whether a finding of the audit fails the load; False turns errors into a `LoadkitWarning`.
         plugin_manager: the plugins to use; all installed ones by default.
-        progress: called with a short sentence as each phase begins.
+        progress: called with a short sentence as each phase begins; on rank 0 only.
+        together: whether all processes of the launch load; False where this one loads on its own.
         **options: what is wanted, by the options' names (`loadkit plan --help` lists them).
 
     Returns:
@@ -176,17 +182,33 @@ def load(
         LoadError: the libraries underneath failed.
         AuditError: the model isn't what was planned (`error.loaded` has it).
         PluginError: a plugin failed while loading.
+        RankError: another process of the launch failed, or would load something else.
     """
     manager = plugin_manager or default_manager()
+
+    def planning() -> Plan:
+        made = source
+        if replay is not None:
+            _alone(replay, source=source, profile=profile, recipe=recipe, **options)
+            made = plan_of(replay, strict=strict, token=token, plugin_manager=manager, progress=told)
+        return _planned(made, profile, recipe, options, token=token, plugin_manager=manager, progress=told)
+
+    with ranks_of_this_launch(together) as ranks:
+        told = ranks.reporting(progress)
+        return _judged(_load(planning, manager, token, told, ranks), strict)
+
+
+def _load(
+    planning: Callable[[], Plan],
+    manager: PluginManager,
+    token: str | bool | None,
+    progress: Callable[[str], None] | None,
+    ranks: Ranks,
+) -> Loaded:
     say = progress or (lambda _: None)
     clock = _Clock()
     with clock("plan"):
-        if replay is not None:
-            _alone(replay, source=source, profile=profile, recipe=recipe, **options)
-            source = plan_of(replay, strict=strict, token=token, plugin_manager=manager, progress=progress)
-        plan = _planned(
-            source, profile, recipe, options, token=token, plugin_manager=manager, progress=progress
-        )
+        plan = ranks.plan(planning)
     _refuse_elsewhere(plan)
     with clock("plan"):
         lent = lend(plan, manager, say)
@@ -199,20 +221,25 @@ def load(
     with clock(
         "processing"
     ):  # first, so that a token that can't be had is refused before the weights are read
+        ranks.first_on_node("the small files", lambda: fetch_small_files(plan, token))
         processing_class = from_pretrained.load_processing_class(plan, token)
         vocabulary = finish_processing(plan, processing_class)
     say(f"loading {plan.model_class.model_class}")
-    with clock("load"), released_while_loading([] if lent.first else _read_and_left(plan)):
-        model, loading, own_cache, shortcuts = load_model(plan, manager, token, say, lent)
+    read_and_left = [] if lent.first else _read_and_left(plan)
+    with clock("load"), released_while_loading(read_and_left), ranks.same_random_numbers("loading"):
+        model, loading, own_cache, shortcuts = load_model(
+            plan, manager, token, say, lent, ranks.first_on_node
+        )
     keep_own_cache(model, own_cache)
     with clock("comparison"):
         compared = compare_with_files(plan, model, manager)
-    given = Given(vocabulary, fetch_adapters(plan, token))
-    with _missing_told(plan, loading):
+    adapters = ranks.first_on_node("the adapters", lambda: fetch_adapters(plan, token))
+    given = Given(vocabulary, adapters)
+    with _missing_told(plan, loading), ranks.same_random_numbers("phases"):
         model, changes = run_phases(plan, model, given, manager, clock, say)
     say("auditing")
     with clock("audit"):
-        findings = audit(plan, model, loading, processing_class, manager, compared)
+        findings = ranks.finish(audit(plan, model, loading, processing_class, manager, compared))
         measurements = measure(plan, model, manager)
     report = Report(
         measurements=measurements,
@@ -224,7 +251,7 @@ def load(
         shortcuts=shortcuts,
         workarounds=tuple(manager.collect(hooks.loadkit_workarounds, str, plan=plan)),
     )
-    return _judged(Loaded(model, processing_class, plan, report), strict)
+    return Loaded(model, processing_class, plan, report)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from loadkit.plans import Plan
 from loadkit.report import Change, Report
 from loadkit.writing import write_whole
 
-__all__ = ["Difference", "FileProof", "Manifest", "differences", "make_manifest", "read_saved"]
+__all__ = ["Difference", "FileProof", "Manifest", "differences", "lines", "make_manifest", "read_saved"]
 
 LIBRARIES = (
     "accelerate",
@@ -165,7 +165,7 @@ def differences(first: Plan | Manifest, second: Plan | Manifest) -> list[Differe
         first: one of them.
         second: the other.
     """
-    left, right = _flat(first), _flat(second)
+    left, right = lines(first), lines(second)
     if isinstance(first, Plan) or isinstance(second, Plan):  # a plan knows nothing of files and libraries
         left, right = (
             {k: v for k, v in side.items() if not k.startswith(("file ", "library ", "python"))}
@@ -263,8 +263,12 @@ def _folder(location: str, commit: str, cache: str | None) -> Path | None:
     return None
 
 
-def _flat(item: Plan | Manifest) -> dict[str, str]:
-    """Everything worth comparing, a line each."""
+def lines(item: Plan | Manifest) -> dict[str, str]:
+    """Everything worth comparing, a line each: what it is, to how it is.
+
+    Parameters:
+        item: a plan, or a manifest, which also knows files and libraries.
+    """
     plan = item if isinstance(item, Plan) else item.plan
     found = {f"decision {d.stage}": _text(d.value) for d in plan.decisions}
     found |= {f"because {d.stage}": f"{d.plugin}: {d.because}" for d in plan.decisions}

@@ -9,6 +9,7 @@ import click
 
 from loadkit.cli.options import chosen, model_options
 from loadkit.errors import LoadkitError
+from loadkit.facts.topology import read_topology
 
 __all__ = ["command"]
 
@@ -63,6 +64,8 @@ def command(
         loaded = load(
             model, profile, recipe=recipe, replay=replay, strict=strict, progress=progress, **chosen(options)
         )
+    if read_topology().rank:
+        return  # rank 0 prints, and saves
     if as_json:
         import msgspec
 

@@ -16,7 +16,15 @@ import msgspec
 
 from loadkit.errors import Problem
 from loadkit.facts.folder import Folder, read_part
-from loadkit.facts.hub_cache import cache_folder, find_snapshot, not_cached, remember, snapshot_folder
+from loadkit.facts.hub_cache import (
+    Snapshot,
+    cache_folder,
+    find_snapshot,
+    not_cached,
+    remember,
+    snapshot_folder,
+)
+from loadkit.facts.hub_commits import agreed_commit, note_commit
 from loadkit.facts.hub_patience import DOWN, THROTTLED, patiently
 from loadkit.facts.hub_problems import hub_host, hub_problem
 from loadkit.facts.places import Place, Progress, nearest, some_of
@@ -58,9 +66,10 @@ def open_repository(
     from huggingface_hub import HfApi, constants, is_offline_mode
 
     cache = cache_folder(repository, cache_dir)
+    wanted = agreed_commit(repository, revision) or revision
     if local_files_only or is_offline_mode():
         why = "local_files_only is set" if local_files_only else "HF_HUB_OFFLINE is set"
-        snapshot = find_snapshot(cache, repository, revision, why)
+        snapshot = _cached(cache, repository, revision, wanted, why)
         return (snapshot, []) if snapshot else (None, [not_cached(cache, repository, revision, why)])
     if progress:
         progress(f"asking {hub_host()} about {repository}")
@@ -69,7 +78,7 @@ def open_repository(
         info = patiently(
             lambda: api.model_info(
                 repository,
-                revision=revision or None,
+                revision=wanted or None,
                 files_metadata=True,
                 token=token,
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
@@ -82,7 +91,7 @@ def open_repository(
             problem = _with_refs(problem, repository, revision, token)
         if problem.code != "hub-unreachable":
             return None, [problem]
-        snapshot = find_snapshot(cache, repository, revision, problem.message)
+        snapshot = _cached(cache, repository, revision, wanted, problem.message)
         if snapshot is None:
             return None, [problem]
         used = f"the cached commit {snapshot.commit[:12]} is used, though there may be a newer one"
@@ -92,12 +101,22 @@ def open_repository(
     if not info.sha:
         return None, [hub_problem(ValueError("no commit"), repository, revision)]
     remember(cache, revision or constants.DEFAULT_REVISION, info.sha)
+    note_commit(repository, revision, info.sha)
     sizes = {s.rfilename: -1 if s.size is None else s.size for s in info.siblings or ()}
     cached = snapshot_folder(cache, info.sha)
     place = Repository(
         repository, revision, info.sha, sizes, token=token, cache_dir=cache.parent, cached=cached
     )
     return place, []
+
+
+def _cached(cache: Path, repository: str, revision: str, wanted: str, why: str) -> Snapshot | None:
+    """What is cached of the wanted commit, as what the revision stands for."""
+    snapshot = find_snapshot(cache, repository, wanted, why)
+    if snapshot is not None:
+        snapshot.revision = revision
+        note_commit(repository, revision, snapshot.commit)
+    return snapshot
 
 
 class Repository:

@@ -29,6 +29,7 @@ def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -
             add = _add_existing if adapter.source else _add_new
             model = add(plan, model, adapter, vocabulary)
             _cast(model, adapter)
+        _whole_widths(model)
         model.set_adapter(adapters.active)
     active = next(a for a in adapters.members if a.name == adapters.active)
     if not active.trainable:
@@ -161,6 +162,19 @@ def _cast(model: Any, adapter: Adapter) -> None:
     for name, parameter in model.named_parameters():
         if adapter.name in name.split(".") and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+
+
+def _whole_widths(model: Any) -> None:
+    """Let the adapter's split layers tell the width of the whole, as the base's do.
+
+    Under tensor parallelism PEFT 0.21.2 makes lora_A of a layer that is split by its inputs with the width of this rank's part, and
+    transformers 5.23 takes that for the whole width: the forward pass fails.
+    """
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and hasattr(module.weight, "device_mesh"):  # a DTensor
+            module.out_features, module.in_features = module.weight.shape
 
 
 def _device(model: Any) -> str:

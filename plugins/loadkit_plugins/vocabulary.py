@@ -15,7 +15,7 @@ def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> An
     embeddings = input_embeddings(model)
     if vocabulary.size == 0 or not hasattr(embeddings, "weight"):
         return model
-    rows = embeddings.weight.shape[0]
+    rows = _rows(embeddings)
     trained = vocabulary.size - len(vocabulary.new_tokens)
     if trained > max(rows, vocabulary.rows):
         raise LoadError(
@@ -26,6 +26,12 @@ def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> An
     needed = max(rows, vocabulary.size, vocabulary.rows)
     if vocabulary.new_tokens:
         needed = _multiple(needed, plan.tokens.pad_to_multiple_of)
+    if (needed > rows or vocabulary.new_tokens) and hasattr(embeddings.weight, "ds_shape"):
+        raise LoadError(
+            f"{len(vocabulary.new_tokens)} new tokens take rows of the embeddings of {plan.checkpoint.source!r}, which ZeRO-3 has split "
+            "over the ranks already\n"
+            "    fix: load it in one process with the same tokens, save it, and train what was saved"
+        )
     if needed > rows:
         _refuse_quantized(plan, model, vocabulary)
         model.resize_token_embeddings(needed, mean_resizing=False)
@@ -34,6 +40,12 @@ def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> An
         _mean_rows(model, new, trained=min(trained, rows))
     _align(model, plan, vocabulary.special_ids)
     return model
+
+
+def _rows(embeddings: Any) -> int:
+    """How many there are; under ZeRO-3 a rank holds none of them as rows, and DeepSpeed notes the whole shape."""
+    weight = embeddings.weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 @hookimpl
@@ -45,7 +57,7 @@ def loadkit_audit_model(plan: Plan, model: Any, processing_class: Any) -> Sequen
         return []
     findings = []
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
-    rows = embeddings.weight.shape[0]
+    rows = _rows(embeddings)
     if size > rows:
         findings.append(
             _finding(

@@ -24,11 +24,13 @@ PAGES_THAT_RUN = (
     "how-to/check-a-plugin.md",
     "how-to/choose-a-profile.md",
     "how-to/dpo.md",
+    "how-to/many-processes.md",
     "how-to/move-to-loadkit.md",
     "how-to/plan-for-a-cluster.md",
     "how-to/qlora-with-trl.md",
     "how-to/repeat-a-load.md",
     "how-to/see-if-it-fits.md",
+    "how-to/tensor-parallel.md",
     "how-to/tokens-and-templates.md",
     "how-to/vision-language.md",
 )

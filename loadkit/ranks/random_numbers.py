@@ -1,0 +1,45 @@
+"""The same random numbers on every rank, for what a load draws: new rows, heads, adapters."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["random_state", "with_random_state"]
+
+
+def random_state() -> dict[str, str]:
+    """The states of torch's generators for the CPU and for this process's accelerator, in base64."""
+    import torch
+
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {kind: base64.b64encode(state.numpy().tobytes()).decode() for kind, state in states.items()}
+
+
+@contextmanager
+def with_random_state(state: dict[str, str]) -> Iterator[None]:
+    """Draw from another process's generators, and go on with one's own afterwards.
+
+    Parameters:
+        state: what `random_state` told there.
+    """
+    import torch
+
+    tensors = {
+        kind: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+        for kind, text in state.items()
+    }
+    own_cuda = torch.cuda.get_rng_state() if "cuda" in tensors and torch.cuda.is_available() else None
+    own = torch.get_rng_state()
+    torch.set_rng_state(tensors["cpu"])
+    if own_cuda is not None:
+        torch.cuda.set_rng_state(tensors["cuda"])
+    try:
+        yield
+    finally:
+        torch.set_rng_state(own)
+        if own_cuda is not None:
+            torch.cuda.set_rng_state(own_cuda)
