@@ -161,7 +161,13 @@ def _prose(text: str) -> str:
 
 
 def _help(command: click.Command, path: str) -> str:
-    text = command.get_help(click.Context(command, info_name=path, max_content_width=100, terminal_width=100))
+    # Said here, as click keeps the first context's for good: it would depend on what was called before.
+    help_names = main.context_settings["help_option_names"]
+    text = command.get_help(
+        click.Context(
+            command, info_name=path, max_content_width=100, terminal_width=100, help_option_names=help_names
+        )
+    )
     return "```text\n" + "\n".join(line.rstrip() for line in text.splitlines()) + "\n```"
 
 

@@ -249,7 +249,7 @@ def test_eight_processes_quantize_once(tiny: Tiny, entries: Entries, tmp_path: P
     assert len(list(entries)) == 1
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_load_killed_at_any_moment_leaves_nothing_or_all(
     tiny: Tiny, entries: Entries, tmp_path: Path, count: int
 ) -> None:

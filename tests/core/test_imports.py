@@ -42,10 +42,10 @@ def test_heavy_libraries_are_left_out(code: str, tiny) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "imported"),
-    [("inference", set()), ("full", set()), ("lora", {"bitsandbytes", "peft"}), ("qlora", {"bitsandbytes", "peft"}), ("inference-4bit", {"bitsandbytes"})],
+    [("inference", set()), ("full", set()), ("lora", {"bitsandbytes", "peft"}), ("qlora", {"bitsandbytes", "numba", "peft"}), ("inference-4bit", {"bitsandbytes", "numba"})],
 )  # fmt: skip
 def test_loading_imports_what_a_decision_uses(profile: str, imported: set[str], tiny) -> None:
-    """transformers 5.23 imports accelerate itself, whatever it loads, and peft 0.21 imports bitsandbytes where it is installed."""
+    """transformers 5.23 imports accelerate itself, whatever it loads, and peft 0.21 imports bitsandbytes where it is installed. numba is for quantizing on a CPU."""
     code = f"import loadkit; loadkit.load({str(tiny('mistral'))!r}, {profile!r})"
     found = set(re.findall(r"\w+", left_out(code)))
     assert found - {"torch", "transformers", "accelerate"} == imported
@@ -82,6 +82,7 @@ KNOWN_BY_NAME = {
     "manifests.py": "versions of loadkit's own dependencies",
     "memory.py": "optimizers, by the trainers' names for them",
     "render.py": "prefixes that a plan's reader needn't read",
+    "trouble.py": "versions that are known not to work together, of any libraries",
     "stages.py": "older keyword arguments of from_pretrained itself",
     "values.py": "an example in a docstring",
     "options.py": "another spelling of skip_modules",
