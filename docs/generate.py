@@ -66,6 +66,9 @@ def command_line() -> str:
         command = main.get_command(click.Context(main), name)
         assert command is not None
         page += [f"## `loadkit {name}`", _help(command, f"loadkit {name}")]
+        below = command.commands if isinstance(command, click.Group) else {}
+        for sub, its in below.items():
+            page += [f"### `loadkit {name} {sub}`", _help(its, f"loadkit {name} {sub}")]
     return _joined(page)
 
 
