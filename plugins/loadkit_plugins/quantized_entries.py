@@ -133,8 +133,6 @@ class Cached(LoadingAid):
             return self
         start, told = time.monotonic(), False
         while time.monotonic() - start < WAIT_SECONDS:
-            if self._entries.find(self._key) is not None:
-                return self  # left there meanwhile: all who waited read it at once
             try:
                 lock.acquire(timeout=0)
             except TimeoutError:
