@@ -113,6 +113,8 @@ def with_aids(
     loaded = None if lent.first is None else _proved(lent.first, read)
     if loaded is None:
         fetch()
+        # In here an aid may wait for another process of this launch, which has got this far too. So nothing in here may wait for a rank: what
+        # ranks wait for each other with (the fetching, random numbers, findings) lies before and after. All enter their aids in one order.
         with ExitStack() as stack:
             for plugin, aid in lent.aids:
                 with _named(plugin):

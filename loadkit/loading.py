@@ -16,6 +16,7 @@ from loadkit.aids import lend
 from loadkit.audit import audit
 from loadkit.comparing import compare_with_files
 from loadkit.errors import AuditError, LoadError, LoadkitError
+from loadkit.facts.topology import read_topology
 from loadkit.fetching import fetch_adapters, fetch_small_files
 from loadkit.from_pretrained import load_model
 from loadkit.inference import InferenceMode
@@ -27,6 +28,7 @@ from loadkit.pipeline import make_plan
 from loadkit.plans import Plan
 from loadkit.processing import finish_processing
 from loadkit.ranks import Ranks, ranks_of_this_launch
+from loadkit.ranks.devices import take_own_device
 from loadkit.reading_ahead import ReadAhead
 from loadkit.recipes import Recipe
 from loadkit.releasing import released_while_loading
@@ -217,6 +219,7 @@ def _load(
     say("importing torch and transformers")
     with clock("import"):
         _import()
+        take_own_device(plan, read_topology())
     say("loading the tokenizer or processor")
     with clock(
         "processing"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from loadkit.cli.options import chosen, model_options
+from loadkit.cli.options import chosen, engine_option, model_options
 from loadkit.errors import LoadkitError
 from loadkit.facts.topology import read_topology
 
@@ -39,6 +39,7 @@ __all__ = ["command"]
     help="Load what a manifest says again, or say what differs. Without MODEL and other options.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print plan and report as JSON.")
+@engine_option
 @model_options
 def command(
     model: str | None,

@@ -8,10 +8,17 @@ from typing import Any
 import click
 import msgspec
 
+from loadkit.facts.topology import ENGINES
 from loadkit.manager import default_manager
 from loadkit.options import TYPES, Option
 
-__all__ = ["chosen", "model_options"]
+__all__ = ["chosen", "engine_option", "model_options"]
+
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    help="What spreads the model over the processes, where the launcher doesn't say.",
+)
 
 
 class Plain(click.ParamType[Any]):

@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from loadkit.cli.options import chosen, model_options
+from loadkit.cli.options import chosen, engine_option, model_options
 from loadkit.errors import LoadkitError
-from loadkit.facts.topology import ENGINES
 from loadkit.pipeline import make_plan
 from loadkit.writing import write_whole
 
@@ -33,7 +32,7 @@ __all__ = ["command"]
 @click.option(
     "--nodes", type=click.IntRange(min=1), help="How many such machines; each accelerator is one process."
 )
-@click.option("--engine", type=click.Choice(ENGINES), help="What spreads the model over the processes.")
+@engine_option
 @model_options
 def command(
     model: str | None,

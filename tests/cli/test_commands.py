@@ -56,6 +56,15 @@ def test_plan_as_json_is_a_plan(tiny, tmp_path: Path) -> None:
     assert kwargs == plan.kwargs
 
 
+def test_the_engine_is_named_where_no_launcher_says_it(tiny) -> None:
+    done = run("load", tiny("mistral"), "--engine", "fsdp2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["plan"]["topology"] == "1 process, fsdp2 (given by hand)"
+    refused = run("load", tiny("mistral"), "--engine", "fsdp3")
+    assert refused.returncode == 2
+    assert "'fsdp3' is not one of 'ddp', 'fsdp', 'fsdp2'" in refused.stderr
+
+
 def test_flags_become_options(tiny) -> None:
     done = run(
         "plan", tiny("mistral"), "--json", "--load-in-4bit", "--no-adapter", "--skip-modules", "q_proj,k_proj",

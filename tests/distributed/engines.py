@@ -21,7 +21,6 @@ __all__ = ["BATCH", "engines", "gradients", "step", "stirred", "tokens"]
 
 BATCH, LENGTH = 4, 16
 ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
-FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 def tokens(vocabulary: int) -> torch.Tensor:
@@ -39,10 +38,10 @@ def step(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return loss.detach()
 
 
-def load_as(folder: str, profile: str) -> Any:
+def load_as(folder: str, profile: str, **options: Any) -> loadkit.Loaded:
     """Load with another seed on every rank: what is drawn must be rank 0's all the same."""
     torch.manual_seed(int(os.environ.get("RANK", "0")))
-    return loadkit.load(folder, profile).model
+    return loadkit.load(folder, profile, **options)
 
 
 def stirred(model: Any, names: str = "lora_B") -> Any:
@@ -89,7 +88,7 @@ def mine(ids: torch.Tensor) -> torch.Tensor:
 
 
 def data_parallel(folder: str, profile: str) -> dict[str, Any]:
-    model = load_as(folder, profile)
+    model = load_as(folder, profile).model
     hashed = adapters_hash(model)
     wrapped = torch.nn.parallel.DistributedDataParallel(stirred(model))
     loss = step(wrapped, mine(tokens(model.config.vocab_size)).to(DEVICE))
@@ -100,8 +99,7 @@ def fully_sharded(folder: str, profile: str) -> dict[str, Any]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    with environment(FSDP2):
-        model = load_as(folder, profile)
+    model = load_as(folder, profile, engine="fsdp2").model
     hashed = adapters_hash(model)
     stirred(model)
     mesh = init_device_mesh(DEVICE, (dist.get_world_size(),))
@@ -117,20 +115,11 @@ def fully_sharded(folder: str, profile: str) -> dict[str, Any]:
 
 def tensor_parallel(folder: str, profile: str) -> dict[str, Any]:
     """transformers' own, by its plan of the architecture; every rank sees the whole batch."""
-    topology = loadkit.Topology(
-        world_size=dist.get_world_size(),
-        rank=dist.get_rank(),
-        local_rank=dist.get_rank(),
-        local_world_size=dist.get_world_size(),
-        engine="tensor-parallel",
-    )
-    torch.manual_seed(dist.get_rank())
-    split = {"distributed_config": {"tp_size": dist.get_world_size()}}
-    plan = loadkit.plan(folder, profile, topology=topology, model_kwargs=split)
-    model = loadkit.load(plan).model
+    loaded = load_as(folder, profile, tp_plan="auto")
+    model, found = loaded.model, [finding.code for finding in loaded.report.findings]
     hashed = adapters_hash(model)
     loss = step(stirred(model, "lora_"), tokens(model.config.vocab_size).to(DEVICE))
-    return result(model, loss, hashed, average=False)
+    return result(model, loss, hashed, average=False) | {"findings": found}
 
 
 def zero3(folder: str, profile: str) -> dict[str, Any]:
@@ -148,7 +137,7 @@ def zero3(folder: str, profile: str) -> dict[str, Any]:
     deepspeed.init_distributed(BACKEND)
     alive = HfDeepSpeedConfig(config)
     with environment(ZERO3):
-        model = load_as(folder, profile)
+        model = load_as(folder, profile).model
     del alive
     split = [p for p in model.parameters() if hasattr(p, "ds_shape")]
     with deepspeed.zero.GatheredParameters(split, modifier_rank=0):
@@ -192,7 +181,7 @@ def accelerated(out: str, folder: str) -> None:
     import accelerate
 
     accelerator = accelerate.Accelerator(cpu=os.environ.get("ACCELERATE_USE_CPU") == "true")
-    hashed = adapters_hash(model := load_as(folder, "lora"))
+    hashed = adapters_hash(model := load_as(folder, "lora").model)
     wrapped = accelerator.prepare(stirred(model))
     ids = mine(tokens(model.config.vocab_size)).to(accelerator.device)
     found = result(wrapped, step(wrapped, ids), hashed, average=True)

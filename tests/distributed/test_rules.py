@@ -15,8 +15,10 @@ from examples import EIGHT_RANKS
 import loadkit
 from loadkit import Finding, RankError, Topology
 from loadkit.facts.hub_commits import agreed_commit, note_commit, noting_commits
+from loadkit.pipeline import this_machine
 from loadkit.ranks import Ranks, ranks_of_this_launch
 from loadkit.ranks.company import Company
+from loadkit.ranks.devices import take_own_device
 from loadkit.ranks.findings import merged
 from loadkit.ranks.passports import difference, digest_of, passport
 from loadkit.ranks.random_numbers import random_state, with_random_state
@@ -76,6 +78,24 @@ def test_a_ranks_own_device_is_no_difference(tiny) -> None:
     assert len(digests) == 1
 
 
+def test_what_the_cache_and_the_memory_are_like_is_no_difference(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rank's machine keeps the base quantized, and is smaller."""
+    digests, plans = set(), []
+    for rank, memory in enumerate((2**40, 2**36)):
+        machine = loadkit.Machine(memory=memory, cores=rank + 1, packages=this_machine().packages)
+        plan = loadkit.plan(tiny("mistral"), "qlora", machine=machine)
+        shortcut = loadkit.Shortcut(plugin="wren", line=f"rank {rank}'s", serves=bool(rank))
+        plan = msgspec.structs.replace(plan, shortcuts=(*plan.shortcuts, shortcut))
+        plans.append(plan)
+        topology = Topology(world_size=2, rank=rank, local_rank=rank, local_world_size=2)
+        digests.add(digest_of(passport(plan, topology)))
+    assert plans[0].memory != plans[1].memory
+    assert plans[0].shortcuts != plans[1].shortcuts
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_one_other_byte_is_a_difference(name: str, tiny, tmp_path: Path) -> None:
     shutil.copytree(tiny("mistral"), tmp_path / "copy")
@@ -123,6 +143,54 @@ def test_noted_commits_hold_inside_only() -> None:
     with noting_commits(notes):
         assert agreed_commit("owner/name", "") == "a" * 40
     assert agreed_commit("owner/name", "") == ""
+
+
+class Cuda:
+    """Four devices, as `torch.cuda` has them."""
+
+    def __init__(self, current: int | None, count: int = 4) -> None:
+        self.current, self.count = current, count
+
+    def is_available(self) -> bool:
+        return self.count > 0
+
+    def device_count(self) -> int:
+        return self.count
+
+    def is_initialized(self) -> bool:
+        return self.current is not None
+
+    def current_device(self) -> int:
+        assert self.current is not None
+        return self.current
+
+    def set_device(self, device: int) -> None:
+        self.current = device
+
+
+@pytest.mark.parametrize(
+    ("engine", "before", "count", "after"),
+    [
+        ("fsdp2", None, 4, 3),
+        ("zero3", 0, 4, 3),
+        ("fsdp2", 2, 4, 2),  # the program's own choice
+        ("fsdp2", None, 1, None),  # each process sees its own device only
+        ("fsdp2", None, 0, None),
+        ("ddp", None, 4, None),  # the device map names it
+    ],
+)
+def test_each_process_has_its_own_device_where_no_map_names_it(
+    engine: str, before: int | None, count: int, after: int | None, tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = Cuda(before, count)
+    topology = msgspec.structs.replace(EIGHT_RANKS, engine=engine)
+    plan = loadkit.plan(tiny("mistral"), "qlora", topology=topology)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "cuda", cuda)
+        take_own_device(plan, Topology(engine=topology.engine))
+        assert cuda.current == before
+        take_own_device(plan, topology)
+    assert cuda.current == after
 
 
 def test_an_unsplit_parameter_is_its_own_part() -> None:
