@@ -56,6 +56,8 @@ def test_the_cache_gives_the_same_bits(model_type: str, tmp_path: Path) -> None:
     if impossible := make(model_type, folder):
         pytest.skip(f"transformers can't make it here: {impossible}")
     for method, options in METHODS.items():
+        if method == "8-bit" and sorted(model_types()).index(model_type) % 8:
+            continue  # every eighth type will do: what differs between types is the same for both widths
         try:
             plain = loadkit.load(folder, strict=False, quantized_cache=False, **options)
         except loadkit.LoadkitError:
