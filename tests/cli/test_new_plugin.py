@@ -32,6 +32,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_written_conforms_as_it_is(tmp_path: Path) -> None:
     folder = write("very-mine", tmp_path / "made")
     installed(folder, "very-mine")

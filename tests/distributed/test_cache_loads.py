@@ -37,6 +37,7 @@ def test_one_rank_quantizes_for_both(tiny, tmp_path: Path) -> None:
         assert len(list((tmp_path / f"first-{first}" / "quantized").glob("*/model.safetensors"))) == 1
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_served_keeps_none_waiting(
     hub: HubServer, cache: Path, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,8 +201,10 @@ def test_a_missing_folder_is_told_with_its_nearest_neighbour(tmp_path: Path) -> 
     ["./x", "../x", "/x/y", "~/no/x", "a/b/c", "a\\b", "x/", ".x", "a b", "x..y", "a--b", "a\0b", ""],
 )
 def test_what_looks_like_a_path_is_not_asked_for_on_the_hub(
-    source: str, monkeypatch: pytest.MonkeyPatch
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # importing it would fail
     checkpoint, problems = read(source)
     assert list(problems) == ["no-such-folder"]

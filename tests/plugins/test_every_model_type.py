@@ -14,6 +14,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "auto_class"),
     [("causal-lm", "AutoModelForCausalLM"), ("image-text-to-text", "AutoModelForImageTextToText")],
