@@ -21,11 +21,16 @@ NOT_KEPT = {
     "laguna": "the same",
     "llama4": "its fused experts are split, and joined again only from the original names",
     "llama4_text": "the same",
+    "pi0": "parts of its stored form are renamed again",
+    "unlimited_ocr": "the same",
 }
 """Model types whose stored form doesn't load as it was: loads notice, and quantize again."""
 
-UNSAVED = ("kimi_k25",)
-"""Model types whose quantized models transformers 5.23 can't save: it permutes packed weights."""
+NOT_KEPT_8BIT = ("qwen4_exp", "qwen4_exp_text")
+"""The same, in 8 bits only."""
+
+UNSAVED = ("kimi_k25", "mistral_large4", "molmo2", "nemotron_h_omni", "step3p7")
+"""Model types whose quantized models transformers 5.23 can't save: undoing a conversion, it permutes or joins what is packed."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "4-bit": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
@@ -56,18 +61,25 @@ def test_the_cache_gives_the_same_bits(model_type: str, tmp_path: Path) -> None:
     if impossible := make(model_type, folder):
         pytest.skip(f"transformers can't make it here: {impossible}")
     for method, options in METHODS.items():
-        if method == "8-bit" and sorted(model_types()).index(model_type) % 8:
-            continue  # every eighth type will do: what differs between types is the same for both widths
+        if (
+            method == "8-bit"
+            and sorted(model_types()).index(model_type) % 8
+            and model_type not in NOT_KEPT_8BIT
+        ):
+            continue  # every eighth type will do, and those that are known to differ
         try:
             plain = loadkit.load(folder, strict=False, quantized_cache=False, **options)
         except loadkit.LoadkitError:
             continue  # refused with the reason, as the zoo's own sweep holds
+        if plain.report.loading.missing:
+            continue  # random values are nothing to keep
         loadkit.load(folder, strict=False, **options)
         finish_writing()
         again = loadkit.load(folder, strict=False, **options)
         finish_writing()
         served = any("from the cache" in line for line in again.report.shortcuts)
-        assert served == (model_type not in NOT_KEPT), (method, again.report.shortcuts)
+        otherwise = model_type in NOT_KEPT or (method == "8-bit" and model_type in NOT_KEPT_8BIT)
+        assert served != otherwise, (method, again.report.shortcuts)
         assert same(plain.model, again.model) == [], method
         assert again.report.loading == plain.report.loading
         if model_type in UNSAVED:
