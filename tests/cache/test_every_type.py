@@ -21,7 +21,8 @@ NOT_KEPT = {
     "laguna": "the same",
     "llama4": "its fused experts are split, and joined again only from the original names",
     "llama4_text": "the same",
-    "pi0": "parts of its stored form are renamed again",
+    "mistral_large4": "parts of its stored form are renamed again",
+    "pi0": "the same",
     "unlimited_ocr": "the same",
 }
 """Model types whose stored form doesn't load as it was: loads notice, and quantize again."""
