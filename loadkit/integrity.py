@@ -27,21 +27,25 @@ def checksum(data: Any) -> str:
     return str(xxhash.xxh3_128_hexdigest(data))
 
 
-def checksums(parts: Mapping[str, Callable[[], Any]]) -> dict[str, str]:
+def checksums(parts: Mapping[str, Callable[[], Any]], *, workers: int = WORKERS) -> dict[str, str]:
     """The checksum of each part, several at a time.
 
     Parameters:
         parts: name to what gives its bytes.
+        workers: how many at a time, at most. With 1 no thread is started: none can be once the interpreter is about to end.
     """
-    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+    if workers == 1:
+        return {name: checksum(give()) for name, give in parts.items()}
+    with ThreadPoolExecutor(min(workers, os.cpu_count() or 1)) as pool:
         return dict(zip(parts, pool.map(lambda give: checksum(give()), parts.values()), strict=True))
 
 
-def file_checksums(path: str | os.PathLike[str]) -> dict[str, str]:
+def file_checksums(path: str | os.PathLike[str], *, workers: int = WORKERS) -> dict[str, str]:
     """The checksum of every tensor in a safetensors file, and of its header.
 
     Parameters:
         path: the file.
+        workers: as `checksums` takes it.
 
     Raises:
         OSError: it can't be read.
@@ -70,5 +74,6 @@ def file_checksums(path: str | os.PathLike[str]) -> dict[str, str]:
                 return lambda: whole[start:stop]
 
             return checksums(
-                {HEADER: part(0, body), **{name: part(*limits) for name, limits in ranges.items()}}
+                {HEADER: part(0, body), **{name: part(*limits) for name, limits in ranges.items()}},
+                workers=workers,
             )

@@ -206,10 +206,11 @@ class Cached(LoadingAid):
         from safetensors.torch import save_file
 
         try:
-            digests |= _checksums({name: tensor for name, tensor in state.items() if name not in digests})
+            rest = {name: tensor for name, tensor in state.items() if name not in digests}
+            digests |= _checksums(rest, workers=1)  # the program may be ending: no thread can be started then
             save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
             state.clear()
-            written = file_checksums(partial / WEIGHTS)
+            written = file_checksums(partial / WEIGHTS, workers=1)
             changed = [name for name in written if name in digests and written[name] != digests[name]]
             if changed:  # somebody changed the model in place meanwhile, or the disk is at fault
                 raise OSError(f"{changed[0]} isn't what was loaded any more")
@@ -259,13 +260,13 @@ def _snapshot(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
     return held, _checksums({name: t for name, t in held.items() if t.is_floating_point()})
 
 
-def _checksums(state: Mapping[str, Any]) -> dict[str, str]:
+def _checksums(state: Mapping[str, Any], **how: int) -> dict[str, str]:
     import torch
 
     def content(tensor: Any) -> Callable[[], Any]:
         return lambda: tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
 
-    return checksums({name: content(tensor) for name, tensor in state.items()})
+    return checksums({name: content(tensor) for name, tensor in state.items()}, **how)
 
 
 def _write_configs(model: Any, folder: Path) -> dict[str, str]:

@@ -198,6 +198,17 @@ def test_a_cache_that_is_read_only_serves_what_it_has(tiny: Tiny, entries: Entri
             path.chmod(0o755)
 
 
+# The end of a program
+
+
+def test_a_program_that_ends_right_after_the_load_leaves_the_entry(tiny: Tiny, entries: Entries) -> None:
+    code = f"import loadkit; loadkit.load({str(tiny('mistral'))!r}, 'inference-4bit')"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
+    (entry,) = entries
+    assert entry.damage() == ""
+    assert "from the cache" in told(load(tiny("mistral")))
+
+
 # Several at once
 
 
