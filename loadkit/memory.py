@@ -48,9 +48,6 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
     factored: bool = False
 
 
-SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Device maps that accelerate fills device after device."""
-
 PACKED_FROM = 4096
 """bitsandbytes' optimizers keep smaller tensors in float32 (`min_8bit_size`)."""
 
@@ -210,7 +207,7 @@ def _room(context: Context, plan: Plan) -> tuple[str, int]:
         return (
             (accelerators[local].name, accelerators[local].memory) if local < len(accelerators) else ("", 0)
         )
-    if isinstance(device_map, str) and device_map in SPREADING:
+    if plan.placement.spreads:
         return "this machine", machine.memory + sum(a.memory for a in accelerators)
     devices = {device_map} if isinstance(device_map, str) else set(device_map.values())
     if devices == {"cpu"} or (machine.kind == "mps" and len(devices) == 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -151,8 +151,16 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         max_memory: device ("0", "cpu") to bytes or to a string such as "20GiB"; None for no limit.
     """
 
+    SPREADING: ClassVar = ("auto", "balanced", "balanced_low_0", "sequential")
+    """Device maps by which accelerate fills device after device."""
+
     device_map: str | dict[str, int | str] | None
     max_memory: dict[str, int | str] | None = None
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the model is spread over the devices that there are."""
+        return isinstance(self.device_map, str) and self.device_map in self.SPREADING
 
 
 class Preparation(msgspec.Struct, frozen=True, kw_only=True):

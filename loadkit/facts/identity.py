@@ -53,11 +53,12 @@ def _looked_at(path: Path) -> bytes:
     with path.open("rb") as stream:
         found = os.fstat(stream.fileno())
         digest.update(struct.pack("<qqq", found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-        if path.suffix != ".safetensors" or found.st_size <= SAMPLES * SAMPLE_BYTES:
-            digest.update(stream.read(SAMPLES * SAMPLE_BYTES))
+        if found.st_size <= SAMPLES * SAMPLE_BYTES:
+            digest.update(stream.read())
             return digest.digest()
-        length = int.from_bytes(stream.read(8), "little")
-        digest.update(stream.read(min(length, found.st_size)))
+        if path.suffix == ".safetensors":
+            length = int.from_bytes(stream.read(8), "little")
+            digest.update(stream.read(min(length, found.st_size)))
         for place in range(SAMPLES):
             stream.seek((found.st_size - SAMPLE_BYTES) * (place + 1) // SAMPLES)
             digest.update(stream.read(SAMPLE_BYTES))

@@ -21,7 +21,7 @@ from loadkit import (
     hookimpl,
 )
 
-SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+SPREADING = Placement.SPREADING
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?|meta|disk|\d+")
 
 
@@ -87,7 +87,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
                 "leave device_map out",
             )
         )
-    elif isinstance(device_map, str) and device_map in SPREADING and topology.distributed:
+    elif plan.placement.spreads and topology.distributed:
         problems.append(
             _problem(
                 "auto-under-launcher",
@@ -96,7 +96,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
                 "leave device_map out: each process then loads on its own device",
             )
         )
-    if context.request.asked("max_memory") and not (isinstance(device_map, str) and device_map in SPREADING):
+    if context.request.asked("max_memory") and not plan.placement.spreads:
         problems.append(
             _problem(
                 "max-memory-unused",

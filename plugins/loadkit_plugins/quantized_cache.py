@@ -34,8 +34,6 @@ INDIFFERENT = (
 )
 """Keyword arguments that the key has in another form, or that change no bit of the weights."""
 
-SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
-
 
 class Key(NamedTuple):
     """The name of an entry; or why there is none.
@@ -150,7 +148,7 @@ def _versions(plan: Plan, machine: Machine) -> dict[str, str]:
 def _device(plan: Plan, machine: Machine) -> str:
     """torch's type of the device that the weights are quantized on; "" for several."""
     device_map: Any = plan.placement.device_map
-    if device_map is None or device_map in SPREADING:
+    if device_map is None or plan.placement.spreads:
         return machine.kind
     places = {device_map} if isinstance(device_map, str) else set(device_map.values())
     kinds = {machine.kind if isinstance(place, int) else place.partition(":")[0] for place in places}
