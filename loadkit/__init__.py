@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from loadkit.claims import Claim, Decision, Overruled, PassedOver, Strength
+    from loadkit.collector import collector_rests
     from loadkit.context import Context
     from loadkit.entries import Entries, Entry, Record
     from loadkit.errors import (
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 
 _HOMES: dict[str, tuple[str, ...]] = {
     "claims": ("Claim", "Decision", "Overruled", "PassedOver", "Strength"),
+    "collector": ("collector_rests",),
     "context": ("Context",),
     "integrity": ("checksum", "checksums", "file_checksums"),
     "entries": ("Entries", "Entry", "Record"),
@@ -210,6 +212,7 @@ __all__ = [
     "Weight",
     "checksum",
     "checksums",
+    "collector_rests",
     "differences",
     "file_checksums",
     "hookimpl",

@@ -204,6 +204,16 @@ class Entries:
         folder.mkdir(parents=True)
         return folder
 
+    def sync(self, partial: Path) -> None:
+        """Have the disk take what was written to a folder so far, that less is left to do at the end. What can't be synced yet is left.
+
+        Parameters:
+            partial: a folder that `begin` made.
+        """
+        for path in partial.iterdir():
+            with suppress(OSError):
+                _sync(path)
+
     def finish(self, partial: Path, record: Record) -> Entry:
         """Move a folder that `begin` made into its place. Call it under the entry's lock.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from loadkit import hookspecs as hooks
 from loadkit.aids import Lent, LoadedModel, with_aids
+from loadkit.collector import collector_rests
 from loadkit.errors import LoadError, LoadkitError
 from loadkit.fetching import (
     HUB_KWARGS,
@@ -76,7 +77,7 @@ def _load(
     plan: Plan, manager: PluginManager, token: str | bool | None, stored: Stored | None = None
 ) -> LoadedModel:
     """Call `from_pretrained` for the checkpoint, or for what is stored of it quantized already."""
-    with _explained(plan, "the model"):
+    with _explained(plan, "the model"), collector_rests():
         config, further = load_config(plan, token)
         own_cache = _set_cache(config, plan.use_cache)
         kwargs: dict[str, Any] = {**plan.kwargs, **further, **_access(plan, token)}

@@ -14,6 +14,7 @@ from loadkit import from_pretrained
 from loadkit import hookspecs as hooks
 from loadkit.aids import lend
 from loadkit.audit import audit
+from loadkit.collector import collector_rests
 from loadkit.comparing import compare_with_files
 from loadkit.errors import AuditError, LoadError, LoadkitError
 from loadkit.facts.topology import read_topology
@@ -217,7 +218,7 @@ def _load(
         if lent.first is None:  # what is stored is read meanwhile, to be proved
             ReadAhead(weight_paths(plan))
     say("importing torch and transformers")
-    with clock("import"):
+    with clock("import"), collector_rests():
         _import()
         take_own_device(plan, read_topology())
     say("loading the tokenizer or processor")
@@ -238,7 +239,7 @@ def _load(
         compared = compare_with_files(plan, model, manager)
     adapters = ranks.first_on_node("the adapters", lambda: fetch_adapters(plan, token))
     given = Given(vocabulary, adapters)
-    with _missing_told(plan, loading), ranks.same_random_numbers("phases"):
+    with _missing_told(plan, loading), ranks.same_random_numbers("phases"), collector_rests():
         model, changes = run_phases(plan, model, given, manager, clock, say)
     say("auditing")
     with clock("audit"):
@@ -370,7 +371,7 @@ def _judged(loaded: Loaded, strict: bool) -> Loaded:
 
 
 class _Clock:
-    """Seconds by phase, in order."""
+    """Seconds by phase, in order; a phase in several parts adds up."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -379,4 +380,5 @@ class _Clock:
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[phase] = round(time.perf_counter() - start, 4)
+        before = self.seconds.get(phase, 0.0)
+        self.seconds[phase] = round(before + time.perf_counter() - start, 4)

@@ -179,14 +179,17 @@ class PluginManager:
 
     def _load_entry_points(self) -> None:
         found = metadata.entry_points(group=hookspecs.PROJECT)
+        # Asked once: each look at a name or version parses all of a distribution's metadata, its long description too.
+        of = {dist: (dist.name, dist.version) if dist else ("", "") for dist in {e.dist for e in found}}
         claimants: dict[str, dict[str, metadata.EntryPoint]] = {}
-        for entry in sorted(found, key=lambda e: (e.name, _distribution(e), e.value)):
+        for entry in sorted(found, key=lambda e: (e.name, of[e.dist][0], e.value)):
             # One distribution that is on the path twice announces the same plugin twice.
-            claimants.setdefault(entry.name, {}).setdefault(_distribution(entry), entry)
+            claimants.setdefault(entry.name, {}).setdefault(of[entry.dist][0], entry)
         for name, entries in claimants.items():
             for distribution, entry in entries.items():
-                version = entry.dist.version if entry.dist else ""
-                about = PluginInfo(name=name, state="active", distribution=distribution, version=version)
+                about = PluginInfo(
+                    name=name, state="active", distribution=distribution, version=of[entry.dist][1]
+                )
                 if len(entries) == 1:
                     self._infos[name] = self._try(entry, about)
                 else:
@@ -438,10 +441,6 @@ def _provision(items: Iterable[tuple[str, str, T]]) -> Provision[T]:
             conflicts[name] = tuple(sorted({*conflicts.get(name, ()), found[name][0], plugin}))
         found[name] = (plugin, item)
     return Provision(found={n: f for n, f in found.items() if n not in conflicts}, conflicts=conflicts)
-
-
-def _distribution(entry: metadata.EntryPoint) -> str:
-    return entry.dist.name if entry.dist else ""
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from loadkit import Entries, LoadingAid, Machine, Option, Plan, Shortcut, hookimpl
+from loadkit import Entries, LoadingAid, Machine, Option, Plan, Shortcut, collector_rests, hookimpl
 
 NAME = "cpu-kernels"
 
@@ -74,7 +74,8 @@ class CompiledKernels(LoadingAid):
     def __enter__(self) -> CompiledKernels:
         if not self._refused:
             try:
-                self._refused = self._serve()
+                with collector_rests():  # bitsandbytes and numba are imported
+                    self._refused = self._serve()
             except Exception as error:  # whatever it is, bitsandbytes' own kernels can do the work
                 self._refused = f"{type(error).__name__}: {error}"
         self.line = (

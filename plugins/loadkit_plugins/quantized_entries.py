@@ -1,49 +1,27 @@
-"""Read and write one entry of the quantized-checkpoint cache. Not a plugin itself: quantized-cache lends it to a load."""
+"""One load's use of the quantized-checkpoint cache. Not a plugin itself: quantized-cache lends it to a load."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from loadkit import (
-    Entries,
-    Entry,
-    Loading,
-    LoadingAid,
-    Record,
-    Stored,
-    checksum,
-    checksums,
-    file_checksums,
-    size,
-)
+from loadkit import Entries, Entry, Loading, LoadingAid, Record, Stored, size
+from loadkit_plugins.quantized_writing import begin_writing, state_of
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["WEIGHTS", "Cached", "finish_writing"]
-
-WEIGHTS = "model.safetensors"
+__all__ = ["Cached"]
 
 WAIT_SECONDS = 3600.0
 """How long a load waits for another process that writes the same entry, before it goes on without the cache."""
 
 POLL_SECONDS = 0.05
-
-_writing: set[threading.Thread] = set()
-
-
-def finish_writing() -> None:
-    """Wait until every entry that this process is still writing is there. Leaving the interpreter waits too."""
-    for thread in list(_writing):
-        thread.join()
 
 
 class Cached(LoadingAid):
@@ -150,7 +128,7 @@ class Cached(LoadingAid):
         return self
 
     def keep(self, model: Any, loading: Loading) -> None:
-        """Take a snapshot of the model, and write it while the caller goes on."""
+        """Have the model written while the caller goes on, where it can be kept."""
         if self._lock is None:
             return
         try:
@@ -158,32 +136,24 @@ class Cached(LoadingAid):
             if reason:
                 self.line = f"not kept: {reason}"
                 return
-            state = _state(model)
+            state = state_of(model)
             wanted = sum(tensor.nbytes for tensor in state.values())
             if reason := self._entries.room_for(wanted):
                 self._entries.abandon(self._key, reason)
                 self.line = f"not kept: {reason}"
                 return
-            state, digests = _snapshot(state)
-            partial = self._entries.begin(self._key)
-            configs = _write_configs(model, partial)
+            more = {
+                "loading": msgspec.to_builtins(loading),
+                "shape": _shape(model),
+                "conversions": [_named(conversion) for conversion in model._weight_conversions],
+            }
+            record = Record(key=self._key, created=time.time(), files={}, about=self._about, more=more)
+            begin_writing(self._entries, self._lock, model, state, record)
         except Exception as error:  # whatever it is, the model is loaded: only the next load is slower
             self._entries.abandon(self._key, f"{type(error).__name__}: {error}")
             self.line = f"not kept: {type(error).__name__}: {error}"
             return
-        more = {
-            "loading": msgspec.to_builtins(loading),
-            "shape": _shape(model),
-            "conversions": [_named(conversion) for conversion in model._weight_conversions],
-        }
-        lock, self._lock = self._lock, None
-        thread = threading.Thread(
-            target=self._write,
-            args=(lock, partial, state, {**digests, **configs}, more),
-            name="loadkit-cache",
-        )
-        _writing.add(thread)
-        thread.start()
+        self._lock = None
         self.line = f"{size(wanted)} are kept for the next load ({self._key[:12]})"
 
     def __exit__(
@@ -194,41 +164,6 @@ class Cached(LoadingAid):
             self._lock.release()
             self._lock = None
 
-    def _write(
-        self,
-        lock: Any,
-        partial: Path,
-        state: dict[str, Any],
-        digests: dict[str, str],
-        more: dict[str, Any],
-    ) -> None:
-        """Write the tensors and read them back, beside whatever the process does; called in a thread of its own."""
-        from safetensors.torch import save_file
-
-        try:
-            rest = {name: tensor for name, tensor in state.items() if name not in digests}
-            digests |= _checksums(rest, workers=1)  # the program may be ending: no thread can be started then
-            save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
-            state.clear()
-            written = file_checksums(partial / WEIGHTS, workers=1)
-            changed = [name for name in written if name in digests and written[name] != digests[name]]
-            if changed:  # somebody changed the model in place meanwhile, or the disk is at fault
-                raise OSError(f"{changed[0]} isn't what was loaded any more")
-            record = Record(
-                key=self._key,
-                created=time.time(),
-                files={path.name: path.stat().st_size for path in sorted(partial.iterdir())},
-                digests={**digests, **written},
-                about=self._about,
-                more=more,
-            )
-            self._entries.finish(partial, record)
-        except Exception as error:  # the disk is full, say: the model is loaded all the same
-            self._entries.abandon(self._key, f"{type(error).__name__}: {error}")
-        finally:
-            lock.release()
-            _writing.discard(threading.current_thread())
-
 
 def _unfit(model: Any, loading: Loading, device: str) -> str:
     """Why a model can't be kept; "" where it can."""
@@ -238,43 +173,6 @@ def _unfit(model: Any, loading: Loading, device: str) -> str:
     if kinds != {device}:
         return f"its parameters are on {', '.join(sorted(kinds))}"
     return ""
-
-
-def _state(model: Any) -> dict[str, Any]:
-    """The tensors as transformers would save them, tied ones once."""
-    from transformers.modeling_utils import remove_tied_weights_from_state_dict
-
-    state = dict(model.state_dict())
-    for name in model._keys_to_ignore_on_save or ():
-        state.pop(name, None)
-    state = remove_tied_weights_from_state_dict(state, model)
-    return {name: tensor if tensor.is_contiguous() else tensor.contiguous() for name, tensor in state.items()}
-
-
-def _snapshot(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors, and the checksums as of now of those that somebody may change before they are written.
-
-    Packed weights aren't changed in place: their libraries make new tensors. All others are copied from an accelerator to main memory.
-    """
-    held = {name: tensor.cpu() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    return held, _checksums({name: t for name, t in held.items() if t.is_floating_point()})
-
-
-def _checksums(state: Mapping[str, Any], **how: int) -> dict[str, str]:
-    import torch
-
-    def content(tensor: Any) -> Callable[[], Any]:
-        return lambda: tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-
-    return checksums({name: content(tensor) for name, tensor in state.items()}, **how)
-
-
-def _write_configs(model: Any, folder: Path) -> dict[str, str]:
-    """What transformers alone needs beside the weights; checksums by file."""
-    model.config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-    return {path.name: checksum(path.read_bytes()) for path in sorted(folder.iterdir())}
 
 
 def _named(conversion: Any) -> list[Any]:

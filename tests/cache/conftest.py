@@ -12,7 +12,7 @@ from loadkit import Entries
 
 @pytest.fixture(autouse=True)
 def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entries]:
-    from loadkit_plugins.quantized_entries import finish_writing
+    from loadkit_plugins.quantized_writing import finish_writing
 
     monkeypatch.setenv("LOADKIT_QUANTIZED_CACHE", "1")
     monkeypatch.setenv("LOADKIT_CACHE", str(tmp_path / "loadkit"))

@@ -24,7 +24,7 @@ from transformers.models.auto import modeling_auto  # noqa: F401
 
 import loadkit
 from loadkit import Entries
-from loadkit_plugins.quantized_entries import finish_writing
+from loadkit_plugins.quantized_writing import finish_writing
 
 OPTIONS = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}
 

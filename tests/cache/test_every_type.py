@@ -12,7 +12,7 @@ from zoo.expected import model_types
 from zoo.sweeping import make
 
 import loadkit
-from loadkit_plugins.quantized_entries import finish_writing
+from loadkit_plugins.quantized_writing import finish_writing
 
 NOT_KEPT = {
     "deepseek_ocr2": "transformers 5.23 renames parts of its stored form again",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 import loadkit
 from loadkit import Entries, Entry, Loaded
-from loadkit_plugins.quantized_entries import WEIGHTS, finish_writing
+from loadkit_plugins.quantized_writing import WEIGHTS, finish_writing
 
 Tiny = Callable[..., Path]
 PROCESSES = Path(__file__).with_name("processes.py")
@@ -207,6 +208,29 @@ def test_a_program_that_ends_right_after_the_load_leaves_the_entry(tiny: Tiny, e
     (entry,) = entries
     assert entry.damage() == ""
     assert "from the cache" in told(load(tiny("mistral")))
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_where_no_thread_can_be_started_nothing_is_kept(
+    tiny: Tiny, entries: Entries, monkeypatch: pytest.MonkeyPatch, started: int
+) -> None:
+    """Python starts none once it is about to end: the writing gives up whole, and nobody waits for the other half."""
+    real, left = ThreadPoolExecutor.submit, [started]
+
+    def submit(pool: ThreadPoolExecutor, call: Callable[..., Any], *given: Any) -> Any:
+        if call.__module__ == "loadkit_plugins.quantized_writing":
+            if not left[0]:
+                raise RuntimeError("can't start new thread")
+            left[0] -= 1
+        return real(pool, call, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ThreadPoolExecutor, "submit", submit)
+        first = load(tiny("mistral"))
+    assert "not kept: RuntimeError" in told(first)
+    assert list(entries) == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loadkit-cache")]
+    assert same(first, load(tiny("mistral"), quantized_cache=False))
 
 
 # Several at once

@@ -15,7 +15,7 @@ from hub_server import HubServer
 
 import loadkit
 from loadkit import Entries, Loaded
-from loadkit_plugins.quantized_entries import finish_writing
+from loadkit_plugins.quantized_writing import finish_writing
 
 Tiny = Callable[..., Path]
 PROFILES = ("qlora", "qlora-8bit", "inference-4bit")

@@ -55,6 +55,21 @@ class WrapsLoading:
         return (yield)
 
 
+class Uninstalled(metadata.Distribution):
+    """A distribution that there are only metadata of."""
+
+    def __init__(self, name: str) -> None:
+        self._text = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n"
+        self.reads = 0
+
+    def read_text(self, filename: str) -> str | None:
+        self.reads += 1
+        return self._text if filename == "METADATA" else None
+
+    def locate_file(self, path: object) -> Path:
+        raise NotImplementedError
+
+
 def fake_entry_points(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, object, str]) -> None:
     """Entry points of distributions that aren't installed: (name, plugin, distribution)."""
     points = []
@@ -64,8 +79,7 @@ def fake_entry_points(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, object
         monkeypatch.setitem(sys.modules, module.__name__, module)
         value = f"{module.__name__}:plugin" if plugin is not None else "no_such_module_at_all"
         entry = metadata.EntryPoint(name, value, "loadkit")
-        about = types.SimpleNamespace(name=home, version="1.2")
-        vars(entry)["dist"] = about
+        vars(entry)["dist"] = Uninstalled(home)
         points.append(entry)
     real = list(metadata.entry_points(group="loadkit"))
     monkeypatch.setattr(manager.metadata, "entry_points", lambda group: [*real, *points])
@@ -133,6 +147,22 @@ def test_a_broken_entry_point_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -
     assert planned(manager=found).plugins["fine"] == "fine-dist 1.2"
     with pytest.raises(PluginError, match=r"'gone'.*LOADKIT_STRICT"):
         PluginManager(environ={"LOADKIT_STRICT": "1"})
+
+
+def test_a_distribution_tells_its_name_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time, all of its metadata is parsed."""
+    fake_entry_points(monkeypatch, ("one", Prefers("float32"), "home"))
+    (*real, one) = manager.metadata.entry_points(group="loadkit")
+    home = one.dist
+    assert isinstance(home, Uninstalled)
+    PluginManager(environ={})
+    asked, home.reads = home.reads, 0
+    more = [metadata.EntryPoint(name, one.value, "loadkit") for name in ("two", "three")]
+    for entry in more:
+        vars(entry)["dist"] = home
+    monkeypatch.setattr(manager.metadata, "entry_points", lambda group: [*real, one, *more])
+    assert {p.distribution for p in PluginManager(environ={}).plugins} == {"loadkit", "home"}
+    assert home.reads == asked
 
 
 def test_two_distributions_with_one_name(monkeypatch: pytest.MonkeyPatch) -> None:

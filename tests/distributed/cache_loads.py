@@ -12,7 +12,8 @@ import torch
 from distributed.launching import report
 
 import loadkit
-from loadkit_plugins.quantized_entries import Cached, finish_writing
+from loadkit_plugins.quantized_entries import Cached
+from loadkit_plugins.quantized_writing import finish_writing
 
 __all__ = ["apart", "both_orders"]
 

@@ -10,7 +10,7 @@ from distributed.test_hub_loads import downloads
 from hub_server import HubServer
 
 import loadkit
-from loadkit_plugins.quantized_entries import finish_writing
+from loadkit_plugins.quantized_writing import finish_writing
 
 ON = {"LOADKIT_QUANTIZED_CACHE": "1", "LOADKIT_RANKS_TIMEOUT": "100"}
 """A deadlock would be told by the ranks themselves."""

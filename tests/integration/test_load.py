@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from integration.comparing import batch, images_and_text, logits
 from safetensors.torch import load_file, save_file
 
 import loadkit
+from loadkit import loading
 from loadkit.testing.checkpoints import make_adapter, make_pickle_only, make_prequantized
 
 
@@ -51,6 +53,17 @@ def test_the_report_counts_what_is_there(tiny) -> None:
     assert report.peak_memory["host"] > measured.footprint
     assert "what was planned is what was loaded" in str(report)
     assert report.findings == ()
+
+
+def test_the_report_counts_all_of_the_planning(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loading.make_plan
+
+    def slowly(*given, **options):
+        time.sleep(0.2)
+        return real(*given, **options)
+
+    monkeypatch.setattr(loading, "make_plan", slowly)
+    assert loadkit.load(tiny("mistral"), "inference").report.seconds["plan"] > 0.2
 
 
 @pytest.mark.parametrize("profile", ["inference", "inference-4bit", "inference-8bit"])
