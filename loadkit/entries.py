@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -14,29 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from loadkit.errors import LoadkitError
+from loadkit.disk_room import SHARE, lacking, size_limit
 from loadkit.facts.cache_folder import cache_folder
 from loadkit.integrity import checksum, file_checksums
 from loadkit.units import size
-from loadkit.writing import write_whole
+from loadkit.writing import sync, write_whole
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["Entries", "Entry", "Record", "size_limit"]
-
-SHARE = "10%"
-"""The part of its disk that the cache may take, where LOADKIT_CACHE_MAX says nothing else."""
-
-SPARE = 0.02
-"""The part of the disk that stays free, whatever the limit."""
+__all__ = ["Entries", "Entry", "Record"]
 
 REFUSAL_SECONDS = 3600.0
 """How long a failed writing is remembered, so that waiting processes don't repeat it one after the other."""
 
 RECORD = "entry.json"
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
-_LIMIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[kmgt]i?b|)\s*", re.IGNORECASE)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,15 +159,8 @@ class Entries:
         """
         if wanted > self.limit:
             return f"it takes {size(wanted)}, and the cache may hold {size(self.limit)} (LOADKIT_CACHE_MAX)"
-        try:
-            disk = shutil.disk_usage(_existing(self.root))
-        except OSError as error:
-            return f"the disk of {self.root} can't be asked: {error}"
         over = max(0, self.bytes + wanted - self.limit)  # what pruning frees
-        spare = int(disk.total * SPARE)
-        if disk.free + over < wanted + spare:
-            return f"it takes {size(wanted)}, and the disk has {size(disk.free)} left"
-        return ""
+        return lacking(self.root, wanted, over)
 
     def lock(self, key: str) -> BaseFileLock | None:
         """The lock under which the entry of that key is written; None where the folder can't be written."""
@@ -212,7 +196,7 @@ class Entries:
         """
         for path in partial.iterdir():
             with suppress(OSError):
-                _sync(path)
+                sync(path)
 
     def finish(self, partial: Path, record: Record) -> Entry:
         """Move a folder that `begin` made into its place. Call it under the entry's lock.
@@ -226,13 +210,13 @@ class Entries:
         """
         try:
             for name in record.files:
-                _sync(partial / name)
+                sync(partial / name)
             write_whole(partial / RECORD, msgspec.json.encode(record))
-            _sync(partial / RECORD)
-            _sync(partial)
+            sync(partial / RECORD)
+            sync(partial)
             place = self.root / record.key
             os.rename(partial, place)
-            _sync(self.root)
+            sync(self.root)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -320,51 +304,3 @@ class Entries:
 
 def _hidden(name: str) -> bool:
     return name.startswith(".")
-
-
-def size_limit(text: str, folder: Path) -> int:
-    """A limit as people write it, in bytes.
-
-    Parameters:
-        text: a size such as "50GB" or "20GiB", or a share of the disk such as "5%".
-        folder: which disk that is.
-
-    Returns:
-        Bytes; 0 for a share of a disk that can't be asked.
-
-    Raises:
-        LoadkitError: the text is neither.
-    """
-    found = _LIMIT.fullmatch(text)
-    if found is None:
-        raise LoadkitError(
-            f"the limit of the cache was given as {text!r} (LOADKIT_CACHE_MAX, or --max), which isn't a size: "
-            "write one such as 50GB, 20GiB or 5%, or 0 for nothing"
-        )
-    number, unit = float(found[1]), found[2].lower()
-    if unit != "%":
-        return int(number * _UNITS[unit])
-    try:
-        return int(min(number, 100) / 100 * shutil.disk_usage(_existing(folder)).total)
-    except OSError:
-        return 0
-
-
-def _existing(path: Path) -> Path:
-    """The nearest folder above that is there."""
-    return next((p for p in (path, *path.parents) if p.exists()), Path("/"))
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written. A folder can't be synced everywhere: there the file system orders it."""
-    flags = os.O_RDONLY
-    try:
-        handle = os.open(path, flags)
-    except PermissionError:
-        if path.is_dir():
-            return  # Windows opens no folders
-        raise
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,7 +8,8 @@ from typing import Any
 import click
 import msgspec
 
-from loadkit.entries import Entries, Entry, size_limit
+from loadkit.disk_room import size_limit
+from loadkit.entries import Entries, Entry
 from loadkit.errors import LoadkitError
 from loadkit.units import size, span
 

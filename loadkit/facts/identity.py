@@ -7,14 +7,15 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["CONFIGS", "SAMPLES", "SAMPLE_BYTES", "identify"]
+__all__ = ["CONFIGS", "PIECE", "PIECES", "Sample", "identify", "sample"]
 
 CONFIGS = ("config.json", "generation_config.json")
 """What else makes the model what it is; a folder may lack the second."""
 
-SAMPLES, SAMPLE_BYTES = 16, 4096
-"""How many places of each file are looked at, and how much of each. Size and time alone don't tell two checkpoints apart that
+PIECES, PIECE = 16, 4096
+"""How many pieces of a file are looked at, and the bytes of each. Size and time alone don't tell two checkpoints apart that
 were unpacked with one fixed time, as container images and some archives do."""
 
 
@@ -40,26 +41,48 @@ def identify(location: str, commit: str, files: Sequence[str]) -> str:
             path = Path(location, name)
             if name in CONFIGS and not path.exists():
                 continue
-            digest.update(f"\0{os.path.realpath(path)}\0".encode())
-            digest.update(_looked_at(path))
+            looked_at = sample(path)
+            times = struct.pack(
+                "<qqq", looked_at.stat.st_size, looked_at.stat.st_mtime_ns, looked_at.stat.st_ctime_ns
+            )
+            digest.update(f"\0{os.path.realpath(path)}\0".encode() + times + looked_at.digest)
     except OSError:
         return ""
     return digest.hexdigest() if files else ""
 
 
-def _looked_at(path: Path) -> bytes:
-    """Size, times, header and sample of one file."""
+class Sample(NamedTuple):
+    """A look at a file.
+
+    Parameters:
+        stat: what the system says of it.
+        digest: of its header and pieces.
+    """
+
+    stat: os.stat_result
+    digest: bytes
+
+
+def sample(path: Path, pieces: int = PIECES) -> Sample:
+    """Look at a file's safetensors header and at pieces spread evenly over it, the last one at its end; at all of a small one.
+
+    Parameters:
+        path: the file.
+        pieces: how many, of `PIECE` bytes.
+
+    Raises:
+        OSError: it can't be read.
+    """
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as stream:
-        found = os.fstat(stream.fileno())
-        digest.update(struct.pack("<qqq", found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-        if found.st_size <= SAMPLES * SAMPLE_BYTES:
+        stat = os.fstat(stream.fileno())
+        if stat.st_size <= pieces * PIECE:
             digest.update(stream.read())
-            return digest.digest()
+            return Sample(stat, digest.digest())
         if path.suffix == ".safetensors":
             length = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(min(length, found.st_size)))
-        for place in range(SAMPLES):
-            stream.seek((found.st_size - SAMPLE_BYTES) * (place + 1) // SAMPLES)
-            digest.update(stream.read(SAMPLE_BYTES))
-    return digest.digest()
+            digest.update(stream.read(min(length, stat.st_size)))
+        for piece in range(pieces):
+            stream.seek((stat.st_size - PIECE) * (piece + 1) // pieces)
+            digest.update(stream.read(PIECE))
+    return Sample(stat, digest.digest())

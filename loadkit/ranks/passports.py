@@ -10,15 +10,15 @@ from pathlib import Path
 
 import msgspec
 
+from loadkit.facts.identity import sample
 from loadkit.facts.topology import Topology
 from loadkit.manifests import files_of, library_versions, lines
 from loadkit.plans import Plan
 
 __all__ = ["difference", "digest_of", "passport"]
 
-PIECES, PIECE = 64, 4096
-"""How many pieces of a file are looked at, spread evenly, and the bytes of each; its first PIECES × PIECE besides, where the
-header of a weight file is."""
+PIECES = 64
+"""How many pieces of each file are looked at: it is done once a launch, not at every plan."""
 
 LOCAL, HERE = "the rank's own device", "the rank's own folder"
 
@@ -108,11 +108,6 @@ def _files(plan: Plan) -> dict[str, str]:
 
 
 def _fingerprint(path: Path) -> str:
-    """A file's size and the hash of its beginning and of pieces spread over it: half a megabyte, whatever its size."""
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(PIECES * PIECE))
-        for piece in range(PIECES):
-            file.seek(max(size - PIECE, 0) * piece // (PIECES - 1))  # the last one ends with the file
-            digest.update(file.read(PIECE))
-    return f"{size} bytes, {digest.hexdigest()[:16]}"
+    """A file's size, and a digest of its header and of pieces of it. Not its times: each node may have its own copy."""
+    looked_at = sample(path, PIECES)
+    return f"{looked_at.stat.st_size} bytes, {looked_at.digest.hex()[:16]}"

@@ -11,7 +11,7 @@ import pytest
 
 from loadkit import Entries, LoadkitError, Record, checksum
 from loadkit import entries as store
-from loadkit.entries import size_limit
+from loadkit.disk_room import size_limit
 
 
 def put(entries: Entries, key: str, count: int = 1000, used: float | None = None) -> None:
@@ -159,3 +159,12 @@ def test_no_room_is_told(tmp_path: Path) -> None:
     assert Entries(tmp_path, {"LOADKIT_CACHE_MAX": "10"}).room_for(10) == ""
     everything = Entries(tmp_path, {"LOADKIT_CACHE_MAX": "100%"})
     assert "left" in everything.room_for(shutil.disk_usage(tmp_path).free)
+
+
+def test_syncing_meanwhile_harms_nothing(entries: Entries) -> None:
+    """Files come and go under other names while they are written."""
+    partial = entries.begin("k1")
+    (partial / ".tmp").write_bytes(b"half")
+    (partial / "gone").symlink_to(partial / "nowhere")
+    entries.sync(partial)
+    assert (partial / ".tmp").read_bytes() == b"half"
