@@ -273,6 +273,32 @@ def test_work_is_shared_whole(threads: int) -> None:
     assert len(done) == 1003 + 5 + 1003
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_torchs_idle_threads_make_room() -> None:
+    """They would spin for milliseconds on the cores that the crew needs; torch has them again afterwards, and computes the same."""
+    code = """
+import os, time, torch
+from loadkit_plugins.kernels.sharing import Crew
+
+torch.set_num_threads(2)
+crew, values = Crew(2), torch.randn(10**6)
+threads = lambda: len(os.listdir("/proc/self/task"))
+share = lambda: crew.share(lambda start, stop: None, 100, 1)
+share()
+alone = threads()
+mean = values.mean()
+assert threads() == alone + 1, "torch has started no thread"
+share()
+limit = time.monotonic() + 60
+while threads() > alone:
+    assert time.monotonic() < limit, "torch's thread is still there"
+assert torch.equal(values.mean(), mean)
+assert threads() == alone + 1
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_fails_in_one_thread_fails_for_the_caller() -> None:
     crew = Crew(2)
     with pytest.raises(ZeroDivisionError):

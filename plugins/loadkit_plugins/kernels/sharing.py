@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 __all__ = ["Crew", "usable_cores"]
+
+SOFT = 1
+"""OpenMP's `omp_pause_soft`: threads go, settings stay."""
 
 
 def usable_cores() -> int:
@@ -44,6 +49,7 @@ class Crew:
         if self._pool is None or parts < 2 or os.getpid() != self._process:
             work(0, count)
             return
+        _openmp_rests()
         edges = [count * part // parts for part in range(parts + 1)]
         try:
             others = [self._pool.submit(work, *edges[part : part + 2]) for part in range(1, parts)]
@@ -60,3 +66,24 @@ class Crew:
         """End the threads."""
         if self._pool is not None and os.getpid() == self._process:
             self._pool.shutdown()
+
+
+def _openmp_rests() -> None:
+    """End torch's idle OpenMP threads: for milliseconds after each parallel operation they wait by spinning, and take the cores from the crew.
+
+    torch starts them again when it needs them, in a tenth of a millisecond. `OMP_WAIT_POLICY=passive` would do the same for all of the process,
+    but counts only where it was set before torch was imported.
+    """
+    pause = _pausing()
+    if pause is not None:
+        pause(SOFT)
+
+
+@functools.cache
+def _pausing() -> Callable[[int], int] | None:
+    """OpenMP's own function for that (since OpenMP 5.0), of the library that torch loaded; None where it can't be found."""
+    try:
+        pause: Callable[[int], int] = ctypes.CDLL(None).omp_pause_resource_all
+    except (OSError, AttributeError, TypeError):  # an older library; on Windows there is no common name space
+        return None
+    return pause
