@@ -6,7 +6,7 @@
     python benchmarks/suite.py                # print the tables of what is there, and draw the plots
 
     a  QLoRA load at 1.1 B: plain from_pretrained, TRL's path, loadkit the first time and again; whole processes, and in one process
-    b  the same at 7.24 B, whole processes
+    b  the same at 7.24 B without TRL's path, whole processes
     c  bf16 load at 1.1 B, with the page cache warm and cold
     d  8-bit load at 1.1 B
     e  planning and starting up, beside importing AutoConfig
@@ -66,7 +66,9 @@ class Loads(NamedTuple):
 
 LOADS = {
     "a": Loads("1.1b", "qlora", inside=5),
-    "b": Loads("7b", "qlora", rounds=3),
+    "b": Loads(
+        "7b", "qlora", ways=(PLAIN, FIRST, AGAIN), rounds=3
+    ),  # TRL calls from_pretrained: (a) shows them equal
     "c": Loads("1.1b", "inference", ways=(PLAIN, TRL, AGAIN), rounds=7, inside=15, states=("warm", "cold")),
     "d": Loads("1.1b", "qlora-8bit", inside=5),
     "g": Loads("1.1b", "qlora", rounds=5, inside=5, states=("warm", "cold"), device="cuda:0"),
