@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,6 +20,9 @@ WEIGHTS = "model.safetensors"
 
 OFTEN = 0.02
 """Seconds between two requests that the disk take what was written so far."""
+
+NICE = 10
+"""How far the writing stands back; 0 is everybody's, 19 the last."""
 
 _writing: set[Future[None]] = set()
 
@@ -83,6 +88,7 @@ def _write(
     """Write the tensors, read them back, and move the entry to its place."""
     from safetensors.torch import save_file
 
+    _stand_back()
     try:
         try:
             save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
@@ -110,10 +116,17 @@ def _prove_and_sync(
     saved: threading.Event,
 ) -> dict[str, str]:
     """What a second core can do meanwhile: the checksums that are missing, and having the disk take what was written."""
+    _stand_back()
     digests = _checksums({name: t for name, t in state.items() if name not in proved}, workers=1)
     while not saved.wait(OFTEN):
         entries.sync(partial)
     return digests
+
+
+def _stand_back() -> None:
+    """Let the program's own threads have the cores before this one. Linux alone knows priorities of threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _snapshot(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
