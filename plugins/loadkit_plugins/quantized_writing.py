@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,10 @@ def _prove_and_sync(
 
 
 def _stand_back() -> None:
-    """Let the program's own threads have the cores before this one. Linux alone knows priorities of threads."""
-    if sys.platform == "linux":
+    """Let the program's own threads have the cores before this one, where that may be set. Linux alone knows priorities of threads."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError):  # a sandbox may forbid it
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 

@@ -233,6 +233,20 @@ def test_where_no_thread_can_be_started_nothing_is_kept(
     assert same(first, load(tiny("mistral"), quantized_cache=False))
 
 
+def test_where_priorities_cant_be_set_the_entry_is_kept(
+    tiny: Tiny, entries: Entries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a sandbox, say. Were it to fail the writing, its lock would never be given back."""
+
+    def forbidden(*_: int) -> None:
+        raise PermissionError("setpriority")
+
+    monkeypatch.setattr("os.setpriority", forbidden)
+    load(tiny("mistral"))
+    (entry,) = entries
+    assert entry.damage() == ""
+
+
 # Several at once
 
 
