@@ -16,8 +16,8 @@ import click
 
 import loadkit
 from loadkit.cli.main import COMMANDS, main
-from loadkit.manager import PluginManager
-from loadkit.profiles import find_profile
+from loadkit.hooks.manager import PluginManager
+from loadkit.request.profiles import find_profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hook_pages import hook_pages
@@ -138,7 +138,7 @@ def _codes(node: ast.AST) -> list[str]:
 
 def _plain(name: str, value: object) -> str:
     if typing.get_origin(value) is not None:
-        return f"`{name} = {value}`".replace("loadkit.values.", "").replace("typing.", "")
+        return f"`{name} = {value}`".replace("loadkit.schema.values.", "").replace("typing.", "")
     return _prose(inspect.getdoc(value) or "")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loadkit import hookspecs
+from loadkit.hooks import hookspecs
 
 __all__ = ["HOOKS", "hook_pages"]
 

@@ -8,19 +8,18 @@
     print(plan)
     loaded = loadkit.load(plan)
 
-Names are imported when they are first used, so that `import loadkit` costs nothing.
+What plugins need beyond these names is in `loadkit.plugins`. Names are imported when they are first used, so that
+`import loadkit` costs nothing.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING
 
+# fmt: off
 if TYPE_CHECKING:
-    from loadkit.claims import Claim, Decision, Overruled, PassedOver, Strength
-    from loadkit.collector import collector_rests
-    from loadkit.context import Context
-    from loadkit.entries import Entries, Entry, Record
     from loadkit.errors import (
         AuditError,
         Finding,
@@ -32,29 +31,25 @@ if TYPE_CHECKING:
         RankError,
         Severity,
     )
-    from loadkit.facts.beside import Beside, Template
-    from loadkit.facts.checkpoint import AdapterFacts, Checkpoint, File, ProcessingFacts, TensorHeader
-    from loadkit.facts.library import ConfigFacts, Family, Library, ModelFacts, ModuleFacts
-    from loadkit.facts.machine import Accelerator, Machine
-    from loadkit.facts.parts import Weight
-    from loadkit.facts.request import Asked, Request
-    from loadkit.facts.topology import Topology
-    from loadkit.hookspecs import hookimpl
-    from loadkit.inference import InferenceMode
-    from loadkit.integrity import checksum, checksums, file_checksums
-    from loadkit.loading import Loaded, LoadkitWarning, load, load_processing_class
-    from loadkit.manager import PluginInfo, PluginManager, PluginWarning
-    from loadkit.manifests import Difference, FileProof, Manifest, differences
-    from loadkit.options import Option, nearest
-    from loadkit.pipeline import make_plan as plan
-    from loadkit.plans import Memory, Plan, RankMemory
-    from loadkit.profiles import Profile, read_profile, read_profiles
-    from loadkit.recipes import Recipe, read_recipe
-    from loadkit.replaying import ReplayError, ReplayWarning
-    from loadkit.report import Change, Loading, Measurements, Report
-    from loadkit.shortcuts import LoadingAid, Shortcut, Stored
-    from loadkit.units import size, span
-    from loadkit.values import (
+    from loadkit.facts.checkpoint.checkpoint import Checkpoint
+    from loadkit.facts.context import Context
+    from loadkit.facts.library.weight_roles import Weight
+    from loadkit.facts.machine.machine import Accelerator, Machine
+    from loadkit.facts.machine.topology import Topology
+    from loadkit.hooks.hookspecs import hookimpl
+    from loadkit.hooks.manager import PluginInfo, PluginManager, PluginWarning
+    from loadkit.loading.load import Loaded, LoadkitWarning, load, load_processing_class
+    from loadkit.manifest.manifest import Difference, Manifest, differences
+    from loadkit.manifest.replay import ReplayError, ReplayWarning
+    from loadkit.planning.pipeline import make_plan as plan
+    from loadkit.request.options import Option
+    from loadkit.request.profiles import Profile, read_profile, read_profiles
+    from loadkit.request.recipes import Recipe, read_recipe
+    from loadkit.schema.claims import Claim, Decision, Overruled, PassedOver, Strength
+    from loadkit.schema.plans import Memory, Plan, RankMemory
+    from loadkit.schema.reports import Change, Loading, Measurements, Report
+    from loadkit.schema.request import Asked, Request
+    from loadkit.schema.values import (
         Adapter,
         Adapters,
         Architecture,
@@ -73,166 +68,97 @@ if TYPE_CHECKING:
         Vocabulary,
     )
 
-_HOMES: dict[str, tuple[str, ...]] = {
-    "claims": ("Claim", "Decision", "Overruled", "PassedOver", "Strength"),
-    "collector": ("collector_rests",),
-    "context": ("Context",),
-    "integrity": ("checksum", "checksums", "file_checksums"),
-    "entries": ("Entries", "Entry", "Record"),
-    "errors": (
-        "AuditError",
-        "Finding",
-        "LoadError",
-        "LoadkitError",
-        "PlanError",
-        "PluginError",
-        "Problem",
-        "RankError",
-        "Severity",
-    ),
-    "facts.beside": ("Beside", "Template"),
-    "facts.checkpoint": ("AdapterFacts", "Checkpoint", "File", "ProcessingFacts", "TensorHeader"),
-    "facts.library": ("ConfigFacts", "Family", "Library", "ModelFacts", "ModuleFacts"),
-    "facts.machine": ("Accelerator", "Machine"),
-    "facts.parts": ("Weight",),
-    "facts.request": ("Asked", "Request"),
-    "facts.topology": ("Topology",),
-    "hookspecs": ("hookimpl",),
-    "inference": ("InferenceMode",),
-    "loading": ("Loaded", "LoadkitWarning", "load", "load_processing_class"),
-    "manager": ("PluginInfo", "PluginManager", "PluginWarning"),
-    "manifests": ("Difference", "FileProof", "Manifest", "differences"),
-    "options": ("Option", "nearest"),
-    "pipeline": ("plan",),
-    "plans": ("Memory", "Plan", "RankMemory"),
-    "profiles": ("Profile", "read_profile", "read_profiles"),
-    "recipes": ("Recipe", "read_recipe"),
-    "replaying": ("ReplayError", "ReplayWarning"),
-    "report": ("Change", "Loading", "Measurements", "Report"),
-    "shortcuts": ("LoadingAid", "Shortcut", "Stored"),
-    "units": ("size", "span"),
-    "values": (
-        "Adapter",
-        "Adapters",
-        "Architecture",
-        "Experimental",
-        "ModelClass",
-        "Opened",
-        "Packed",
-        "Placement",
-        "Preparation",
-        "Processing",
-        "Quantization",
-        "Support",
-        "Supported",
-        "Tokens",
-        "Unsupported",
-        "Vocabulary",
-    ),
+_HOMES = {
+    "errors": "AuditError Finding LoadError LoadkitError PlanError PluginError Problem RankError Severity",
+    "facts.checkpoint.checkpoint": "Checkpoint",
+    "facts.context": "Context",
+    "facts.library.weight_roles": "Weight",
+    "facts.machine.machine": "Accelerator Machine",
+    "facts.machine.topology": "Topology",
+    "hooks.hookspecs": "hookimpl",
+    "hooks.manager": "PluginInfo PluginManager PluginWarning",
+    "loading.load": "Loaded LoadkitWarning load load_processing_class",
+    "manifest.manifest": "Difference Manifest differences",
+    "manifest.replay": "ReplayError ReplayWarning",
+    "planning.pipeline": "plan",
+    "request.options": "Option",
+    "request.profiles": "Profile read_profile read_profiles",
+    "request.recipes": "Recipe read_recipe",
+    "schema.claims": "Claim Decision Overruled PassedOver Strength",
+    "schema.plans": "Memory Plan RankMemory",
+    "schema.reports": "Change Loading Measurements Report",
+    "schema.request": "Asked Request",
+    "schema.values": "Adapter Adapters Architecture Experimental ModelClass Opened Packed Placement Preparation "
+    "Processing Quantization Support Supported Tokens Unsupported Vocabulary",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_ELSEWHERE = {"plan": "make_plan"}
+"""Room to the public names that live in it."""
 
 __all__ = [
-    "Accelerator",
-    "Adapter",
-    "AdapterFacts",
-    "Adapters",
-    "Architecture",
-    "Asked",
-    "AuditError",
-    "Beside",
-    "Change",
-    "Checkpoint",
-    "Claim",
-    "ConfigFacts",
-    "Context",
-    "Decision",
-    "Difference",
-    "Entries",
-    "Entry",
-    "Experimental",
-    "Family",
-    "File",
-    "FileProof",
-    "Finding",
-    "InferenceMode",
-    "Library",
-    "LoadError",
-    "Loaded",
-    "Loading",
-    "LoadingAid",
-    "LoadkitError",
-    "LoadkitWarning",
-    "Machine",
-    "Manifest",
-    "Measurements",
-    "Memory",
-    "ModelClass",
-    "ModelFacts",
-    "ModuleFacts",
-    "Opened",
-    "Option",
-    "Overruled",
-    "Packed",
-    "PassedOver",
-    "Placement",
-    "Plan",
-    "PlanError",
-    "PluginError",
-    "PluginInfo",
-    "PluginManager",
-    "PluginWarning",
-    "Preparation",
-    "Problem",
-    "Processing",
-    "ProcessingFacts",
-    "Profile",
-    "Quantization",
-    "RankError",
-    "RankMemory",
-    "Recipe",
-    "Record",
-    "ReplayError",
-    "ReplayWarning",
-    "Report",
-    "Request",
-    "Severity",
-    "Shortcut",
-    "Stored",
-    "Strength",
-    "Support",
-    "Supported",
-    "Template",
-    "TensorHeader",
-    "Tokens",
-    "Topology",
-    "Unsupported",
-    "Vocabulary",
-    "Weight",
-    "checksum",
-    "checksums",
-    "collector_rests",
-    "differences",
-    "file_checksums",
-    "hookimpl",
-    "load",
-    "load_processing_class",
-    "nearest",
-    "plan",
-    "read_profile",
-    "read_profiles",
-    "read_recipe",
-    "size",
-    "span",
+    "Accelerator", "Adapter", "Adapters", "Architecture", "Asked", "AuditError", "Change", "Checkpoint",
+    "Claim", "Context", "Decision", "Difference", "Experimental", "Finding", "LoadError", "Loaded",
+    "Loading", "LoadkitError", "LoadkitWarning", "Machine", "Manifest", "Measurements", "Memory",
+    "ModelClass", "Opened", "Option", "Overruled", "Packed", "PassedOver", "Placement", "Plan", "PlanError",
+    "PluginError", "PluginInfo", "PluginManager", "PluginWarning", "Preparation", "Problem", "Processing",
+    "Profile", "Quantization", "RankError", "RankMemory", "Recipe", "ReplayError", "ReplayWarning",
+    "Report", "Request", "Severity", "Strength", "Support", "Supported", "Tokens", "Topology",
+    "Unsupported", "Vocabulary", "Weight", "differences", "hookimpl", "load", "load_processing_class",
+    "plan", "read_profile", "read_profiles", "read_recipe",
 ]
+# fmt: on
+
+_HOME_OF = {name: room for room, names in _HOMES.items() for name in names.split()}
+_OTHERWISE = {"plan": "make_plan"}
+"""A public name to what its room calls it."""
+
+_MOVED = {
+    **dict.fromkeys(
+        (
+            "AdapterFacts",
+            "Beside",
+            "ConfigFacts",
+            "Entries",
+            "Entry",
+            "Family",
+            "File",
+            "FileProof",
+            "InferenceMode",
+            "Library",
+            "LoadingAid",
+            "ModelFacts",
+            "ModuleFacts",
+            "ProcessingFacts",
+            "Record",
+            "Shortcut",
+            "Stored",
+            "Template",
+            "TensorHeader",
+            "checksum",
+            "checksums",
+            "file_checksums",
+            "size",
+            "span",
+        ),
+        "",
+    ),
+    "collector_rests": "pause_gc",
+    "nearest": "did_you_mean",
+}
+"""A name that moved to `loadkit.plugins` to what it is called there ("" for the same); it works here until version 2."""
 
 
 def __getattr__(name: str) -> object:
-    home = _HOME_OF.get(name)
-    if home is None:
+    if name in _MOVED:
+        now = _MOVED[name] or name
+        warnings.warn(
+            f"loadkit.{name} is loadkit.plugins.{now} now; the old name works until version 2",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        moved: object = getattr(importlib.import_module("loadkit.plugins"), now)
+        return moved
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'loadkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"loadkit.{home}"), _ELSEWHERE.get(name, name))
+    value = getattr(importlib.import_module(f"loadkit.{_HOME_OF[name]}"), _OTHERWISE.get(name, name))
     globals()[name] = value
     return value
 

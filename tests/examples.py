@@ -5,23 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loadkit import (
-    Accelerator,
-    Beside,
-    Checkpoint,
-    Context,
-    Machine,
-    Plan,
-    PlanError,
-    PluginManager,
-    ProcessingFacts,
-    Template,
-    TensorHeader,
-    Topology,
-)
-from loadkit.facts.checkpoint import File
-from loadkit.facts.library import read_library
-from loadkit.pipeline import make_request, plan_context
+from loadkit import Accelerator, Checkpoint, Context, Machine, Plan, PlanError, PluginManager, Topology
+from loadkit.facts.checkpoint.checkpoint import File
+from loadkit.facts.library.library import read_library
+from loadkit.planning.pipeline import make_request, plan_context
+from loadkit.plugins import Beside, ProcessingFacts, Template, TensorHeader
 
 GIB = 2**30
 PACKAGES = {

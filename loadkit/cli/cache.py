@@ -8,10 +8,10 @@ from typing import Any
 import click
 import msgspec
 
-from loadkit.disk_room import size_limit
-from loadkit.entries import Entries, Entry
+from loadkit.cache.disk_space import size_limit
+from loadkit.cache.entries import Entries, Entry
 from loadkit.errors import LoadkitError
-from loadkit.units import size, span
+from loadkit.text.units import size, span
 
 __all__ = ["command"]
 

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from loadkit.demo import DEMO_ARCHITECTURES
+from loadkit.cli.demo_run import DEMO_ARCHITECTURES
 
 __all__ = ["command"]
 
@@ -25,11 +25,11 @@ def command(profile: str, arch: str, steps: int) -> None:
     """Make a small real checkpoint (once, in the cache folder), load it with a profile, report, and train a few steps."""
     # Idle OpenMP threads spin by default, which makes training on a shared machine very slow. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from loadkit.cache.cache_folder import cache_folder
+    from loadkit.cli.demo_run import demo_checkpoint, train_a_few_steps
     from loadkit.cli.terminal import console, working
-    from loadkit.demo import demo_checkpoint, train_a_few_steps
-    from loadkit.facts.cache_folder import cache_folder
-    from loadkit.loading import load
-    from loadkit.render import plan_table, report_table
+    from loadkit.loading.load import load
+    from loadkit.schema.plan_text import plan_table, report_table
 
     with working("looking for the demo's checkpoint") as progress:
         folder = demo_checkpoint(arch, cache_dir=cache_folder(), progress=progress)

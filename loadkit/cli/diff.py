@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from loadkit.manifests import differences, read_saved
+from loadkit.manifest.manifest import differences, read_saved
 
 __all__ = ["command"]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import click
 import msgspec
 
-from loadkit.doctor import Examination, examine
-from loadkit.manager import PluginInfo, PluginManager
-from loadkit.units import size
+from loadkit.cli.doctor_report import Examination, examine
+from loadkit.hooks.manager import PluginInfo, PluginManager
+from loadkit.text.units import size
 
 __all__ = ["command"]
 

@@ -9,7 +9,7 @@ import click
 
 from loadkit.cli.options import chosen, engine_option, model_options
 from loadkit.errors import LoadkitError
-from loadkit.facts.topology import read_topology
+from loadkit.facts.machine.topology import read_topology
 
 __all__ = ["command"]
 
@@ -58,8 +58,8 @@ def command(
 
     Without MODEL, the one that --recipe names."""
     from loadkit.cli.terminal import console, working
-    from loadkit.loading import load
-    from loadkit.render import plan_table, report_table
+    from loadkit.loading.load import load
+    from loadkit.schema.plan_text import plan_table, report_table
 
     with working(f"planning {model or recipe or replay}") as progress:
         loaded = load(

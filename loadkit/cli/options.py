@@ -8,9 +8,9 @@ from typing import Any
 import click
 import msgspec
 
-from loadkit.facts.topology import ENGINES
-from loadkit.manager import default_manager
-from loadkit.options import TYPES, Option
+from loadkit.facts.machine.topology import ENGINES
+from loadkit.hooks.manager import default_manager
+from loadkit.request.options import TYPES, Option
 
 __all__ = ["chosen", "engine_option", "model_options"]
 

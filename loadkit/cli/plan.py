@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from loadkit.cache.atomic_write import write_whole
 from loadkit.cli.options import chosen, engine_option, model_options
 from loadkit.errors import LoadkitError
-from loadkit.pipeline import make_plan
-from loadkit.writing import write_whole
+from loadkit.planning.pipeline import make_plan
 
 __all__ = ["command"]
 
@@ -74,6 +74,6 @@ def command(
         click.echo(msgspec.json.format(msgspec.json.encode(made.kwargs), indent=2).decode())
     else:
         from loadkit.cli.terminal import console
-        from loadkit.render import plan_table
+        from loadkit.schema.plan_text import plan_table
 
         console.print(plan_table(made))

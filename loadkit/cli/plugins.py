@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 import msgspec
 
-from loadkit import hookspecs
 from loadkit.errors import LoadkitError
-from loadkit.manager import PluginInfo, default_manager
-from loadkit.options import nearest
+from loadkit.hooks import hookspecs
+from loadkit.hooks.manager import PluginInfo, default_manager
+from loadkit.text.suggest import did_you_mean
 
 __all__ = ["command"]
 
@@ -22,7 +22,9 @@ def command(hook: str | None, as_json: bool) -> None:
     """List the plugins: name, version, distribution, hooks, and why a blocked or broken one takes no part."""
     known = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
     if hook is not None and hook not in known:
-        raise LoadkitError(f"{hook!r} isn't a hook{nearest(hook, known)}; the hooks are {', '.join(known)}")
+        raise LoadkitError(
+            f"{hook!r} isn't a hook{did_you_mean(hook, known)}; the hooks are {', '.join(known)}"
+        )
     found = [p for p in default_manager().plugins if hook is None or hook in p.hooks]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())

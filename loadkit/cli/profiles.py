@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 import msgspec
 
-from loadkit.manager import default_manager
-from loadkit.profiles import find_profile
+from loadkit.hooks.manager import default_manager
+from loadkit.request.profiles import find_profile
 
 __all__ = ["command"]
 

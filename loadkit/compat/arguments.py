@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loadkit.errors import LoadkitError
-from loadkit.recipes import Recipe
+from loadkit.request.recipes import Recipe
 
 __all__ = ["LORA_FIELDS", "from_model_config", "from_training_arguments", "model_id", "recipe_of"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadkit import hookspecs as hooks
 from loadkit.compat.arguments import LORA_FIELDS, recipe_of
 from loadkit.errors import PlanError
-from loadkit.facts.machine import read_machine
-from loadkit.facts.topology import read_topology
-from loadkit.loading import load, load_processing_class
-from loadkit.manager import default_manager
-from loadkit.pipeline import make_plan
+from loadkit.facts.machine.machine import read_machine
+from loadkit.facts.machine.topology import read_topology
+from loadkit.hooks import hookspecs as hooks
+from loadkit.hooks.manager import default_manager
+from loadkit.loading.load import load, load_processing_class
+from loadkit.planning.pipeline import make_plan
 
 __all__ = [
     "get_kbit_device_map",

@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from loadkit.errors import Finding, RankError
-from loadkit.facts.hub_commits import noting_commits
-from loadkit.facts.topology import Topology, read_topology
-from loadkit.plans import Plan
-from loadkit.ranks.company import Company
+from loadkit.facts.hub.pinned_commits import noting_commits
+from loadkit.facts.machine.topology import Topology, read_topology
+from loadkit.ranks.agreement import difference, digest_of, passport
 from loadkit.ranks.findings import merged
-from loadkit.ranks.passports import difference, digest_of, passport
+from loadkit.ranks.heartbeat import Stopped
+from loadkit.ranks.messages import Company
 from loadkit.ranks.random_numbers import random_state, with_random_state
 from loadkit.ranks.settings import read_settings
 from loadkit.ranks.stores import open_store, prefixed
-from loadkit.ranks.watch import Stopped
+from loadkit.schema.plans import Plan
 
 __all__ = ["LaunchedRank", "Ranks", "ranks_of_this_launch"]
 

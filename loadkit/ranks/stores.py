@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from loadkit.errors import LoadkitError
-from loadkit.facts.topology import Topology
+from loadkit.facts.machine.topology import Topology
 from loadkit.ranks.settings import Settings
 
 __all__ = ["Store", "open_store", "prefixed"]

@@ -9,14 +9,14 @@
 `loadkit check NAME` runs the same checks without pytest.
 """
 
-from loadkit.testing.apart import run_apart
 from loadkit.testing.conformance import ConformanceWarning, conformance
 from loadkit.testing.kit import Check, Result, known_checks
 from loadkit.testing.machines import MACHINES, TOPOLOGIES
-from loadkit.testing.patience import PATIENCE
-from loadkit.testing.running import LEVEL, run
 from loadkit.testing.scenarios import PLAIN, READY, Scenario, plan_of
 from loadkit.testing.subjects import Subject, entries, subjects
+from loadkit.testing.subprocess_run import run_apart
+from loadkit.testing.time_limit import PATIENCE
+from loadkit.testing.verdicts import LEVEL, run
 
 __all__ = [
     "LEVEL",

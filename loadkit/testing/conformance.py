@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from loadkit.testing.patience import PATIENCE
-from loadkit.testing.running import LEVEL, cases, checked_expectations, checked_level, run_one
 from loadkit.testing.scenarios import Scenario
 from loadkit.testing.subjects import Subject, subjects
+from loadkit.testing.time_limit import PATIENCE
+from loadkit.testing.verdicts import LEVEL, cases, checked_expectations, checked_level, run_one
 
 __all__ = ["ConformanceWarning", "conformance"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loadkit.facts.machine import Accelerator, Machine
-from loadkit.facts.topology import Engine, Topology
+from loadkit.facts.machine.machine import Accelerator, Machine
+from loadkit.facts.machine.topology import Engine, Topology
 
 __all__ = ["MACHINES", "PACKAGES", "TOPOLOGIES", "gpus"]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
-from loadkit.context import Context
-from loadkit.facts.beside import Beside
-from loadkit.facts.checkpoint import Checkpoint, File, ProcessingFacts, TensorHeader
-from loadkit.facts.library import read_library
-from loadkit.manager import PluginManager
-from loadkit.pipeline import make_request, plan_context
-from loadkit.plans import Plan
+from loadkit.facts.checkpoint.checkpoint import Checkpoint, File, ProcessingFacts, TensorHeader
+from loadkit.facts.checkpoint.companions import Beside
+from loadkit.facts.context import Context
+from loadkit.facts.library.library import read_library
+from loadkit.hooks.manager import PluginManager
+from loadkit.planning.pipeline import make_request, plan_context
+from loadkit.schema.plans import Plan
 from loadkit.testing.machines import MACHINES, TOPOLOGIES
 
 __all__ = ["PLAIN", "READY", "Scenario", "context_of", "plan_of"]

@@ -8,12 +8,12 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from loadkit import hookspecs
 from loadkit.errors import LoadkitError, PluginError
-from loadkit.manager import PluginManager
-from loadkit.options import nearest
+from loadkit.hooks import hookspecs
+from loadkit.hooks.manager import PluginManager
 from loadkit.testing.kit import NotApplicable
-from loadkit.testing.patience import PATIENCE, Hung, in_time
+from loadkit.testing.time_limit import PATIENCE, Hung, in_time
+from loadkit.text.suggest import did_you_mean
 
 __all__ = ["Said", "Subject", "Watching", "entries", "subject_of", "subjects"]
 
@@ -118,7 +118,7 @@ def entries(name: str) -> Sequence[metadata.EntryPoint]:
     if not found:
         names = sorted({n for e in known for n in _names(e)})
         raise LoadkitError(
-            f"no installed plugin, distribution or package is called {name!r}{nearest(name, names)}: is its distribution "
+            f"no installed plugin, distribution or package is called {name!r}{did_you_mean(name, names)}: is its distribution "
             f"installed here? `loadkit plugins` lists what is"
         )
     return list(found.values())

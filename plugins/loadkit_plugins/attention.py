@@ -13,11 +13,9 @@ import msgspec
 
 from loadkit import (
     Claim,
-    ConfigFacts,
     Context,
     Experimental,
     Finding,
-    Library,
     Machine,
     ModelClass,
     Option,
@@ -27,9 +25,8 @@ from loadkit import (
     Strength,
     Unsupported,
     hookimpl,
-    nearest,
 )
-from loadkit_plugins.use_cache import configs
+from loadkit.plugins import ConfigFacts, Library, configs, did_you_mean
 
 CHAIN = ("flash_attention_3", "flash_attention_2", "sdpa", "eager")
 ON_DEMAND = ("flash_attention_4", "flex_attention")
@@ -93,7 +90,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             problems.append(
                 _problem(
                     "unknown-attention",
-                    f"{by} attention {name!r}{nearest(name, (*CHAIN, *ON_DEMAND))}",
+                    f"{by} attention {name!r}{did_you_mean(name, (*CHAIN, *ON_DEMAND))}",
                     f"choose one of {', '.join((*CHAIN, *ON_DEMAND))}, or a Hub kernel as owner/name",
                 )
             )
@@ -102,7 +99,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             problems.append(
                 _problem(
                     "unknown-sub-config",
-                    f"{by} attention for {part!r}, which this config doesn't have{nearest(part, parts)}",
+                    f"{by} attention for {part!r}, which this config doesn't have{did_you_mean(part, parts)}",
                     f"it has {', '.join(p or 'the outermost (an empty key)' for p in parts)}",
                 )
             )

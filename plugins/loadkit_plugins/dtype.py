@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loadkit import Claim, Context, Finding, Option, PassedOver, Plan, Problem, Strength, hookimpl, nearest
+from loadkit import Claim, Context, Finding, Option, PassedOver, Plan, Problem, Strength, hookimpl
+from loadkit.plugins import base_of, did_you_mean, is_packed
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 BF16_CAPABILITY = (8, 0)
@@ -72,7 +73,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
                 stage="dtype",
                 plugin="dtype",
                 code="unknown-dtype",
-                message=f"{by} dtype {decision.value!r}{nearest(str(decision.value), [*FLOATS, *SHORT, 'auto'])}",
+                message=f"{by} dtype {decision.value!r}{did_you_mean(str(decision.value), [*FLOATS, *SHORT, 'auto'])}",
                 remedy=f"choose auto or one of {', '.join(FLOATS)}",
             )
         ]
@@ -95,7 +96,7 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     """Every floating parameter of the base has the planned dtype, but for what the model or the plan keeps in another."""
     if plan.quantization is not None and plan.quantization.prequantized:
         return []
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     patterns = [
         p.replace("*", ".*") for p in (*base._keep_in_fp32_modules, *base._keep_in_fp32_modules_strict)
     ]
@@ -105,19 +106,12 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
         if found == plan.dtype or not parameter.is_floating_point() or "lora_" in name:
             continue
         norm = plan.preparation.kbit and plan.preparation.float32_norms and _is_norm(base, name)
-        if not (norm or _is_packed(parameter) or any(re.search(p, name) for p in patterns)):
+        if not (norm or is_packed(parameter) or any(re.search(p, name) for p in patterns)):
             stray[name] = found
     own = _made_so(base, plan.dtype) if stray else {}
     kept = [name for name, found in stray.items() if own.get(name.replace(".base_layer", "")) == found]
     wrong = {name: found for name, found in stray.items() if name not in kept}
     return [*_kept_so(base, kept, stray), *_wrong(plan, wrong)]
-
-
-def _is_packed(parameter: Any) -> bool:
-    """Whether a quantizer gave it a class of its own; who quantized it looks at what it holds."""
-    import torch
-
-    return type(parameter) is not torch.nn.Parameter or type(parameter.data) is not torch.Tensor
 
 
 def _is_norm(base: Any, parameter: str) -> bool:

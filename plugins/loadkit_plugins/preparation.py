@@ -18,8 +18,8 @@ from loadkit import (
     Strength,
     hookimpl,
 )
-from loadkit_plugins.embeddings import input_embeddings
-from loadkit_plugins.use_cache import OVER_A_CACHE
+from loadkit.plugins import input_embeddings
+from loadkit_plugins.model_types import OVER_A_CACHE
 
 REENTRANT = {"use_reentrant": False}
 """torch's recommended checkpointing: it keeps working over frozen inputs, under DDP and under FSDP."""

@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from loadkit import (
-    Claim,
-    Context,
-    ModelClass,
-    Option,
-    Plan,
-    Problem,
-    Processing,
-    ProcessingFacts,
-    Strength,
-    Template,
-    hookimpl,
-)
+from loadkit import Claim, Context, ModelClass, Option, Plan, Problem, Processing, Strength, hookimpl
+from loadkit.plugins import ProcessingFacts, Template
 
 TOKENIZER_FILES = (
     "tokenizer.json",

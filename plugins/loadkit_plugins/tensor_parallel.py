@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loadkit import Claim, Context, Plan, Problem, hookimpl, nearest
+from loadkit import Claim, Context, Plan, Problem, hookimpl
+from loadkit.plugins import did_you_mean
 
 QUERIES = ("q_proj", "qkv_proj", "query_key_value")
 KEYS = ("k_proj", "qkv_proj", "query_key_value")
@@ -111,7 +112,7 @@ def _wrong_rules(context: Context) -> Iterator[Problem]:
         if asked.value != "auto":
             yield _problem(
                 "tensor-parallel-rules",
-                f"{asked.by} gave tp_plan={asked.value!r}{nearest(asked.value, ('auto',))}",
+                f"{asked.by} gave tp_plan={asked.value!r}{did_you_mean(asked.value, ('auto',))}",
                 'give "auto", or a mapping of paths to styles',
             )
         return
@@ -119,7 +120,7 @@ def _wrong_rules(context: Context) -> Iterator[Problem]:
         if style not in STYLES:
             yield _problem(
                 "tensor-parallel-rules",
-                f"{asked.by} gave the rule {path!r}: {style!r}, which isn't a style{nearest(str(style), STYLES)}",
+                f"{asked.by} gave the rule {path!r}: {style!r}, which isn't a style{did_you_mean(str(style), STYLES)}",
                 f"the styles are {', '.join(STYLES)}",
             )
 

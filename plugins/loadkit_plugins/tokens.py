@@ -16,12 +16,12 @@ from loadkit import (
     Preparation,
     Problem,
     Processing,
-    ProcessingFacts,
     Quantization,
     Strength,
     Tokens,
     hookimpl,
 )
+from loadkit.plugins import ProcessingFacts
 
 PAD_NAMED = re.compile(
     r"[<\[|_]*(?:finetune_)?(?:right_|left_)?pad(?:ding)?(?:_token|_id)?[>\]|_]*", re.IGNORECASE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from loadkit import (
@@ -16,9 +16,8 @@ from loadkit import (
     Strength,
     hookimpl,
 )
-
-OVER_A_CACHE = ("pi0",)
-"""Model types whose forward pass attends to a cache that it has just filled: without one it fails."""
+from loadkit.plugins import configs
+from loadkit_plugins.model_types import OVER_A_CACHE
 
 
 @hookimpl
@@ -95,12 +94,3 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
         for path, config in configs(model.config)
         if hasattr(config, "use_cache") and config.use_cache != plan.use_cache
     ]
-
-
-def configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (path, config) for a transformers config and everything nested in it."""
-    yield path, config
-    for key in config.sub_configs:
-        nested = getattr(config, key, None)
-        if nested is not None and hasattr(nested, "sub_configs"):
-            yield from configs(nested, f"{path}.{key}".lstrip("."))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadkit import Finding, LoadError, Plan, Vocabulary, hookimpl
-from loadkit_plugins.embeddings import input_embeddings, output_embeddings
+from loadkit.plugins import base_of, input_embeddings, output_embeddings
 
 
 @hookimpl
@@ -51,7 +51,7 @@ def _rows(embeddings: Any) -> int:
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any, processing_class: Any) -> Sequence[Finding]:
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     embeddings = input_embeddings(base)
     if tokenizer is None or not hasattr(embeddings, "weight"):
         return []

@@ -9,8 +9,8 @@ import pytest
 from cache.test_entries import put
 from click.testing import CliRunner
 
-from loadkit import Entries
 from loadkit.cli import main
+from loadkit.plugins import Entries
 
 
 def call(*arguments: str, code: int = 0) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from loadkit import Entries, LoadkitError, Record, checksum
-from loadkit import entries as store
-from loadkit.disk_room import size_limit
+from loadkit import LoadkitError
+from loadkit.cache import entries as store
+from loadkit.cache.disk_space import size_limit
+from loadkit.plugins import Entries, Record, checksum
 
 
 def put(entries: Entries, key: str, count: int = 1000, used: float | None = None) -> None:

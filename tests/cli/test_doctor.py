@@ -16,8 +16,8 @@ from examples import CPU, T4
 
 from loadkit import PluginManager
 from loadkit.cli.doctor import lines
-from loadkit.doctor import examine
-from loadkit.trouble import TROUBLE, known_trouble
+from loadkit.cli.doctor_report import examine
+from loadkit.cli.known_issues import TROUBLE, known_trouble
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 import trl
-from integration.comparing import logits
+from model_outputs import logits
 
 import loadkit
 from loadkit.compat import (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loadkit import hookspecs
+from loadkit.hooks import hookspecs
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"

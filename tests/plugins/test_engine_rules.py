@@ -23,7 +23,8 @@ from examples import (
     problems,
 )
 
-from loadkit import Checkpoint, Plan, TensorHeader, Topology
+from loadkit import Checkpoint, Plan, Topology
+from loadkit.plugins import TensorHeader
 
 SHARDING = (FSDP, FSDP2, ZERO3)
 HEADS = {**MISTRAL, "num_attention_heads": 32, "num_key_value_heads": 8}

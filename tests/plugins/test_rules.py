@@ -32,22 +32,20 @@ from examples import (
 )
 
 from loadkit import (
-    AdapterFacts,
     Architecture,
-    Beside,
     Checkpoint,
     Claim,
     Experimental,
     ModelClass,
     PlanError,
     PluginManager,
-    ProcessingFacts,
     Strength,
     Supported,
     Tokens,
     Unsupported,
     hookimpl,
 )
+from loadkit.plugins import AdapterFacts, Beside, ProcessingFacts
 
 LLAVA = {
     "model_type": "llava",

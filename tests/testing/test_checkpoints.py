@@ -83,7 +83,7 @@ def test_the_names_are_sorted() -> None:
 
 def test_importing_it_imports_no_torch() -> None:
     code = (
-        "import sys, loadkit.testing.checkpoints, loadkit.demo\n"
+        "import sys, loadkit.testing.checkpoints, loadkit.cli.demo_run\n"
         "print([name for name in ('torch', 'transformers', 'tokenizers', 'peft') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ import loadkit
 from loadkit import Architecture, Claim, Context, Option, Plan, Problem, Supported, hookimpl
 from loadkit.testing import LEVEL, Scenario, Subject, known_checks, run, subjects
 from loadkit.testing.kit import Check, Unmet
-from loadkit.testing.running import run_one
+from loadkit.testing.verdicts import run_one
 
 TINY = Scenario(name="tiny", checkpoint="mistral")
 TRAINED = Scenario(name="trained", checkpoint="mistral", profile="lora")

@@ -16,7 +16,7 @@ from distributions import distribution
 
 from loadkit import Plan, Problem, hookimpl
 from loadkit.testing import PATIENCE, Subject, known_checks, run
-from loadkit.testing.patience import Hung, in_time
+from loadkit.testing.time_limit import Hung, in_time
 
 NEVER = 10**6
 STATIC = {"LK201", "LK202", "LK203", "LK204"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from integration.comparing import batch, logits
+from model_outputs import batch, logits
 from trainers.data import (
     QUIET,
     Watch,

@@ -10,8 +10,8 @@ import peft
 import pytest
 import torch
 import transformers
-from integration.comparing import batch, logits
-from integration.comparing import plain as plain_base
+from model_outputs import batch, logits
+from model_outputs import plain as plain_base
 from trainers.data import QUIET, Watch, changed, conversations, falls, run, settings, snapshot, trainable
 from trl import SFTConfig, SFTTrainer
 

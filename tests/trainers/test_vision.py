@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from integration.comparing import images_and_text, logits
+from model_outputs import images_and_text, logits
 from PIL import Image
 from trainers.data import QUIET, Watch, changed, falls, run, settings, snapshot, trainable
 from trl import SFTConfig, SFTTrainer

@@ -16,7 +16,7 @@ from zoo.inputs import inputs_of
 from zoo.shrinking import tiny_config
 
 import loadkit
-from loadkit.measure import ADAPTED
+from loadkit.audit.measurements import ADAPTED
 
 __all__ = ["PROFILES", "Outcome", "sweep"]
 

@@ -10,7 +10,7 @@ a megabyte or less. Nothing is downloaded, and torch is imported when the first 
 
 from loadkit.testing.checkpoints.architectures import ARCHITECTURES, Recipe
 from loadkit.testing.checkpoints.derived import make_adapter, make_pickle_only, make_prequantized
-from loadkit.testing.checkpoints.making import make_checkpoint
+from loadkit.testing.checkpoints.make import make_checkpoint
 
 __all__ = [
     "ARCHITECTURES",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loadkit.errors import LoadkitError
-from loadkit.testing.checkpoints.making import ask, no_progress_bars, seeded, whole_or_absent
+from loadkit.testing.checkpoints.make import ask, no_progress_bars, seeded, whole_or_absent
 
 __all__ = ["make_adapter", "make_pickle_only", "make_prequantized"]
 

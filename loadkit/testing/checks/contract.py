@@ -8,17 +8,18 @@ from typing import Any
 
 import msgspec
 
-from loadkit import hookspecs
-from loadkit.claims import Claim
 from loadkit.errors import PlanError, Problem
-from loadkit.manager import WRAPPABLE
-from loadkit.options import Option, nearest
-from loadkit.profiles import Profile
-from loadkit.stages import stage_named
+from loadkit.hooks import hookspecs
+from loadkit.hooks.manager import WRAPPABLE
+from loadkit.request.options import Option
+from loadkit.request.profiles import Profile
+from loadkit.schema.claims import Claim
+from loadkit.schema.stages import stage_named
+from loadkit.schema.values import Architecture
 from loadkit.testing.kit import NotApplicable, Unmet, check
 from loadkit.testing.scenarios import Scenario, plan_of
 from loadkit.testing.subjects import Said, Subject
-from loadkit.values import Architecture
+from loadkit.text.suggest import did_you_mean
 
 __all__ = ["answers"]
 
@@ -33,7 +34,7 @@ CHOOSE = "loadkit_choose_"
 def known_hooks(subject: Subject, scenario: Scenario) -> None:
     for name, function in _functions(subject):
         if name not in KNOWN:
-            raise Unmet(f"{name} isn't a hook of loadkit{nearest(name, KNOWN)}")
+            raise Unmet(f"{name} isn't a hook of loadkit{did_you_mean(name, KNOWN)}")
         if _marker(function) is None:
             raise Unmet(f"{name} isn't marked with @loadkit.hookimpl, so it is never called")
 

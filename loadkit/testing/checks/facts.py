@@ -6,11 +6,11 @@ import importlib
 from typing import Any
 
 from loadkit.errors import PlanError
+from loadkit.schema.values import Architecture, Supported, Unsupported
 from loadkit.testing.checks.loading import loaded
 from loadkit.testing.kit import NotApplicable, Unmet, check
 from loadkit.testing.scenarios import Scenario
 from loadkit.testing.subjects import Subject
-from loadkit.values import Architecture, Supported, Unsupported
 
 __all__ = ["registered"]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from loadkit.claims import Claim, Strength
 from loadkit.errors import PlanError, PluginError
-from loadkit.manager import PluginManager
+from loadkit.hooks.manager import PluginManager
+from loadkit.schema.claims import Claim, Strength
 from loadkit.testing.checks.contract import answers
 from loadkit.testing.kit import NotApplicable, Unmet, check
 from loadkit.testing.scenarios import PLAIN, Scenario, context_of, plan_of

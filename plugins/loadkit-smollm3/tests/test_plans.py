@@ -43,16 +43,16 @@ def test_the_plugin_serves_on_demand(make, manager, options) -> None:
 
 def without_smollm3(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transformers that doesn't have it yet."""
-    import loadkit.pipeline
+    import loadkit.planning.pipeline
 
-    real = loadkit.pipeline.read_library
+    real = loadkit.planning.pipeline.read_library
 
     def older(*args, **kwargs):
         library = real(*args, **kwargs)
         known = {k: v for k, v in library.config_classes.items() if k != "smollm3"}
         return msgspec.structs.replace(library, version="4.52.0", config_classes=known, families={})
 
-    monkeypatch.setattr(loadkit.pipeline, "read_library", older)
+    monkeypatch.setattr(loadkit.planning.pipeline, "read_library", older)
 
 
 NOT_INSTALLED = pytest.mark.filterwarnings("ignore:LOADKIT_DISABLE names 'smollm3'")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loadkit import Finding, Opened, Plan
+from loadkit.plugins import base_of
 from loadkit_torchao.settings import INT8, METHOD
 
 __all__ = ["audit", "compare", "opened"]
@@ -22,7 +23,7 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
     quantization = plan.quantization
     if quantization is None or quantization.method != METHOD or quantization.prequantized:
         return []
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     layers = dict(_linear(base))
     packed = {name: m.weight for name, m in layers.items() if opened(m.weight) is not None}
     planned = str(quantization.options["quant_type"])

@@ -1,0 +1,46 @@
+"""How the core and plugins look into a loaded model: the bare base, configs at every depth, embeddings, what is packed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["base_of", "configs", "input_embeddings", "is_packed", "output_embeddings"]
+
+
+def base_of(model: Any) -> Any:
+    """The bare model: the `transformers.PreTrainedModel` itself, or the one inside a `peft.PeftModel`."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, config) for a transformers config and everything nested in it; the outermost is ""."""
+    yield path, config
+    for key in config.sub_configs:
+        nested = getattr(config, key, None)
+        if nested is not None and hasattr(nested, "sub_configs"):
+            yield from configs(nested, f"{path}.{key}".lstrip("."))
+
+
+def is_packed(parameter: Any) -> bool:
+    """Whether a parameter is quantized: it has a class of its own, as quantizers give it, or holds integers."""
+    import torch
+
+    plain = type(parameter) is torch.nn.Parameter and type(parameter.data) is torch.Tensor
+    return not plain or not parameter.is_floating_point()
+
+
+def input_embeddings(model: Any) -> Any:
+    """The module that embeds token ids; None where the class doesn't tell (transformers raises for pp_formulanet, say)."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
+def output_embeddings(model: Any) -> Any:
+    """The output head; None where the class has none or doesn't tell."""
+    try:
+        return model.get_output_embeddings()
+    except NotImplementedError:
+        return None

@@ -1,0 +1,197 @@
+"""What `loadkit demo` works on: a small checkpoint made on this machine, and a few steps of training.
+
+Nothing is downloaded. The weights are random, so the model says nothing sensible; what the demo shows is that it
+was loaded as planned and that it learns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from loadkit.testing.checkpoints.architectures import ARCHITECTURES, Recipe
+from loadkit.testing.checkpoints.corpus import CONVERSATIONS, PICTURES
+from loadkit.testing.checkpoints.make import ask, write_recipe
+from loadkit.testing.checkpoints.tokenizers import chat_template
+
+__all__ = ["DEMO_ARCHITECTURES", "demo_checkpoint", "train_a_few_steps"]
+
+_LARGER = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+
+DEMO_ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "gemma3": msgspec.structs.replace(
+            ARCHITECTURES["gemma3"],
+            about="A vision-language model of 12 million parameters.",
+            config={
+                **ARCHITECTURES["gemma3"].config,
+                "text_config": {
+                    **ARCHITECTURES["gemma3"].config["text_config"],
+                    **_LARGER,
+                    "num_hidden_layers": 4,
+                    "head_dim": 64,
+                    "query_pre_attn_scalar": 64,
+                    "layer_types": [
+                        "sliding_attention",
+                        "sliding_attention",
+                        "sliding_attention",
+                        "full_attention",
+                    ],
+                },
+                "vision_config": {
+                    **ARCHITECTURES["gemma3"].config["vision_config"],
+                    "hidden_size": 128,
+                    "intermediate_size": 256,
+                },
+            },
+        ),
+        "mistral": msgspec.structs.replace(
+            ARCHITECTURES["mistral"],
+            about="A decoder of 18 million parameters.",
+            config={**ARCHITECTURES["mistral"].config, **_LARGER},
+        ),
+    }
+)
+"""Name to recipe, sorted by name: larger than the tests' checkpoints, so that quantizing them saves something."""
+
+IGNORED = -100
+"""The label that transformers' losses leave out."""
+
+
+def demo_checkpoint(
+    arch: str = "mistral", *, cache_dir: Path, progress: Callable[[str], None] | None = None
+) -> Path:
+    """Make the demo's checkpoint, or find the one that was made before.
+
+    It is made beside its place and moved there when it is complete, so that an interrupted run leaves nothing
+    that a later one would use.
+
+    Parameters:
+        arch: a key of `DEMO_ARCHITECTURES`.
+        cache_dir: where checkpoints are kept; made if it isn't there.
+        progress: told, in a line, what takes time; not called where the checkpoint is there already.
+
+    Returns:
+        The folder. Its name ends in a hash of the recipe and the tokenizer's text, so that a changed recipe makes
+        another one.
+
+    Raises:
+        LoadkitError: where `arch` isn't one of those.
+    """
+    recipe = ask("arch", arch, DEMO_ARCHITECTURES)
+    folder = cache_dir / f"demo-{arch}-{_fingerprint(recipe)}"
+    if folder.is_dir():
+        return folder
+    if progress:
+        progress(f"making a checkpoint of random weights: {recipe.about}")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=cache_dir, prefix=".unfinished-"))
+    try:
+        # Inside it, since what mkdtemp makes is closed to everyone else, and a cache may be shared.
+        os.replace(write_recipe(unfinished / "checkpoint", recipe), folder)
+    except OSError:
+        # Another process may have made it meanwhile; a folder that is there can't be replaced.
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def train_a_few_steps(
+    model: Any,
+    processing_class: Any,
+    *,
+    steps: int = 8,
+    learning_rate: float = 2e-3,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train on one batch of short conversations, with a plain torch loop.
+
+    Parameters:
+        model: a causal or vision-language model in any state that loadkit leaves one in; what has
+            `requires_grad` is trained.
+        processing_class: its tokenizer, or its processor for conversations about pictures.
+        steps: optimizer steps.
+        learning_rate: AdamW's.
+        on_step: told the step, from 1 on, and its loss.
+
+    Returns:
+        The loss before each step, in nats a token.
+    """
+    import torch
+
+    batch = _batch(processing_class).to(model.device)
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    model.train()
+    losses = []
+    for step in range(1, steps + 1):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if on_step:
+            on_step(step, losses[-1])
+    return losses
+
+
+def _batch(processing_class: Any) -> Any:
+    """Input ids, attention mask and labels, with pixel values where the processor takes images."""
+    with_images = hasattr(processing_class, "image_processor")
+    tokenizer = processing_class.tokenizer if with_images else processing_class
+    padding = {"padding": True, "padding_side": "right"}
+    batch = processing_class.apply_chat_template(
+        _conversations(with_images),
+        chat_template=None if tokenizer.chat_template else chat_template(),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        **({"processor_kwargs": padding} if with_images else padding),
+    )
+    image_tokens = getattr(processing_class, "image_token_ids", [])
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+    for token in image_tokens:
+        labels = labels.masked_fill(labels == token, IGNORED)
+    batch["labels"] = labels
+    return batch
+
+
+def _conversations(with_images: bool) -> list[list[dict[str, Any]]]:
+    if not with_images:
+        return [_turns(question, answer) for question, answer in CONVERSATIONS[:8]]
+    from PIL import Image
+
+    question = {"type": "text", "text": "Which colour is the picture?"}
+    return [
+        _turns(
+            [{"type": "image", "image": Image.new("RGB", (48, 48), colour)}, question],
+            [{"type": "text", "text": answer}],
+        )
+        for colour, answer in PICTURES
+    ]
+
+
+def _turns(question: Any, answer: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _fingerprint(recipe: Recipe) -> str:
+    made_of = msgspec.json.encode([recipe, CONVERSATIONS, PICTURES, chat_template()])
+    return hashlib.sha256(made_of).hexdigest()[:12]

@@ -1,0 +1,114 @@
+"""Combinations of versions and machines that are known to go wrong, as data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from loadkit.facts.machine.machine import Machine
+
+__all__ = ["TROUBLE", "Trouble", "known_trouble"]
+
+
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is known to go wrong here.
+
+    Parameters:
+        code: its stable name.
+        reason: what goes wrong.
+        remedy: what to do.
+        source: where that is known from.
+    """
+
+    code: str
+    reason: str
+    remedy: str
+    source: str
+
+
+class Here(NamedTuple):
+    """What is looked at.
+
+    Parameters:
+        machine: the machine with its packages.
+        environ: the environment.
+        python: Python's version, (3, 11).
+    """
+
+    machine: Machine
+    environ: Mapping[str, str]
+    python: tuple[int, int]
+
+    def has(self, name: str, *, since: str = "0", before: str = "") -> bool:
+        """Whether a distribution is installed, in a version from `since` on and below `before`."""
+        version = self.machine.version(name)
+        if version is None or version < _numbers(since):
+            return False
+        return not before or version < _numbers(before)
+
+
+TROUBLE: Mapping[Trouble, Callable[[Here], bool]] = {
+    Trouble(
+        code="torch-for-cpu",
+        reason="there are NVIDIA GPUs, and torch is built for the CPU: it can't use them",
+        remedy="install the build of torch for your CUDA version, as pytorch.org's start page tells",
+        source="the driver's list of GPUs beside torch's version, which ends in +cpu",
+    ): lambda here: any("built for the CPU only" in note for note in here.machine.notes),
+    Trouble(
+        code="python-below-transformers",
+        reason="this transformers needs Python 3.11, and this is an older one: its modules fail when they are imported",
+        remedy="install transformers 5.20, the last one for Python 3.10, or take a newer Python",
+        source="Requires-Python of transformers from 5.21 on",
+    ): lambda here: here.python < (3, 11) and here.has("transformers", since="5.21"),
+    Trouble(
+        code="transformers-4",
+        reason="transformers of version 4 is installed: loadkit reads the layout of version 5",
+        remedy="pip install 'transformers>=5.20'",
+        source="transformers 5.0 moved and renamed what planning reads",
+    ): lambda here: here.has("transformers", before="5"),
+    Trouble(
+        code="torchao-too-old-for-peft",
+        reason="torchao is older than 0.16: PEFT then refuses to attach any adapter, whether torchao is used or not",
+        remedy="pip install 'torchao>=0.18', or uninstall it",
+        source="peft 0.21.2, is_torchao_available",
+    ): lambda here: here.has("peft", since="0.21") and here.has("torchao", before="0.16"),
+    Trouble(
+        code="torch-too-old-for-torchao",
+        reason="torch is older than 2.11: torchao then goes without its compiled kernels, with a line in the log",
+        remedy="pip install 'torch>=2.13'",
+        source="torchao 0.18, torchao/__init__.py",
+    ): lambda here: here.has("torchao", since="0.18") and here.has("torch", before="2.11"),
+    Trouble(
+        code="kernels-on-cpu",
+        reason="the package kernels is installed: bitsandbytes then asks the Hub for a kernel of its own on CPUs, and runs it",
+        remedy="uninstall kernels, or set HF_HUB_OFFLINE=1",
+        source="bitsandbytes 0.50, backends/cpu/ops.py",
+    ): lambda here: (
+        here.machine.kind == "cpu"
+        and here.has("kernels")
+        and here.has("bitsandbytes", since="0.50")
+        and here.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE")
+    ),
+}
+"""What is known to go wrong, to when it does."""
+
+
+def known_trouble(
+    machine: Machine, environ: Mapping[str, str], python: tuple[int, int] | None = None
+) -> Iterator[Trouble]:
+    """What of it applies.
+
+    Parameters:
+        machine: the machine with its packages.
+        environ: the environment.
+        python: Python's version; this one's by default.
+    """
+    here = Here(machine, environ, python or sys.version_info[:2])
+    yield from (trouble for trouble, applies in TROUBLE.items() if applies(here))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

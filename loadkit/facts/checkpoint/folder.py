@@ -1,0 +1,202 @@
+"""A checkpoint in a folder of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Literal
+
+from loadkit.errors import Problem
+from loadkit.facts.checkpoint.source import checkpoint_problem
+from loadkit.text.suggest import nearest_name
+
+__all__ = [
+    "Folder",
+    "is_repository_id",
+    "looks_like_path",
+    "missing_folder",
+    "open_folder",
+    "read_part",
+    "similar_folder",
+]
+
+_MAX_DEPTH = 4
+_MAX_FILES = 20_000
+_REPOSITORY_ID = re.compile(r"(?:\w(?:[\w.-]{0,94}\w)?/)?\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+
+
+class Folder:
+    """A folder and its files, listed when first asked for.
+
+    Four levels deep and up to 20 000 files are listed, hidden folders left out, so that a folder given by mistake
+    (a home, a disk) takes no long walk. Files are read by their path, listed or not.
+
+    Parameters:
+        path: where it is, absolute; it exists.
+    """
+
+    kind: Literal["folder", "hub"] = "folder"
+    revision = ""
+    commit = ""
+    workers = 1
+    first_bytes = 8
+
+    def __init__(self, path: str) -> None:
+        self.location = path
+
+    def __str__(self) -> str:
+        return f"folder {self.location!r}"
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Every file's path inside the folder to its bytes; links count as what they point to."""
+        return dict(sorted(_walk(self.location)))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a regular file; None where there is none of that path."""
+        try:
+            found = os.stat(os.path.join(self.location, name))
+        except (OSError, ValueError):
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def read(self, name: str) -> bytes | Problem:
+        """A whole file."""
+        return self._outside(name) or read_part(os.path.join(self.location, name))
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes | Problem:
+        """Bytes `start` to `stop` (exclusive) of a file; fewer where the file ends before."""
+        return self._outside(name) or read_part(os.path.join(self.location, name), start, stop)
+
+    def _outside(self, name: str) -> Problem | None:
+        """The problem of a link that leads out of the folder, for files that aren't the folder's maker's to give.
+
+        The Hub cache is made of such links: a snapshot's files lead to the blobs of the same repository.
+        """
+        path = os.path.join(self.location, name)
+        real, root = os.path.realpath(path), os.path.realpath(self.location)
+        if real == root or real.startswith(root.rstrip(os.sep) + os.sep):
+            return None
+        repository, found, _ = root.partition(f"{os.sep}snapshots{os.sep}")
+        if found and real.startswith(f"{repository}{os.sep}blobs{os.sep}"):
+            return None
+        return checkpoint_problem(
+            "link-outside",
+            f"{path!r} is a link that leads out of the folder, to {real!r}",
+            f"copy the file into {self.location!r}, if you mean it to be read",
+        )
+
+    def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
+        """A folder is all there is: what isn't in it doesn't exist."""
+        return otherwise
+
+
+def open_folder(source: str | os.PathLike[str]) -> Folder | None:
+    """The folder that a source names; None where there is no folder of that path. "~" is the home."""
+    path = os.path.expanduser(os.fspath(source))
+    return Folder(os.path.abspath(path)) if path and os.path.isdir(path) else None
+
+
+def is_repository_id(source: str) -> bool:
+    """Whether it has the form of a Hub id: "name" or "owner/name", as huggingface_hub accepts them."""
+    return (
+        _REPOSITORY_ID.fullmatch(source) is not None
+        and "--" not in source
+        and ".." not in source
+        and not source.endswith(".git")
+    )
+
+
+def looks_like_path(source: str | os.PathLike[str]) -> bool:
+    """Whether a source that is no existing folder was meant as a path, not as a Hub id."""
+    return not isinstance(source, str) or not is_repository_id(source)
+
+
+def missing_folder(source: str | os.PathLike[str]) -> Problem:
+    """The problem of a path where no folder is, with the folder that may have been meant."""
+    asked = os.fspath(source)
+    if (url := re.match(r"(?:hf://|https?://[^/]+/)(?:models/)?([^/@?#]+/[^/@?#]+)", asked)) is not None:
+        return checkpoint_problem(
+            "no-such-folder", f"{asked!r} is an address, not a folder or a Hub id", f"give {url[1]!r}"
+        )
+    path = os.path.abspath(os.path.expanduser(asked)) if asked else os.getcwd()
+    if asked and os.path.isfile(path):
+        return checkpoint_problem(
+            "no-such-folder",
+            f"{asked!r} is a file; a checkpoint is a folder with a config.json and weights",
+            f"give the folder it lies in: {os.path.dirname(path)!r}",
+        )
+    if not asked:
+        return checkpoint_problem(
+            "no-such-folder", "the source is empty", "give a folder's path, or a Hub id such as 'owner/name'"
+        )
+    hint = similar_folder(path)
+    return checkpoint_problem(
+        "no-such-folder",
+        f"{asked!r} looks like a path, but there is no folder {path!r}",
+        (f"did you mean {hint!r}? " if hint else "") + "check the path; a Hub id looks like 'owner/name'",
+    )
+
+
+def similar_folder(path: str) -> str:
+    """The folder beside a missing one whose name is most like it; "" where there is none."""
+    parent, name = os.path.split(path)
+    try:
+        with os.scandir(parent) as entries:
+            found = nearest_name(name, (entry.name for entry in entries if entry.is_dir()))
+    except (OSError, ValueError):
+        return ""
+    return os.path.join(parent, found) if found else ""
+
+
+def read_part(path: str, start: int = 0, stop: int | None = None) -> bytes | Problem:
+    """Bytes `start` to `stop` (exclusive; None for the end) of a file on this machine."""
+    try:
+        # Unbuffered: a header is read in one or two reads, and read-ahead would fetch tensors.
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            if stop is None:
+                return file.read()
+            parts: list[bytes] = []
+            while stop > start and (part := file.read(stop - start)):  # a raw read may return less than asked
+                parts.append(part)
+                start += len(part)
+            return b"".join(parts)
+    except OSError as error:
+        return checkpoint_problem(
+            "unreadable-file",
+            f"{path!r} can't be read: {error.strerror or type(error).__name__}",
+            "check the file's permissions and the disk it lies on",
+        )
+
+
+def _walk(root: str) -> Iterator[tuple[str, int]]:
+    folders = deque([("", 1)])
+    listed = 0
+    while folders:
+        inside, depth = folders.popleft()
+        try:
+            with os.scandir(os.path.join(root, inside)) as found:
+                entries = list(found)
+        except OSError:
+            continue  # a folder that may not be listed; files of it that are needed are reported when read
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if depth < _MAX_DEPTH and not entry.name.startswith("."):
+                    folders.append((f"{inside}{entry.name}/", depth + 1))
+            elif (size := _regular_size(entry)) is not None:
+                yield f"{inside}{entry.name}", size
+                listed += 1
+                if listed == _MAX_FILES:
+                    return
+
+
+def _regular_size(entry: os.DirEntry[str]) -> int | None:
+    try:
+        return entry.stat().st_size if entry.is_file() else None
+    except OSError:
+        return None

@@ -1,0 +1,66 @@
+"""Where a checkpoint's files are read from: a folder, a repository on the Hub, or what is cached of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, Protocol
+
+from loadkit.errors import Problem, Severity
+
+__all__ = ["Place", "Progress", "checkpoint_problem"]
+
+Progress = Callable[[str], None]
+
+
+class Place(Protocol):
+    """The files of one checkpoint at one moment. What can't be read is answered with a problem, not raised."""
+
+    @property
+    def kind(self) -> Literal["folder", "hub"]:
+        """Which of the two the checkpoint counts as; a cached repository is still one of the Hub."""
+
+    @property
+    def location(self) -> str:
+        """The folder's absolute path, or the repository's id."""
+
+    @property
+    def revision(self) -> str:
+        """The revision asked for; "" for the default branch or a folder."""
+
+    @property
+    def commit(self) -> str:
+        """The commit that serves every file; "" for a folder."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Every file's path inside the checkpoint, "/" between its parts, to its bytes; -1 where unknown."""
+
+    @property
+    def workers(self) -> int:
+        """How many files are worth reading at the same time."""
+
+    @property
+    def first_bytes(self) -> int:
+        """How much of a weight file to read at first, in the hope that its header is no longer."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of one file, -1 where unknown, None where there is no such file."""
+
+    def read(self, name: str) -> bytes | Problem:
+        """A whole small file."""
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes | Problem:
+        """Bytes `start` to `stop` (exclusive) of a file; fewer where the file ends before."""
+
+    def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
+        """The problem to report where these files are needed and not there; most places give `otherwise`."""
+
+    def __str__(self) -> str:
+        """The place in a sentence, such as "folder '/models/tiny'"."""
+
+
+def checkpoint_problem(code: str, message: str, remedy: str, severity: Severity = "error") -> Problem:
+    """A problem of the checkpoint that the core noticed."""
+    return Problem(
+        stage="checkpoint", plugin="loadkit", code=code, message=message, remedy=remedy, severity=severity
+    )

@@ -1,0 +1,62 @@
+"""The facts of one request, bundled for the plugins."""
+
+from __future__ import annotations
+
+import msgspec
+
+from loadkit.facts.checkpoint.checkpoint import Checkpoint, ProcessingFacts
+from loadkit.facts.checkpoint.companions import Beside
+from loadkit.facts.library.library import Library
+from loadkit.facts.library.tp_plan import read_tp_plan
+from loadkit.facts.library.weight_roles import Weight, read_weights
+from loadkit.facts.machine.machine import Machine
+from loadkit.facts.machine.topology import Topology
+from loadkit.schema.request import Request
+from loadkit.schema.values import Architecture, ModelClass
+
+__all__ = ["Context"]
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a plugin may know. It never probes for itself.
+
+    Parameters:
+        request: what was asked, and by whom.
+        checkpoint: config, files and headers of the checkpoint.
+        beside: what the request names beside it: another tokenizer, a chat template, adapters.
+        machine: accelerators, memory, packages.
+        topology: processes and the engine that spreads the model over them.
+        library: what the installed transformers offers for this checkpoint.
+        architectures: what plugins registered, by model type.
+    """
+
+    request: Request
+    checkpoint: Checkpoint
+    machine: Machine
+    topology: Topology
+    library: Library
+    beside: Beside = Beside()
+    architectures: dict[str, Architecture] = {}
+
+    @property
+    def registered(self) -> Architecture | None:
+        """The architecture that a plugin registered for this checkpoint's model type, if any."""
+        return self.architectures.get(self.checkpoint.model_type)
+
+    def weights(self, architecture: ModelClass) -> tuple[Weight, ...]:
+        """Every tensor that the class will hold, with what it is in the model; empty where the files have no headers."""
+        return read_weights(self.checkpoint, self.library, architecture)
+
+    def tp_plan(self, architecture: ModelClass) -> dict[str, str]:
+        """How tensor parallelism splits the class, with the changes that `tp_plan` asks for; empty where no plan is known."""
+        return read_tp_plan(self.library, architecture, self.request.value("tp_plan", "auto"))
+
+    @property
+    def processing(self) -> ProcessingFacts:
+        """The tokenizer or processor in question: the one asked for by name, else the adapter's own, else the checkpoint's."""
+        if self.beside.tokenizer is not None:
+            return self.beside.tokenizer
+        adapter = self.checkpoint.adapter
+        if adapter is not None and "tokenizer_config.json" in adapter.processing.files:
+            return adapter.processing
+        return self.checkpoint.processing

@@ -1,0 +1,123 @@
+"""What huggingface_hub's cache holds of a repository (its guide "Understand caching" tells the layout)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from loadkit.errors import Problem
+from loadkit.facts.checkpoint.folder import Folder
+from loadkit.facts.checkpoint.source import checkpoint_problem
+from loadkit.text.suggest import some_of
+
+__all__ = ["Snapshot", "cache_folder", "find_snapshot", "not_cached", "remember", "snapshot_folder"]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def cache_folder(repository: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where everything cached of a repository lies; `cache_dir` is huggingface_hub's own by default."""
+    from huggingface_hub import constants
+
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
+    return cache / f"models--{repository.replace('/', '--')}"
+
+
+def snapshot_folder(cache: Path, commit: str) -> Folder:
+    """The files cached of one commit; the folder may not exist yet."""
+    return Folder(str(cache / "snapshots" / commit))
+
+
+class Snapshot:
+    """What the cache holds of a repository at one commit, for when the Hub can't or mayn't be asked.
+
+    Parameters:
+        location: the repository's id.
+        revision: the revision asked for.
+        commit: the commit that is cached.
+        folder: its files.
+        why: why the Hub isn't asked.
+    """
+
+    kind: Literal["folder", "hub"] = "hub"
+    workers = 1
+
+    def __init__(self, location: str, revision: str, commit: str, folder: Folder, why: str) -> None:
+        self.location = location
+        self.revision = revision
+        self.commit = commit
+        self.sizes = folder.sizes
+        self.size = folder.size
+        self.read = folder.read
+        self.read_range = folder.read_range
+        self.first_bytes = folder.first_bytes
+        self._why = why
+
+    def __str__(self) -> str:
+        return f"cached repository {self.location!r} at commit {self.commit[:12]}"
+
+    def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
+        """Files that aren't cached may well exist on the Hub."""
+        return checkpoint_problem(
+            "offline-not-cached",
+            f"{self}: {some_of(names)} isn't cached, and the Hub can't be asked: {self._why}",
+            f"fetch it while online: `hf download {self.location} --revision {self.commit}`",
+        )
+
+
+def find_snapshot(cache: Path, repository: str, revision: str, why: str) -> Snapshot | None:
+    """The snapshot that a revision is cached as; None where there is none."""
+    commit = revision
+    if not _COMMIT.fullmatch(revision):
+        try:
+            commit = _reference(cache, revision or "main").read_text().strip()
+        except (OSError, ValueError):
+            return None
+    folder = cache / "snapshots" / commit
+    if not _COMMIT.fullmatch(commit) or not folder.is_dir():
+        return None
+    return Snapshot(repository, revision, commit, Folder(str(folder)), why)
+
+
+def remember(cache: Path, revision: str, commit: str) -> None:
+    """Note in the cache what a revision stands for, so that the same request works offline later.
+
+    huggingface_hub notes it when it downloads by the revision's name; loadkit downloads by the commit. Written like
+    there: whole or not at all, and not if the cache can't be written.
+    """
+    if _COMMIT.fullmatch(revision):
+        return
+    try:
+        reference = _reference(cache, revision)
+        if reference.is_file() and reference.read_text() == commit:
+            return
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        whole = reference.with_name(f".{reference.name}.{os.getpid()}")
+        whole.write_text(commit)
+        whole.replace(reference)
+    except (OSError, ValueError):
+        return
+
+
+def _reference(cache: Path, revision: str) -> Path:
+    folder = cache / "refs"
+    path = Path(os.path.normpath(folder / revision))
+    if folder not in path.parents:
+        raise ValueError(revision)
+    return path
+
+
+def not_cached(cache: Path, repository: str, revision: str, why: str) -> Problem:
+    """The problem of a repository that isn't cached at a revision, with the revisions that are."""
+    references = cache / "refs"
+    known = sorted(p.relative_to(references).as_posix() for p in references.rglob("[!.]*") if p.is_file())
+    found = f"cached of it: {some_of(known)}" if known else "nothing of it is cached"
+    return checkpoint_problem(
+        "offline-not-cached",
+        f"{repository!r} at {revision or 'its default branch'} isn't in the cache {str(cache.parent)!r} ({found}), "
+        f"and the Hub wasn't asked: {why}",
+        f"fetch it while online: `hf download {repository}{f' --revision {revision}' if revision else ''}`",
+    )

@@ -1,0 +1,265 @@
+"""A checkpoint in a repository on the Hub, or in the cache that huggingface_hub keeps of it.
+
+Everything goes through huggingface_hub, so that HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, proxies and progress
+bars work as everywhere else. The repository is asked once which commit it is at; that commit serves everything.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from loadkit.errors import Problem
+from loadkit.facts.checkpoint.folder import Folder, read_part
+from loadkit.facts.checkpoint.source import Place, Progress
+from loadkit.facts.hub.hub_cache import (
+    Snapshot,
+    cache_folder,
+    find_snapshot,
+    not_cached,
+    remember,
+    snapshot_folder,
+)
+from loadkit.facts.hub.pinned_commits import agreed_commit, note_commit
+from loadkit.facts.hub.problems import hub_host, hub_problem
+from loadkit.facts.hub.retry import DOWN, THROTTLED, patiently
+from loadkit.text.suggest import nearest_name, some_of
+
+__all__ = ["Repository", "open_repository"]
+
+Token = str | bool | None
+
+_ATTEMPTS = 3
+_WHOLE_REPOSITORY = frozenset(
+    {"gated", "no-access", "bad-token", "hub-unreachable", "no-such-repository", "cache-unwritable"}
+)
+"""Problems that every further file of the repository would have too."""
+
+
+def open_repository(
+    repository: str,
+    *,
+    revision: str = "",
+    token: Token = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Place | None, list[Problem]]:
+    """Find out which commit a repository is at, and which files it has.
+
+    Parameters:
+        repository: its id.
+        revision: branch, tag or commit; "" for the default branch.
+        token: as huggingface_hub takes it.
+        cache_dir: the cache; huggingface_hub's own by default.
+        local_files_only: don't ask the Hub, use what is cached.
+        progress: called with a short sentence before the Hub is asked.
+
+    Returns:
+        The place to read from, None where there is none, and the problems found; a place from the cache that
+        stands in for an unreachable Hub comes with a warning.
+    """
+    from huggingface_hub import HfApi, constants, is_offline_mode
+
+    cache = cache_folder(repository, cache_dir)
+    wanted = agreed_commit(repository, revision) or revision
+    if local_files_only or is_offline_mode():
+        why = "local_files_only is set" if local_files_only else "HF_HUB_OFFLINE is set"
+        snapshot = _cached(cache, repository, revision, wanted, why)
+        return (snapshot, []) if snapshot else (None, [not_cached(cache, repository, revision, why)])
+    if progress:
+        progress(f"asking {hub_host()} about {repository}")
+    api = HfApi()
+    try:
+        info = patiently(
+            lambda: api.model_info(
+                repository,
+                revision=wanted or None,
+                files_metadata=True,
+                token=token,
+                timeout=constants.HF_HUB_ETAG_TIMEOUT,
+            ),
+            statuses=(THROTTLED, *DOWN),
+        )
+    except Exception as error:  # whatever it is, it is reported beside the other problems of the request
+        problem = hub_problem(error, repository, revision)
+        if problem.code == "no-such-revision":
+            problem = _with_refs(problem, repository, revision, token)
+        if problem.code != "hub-unreachable":
+            return None, [problem]
+        snapshot = _cached(cache, repository, revision, wanted, problem.message)
+        if snapshot is None:
+            return None, [problem]
+        used = f"the cached commit {snapshot.commit[:12]} is used, though there may be a newer one"
+        return snapshot, [
+            msgspec.structs.replace(problem, severity="warning", message=f"{problem.message}; {used}")
+        ]
+    if not info.sha:
+        return None, [hub_problem(ValueError("no commit"), repository, revision)]
+    remember(cache, revision or constants.DEFAULT_REVISION, info.sha)
+    note_commit(repository, revision, info.sha)
+    sizes = {s.rfilename: -1 if s.size is None else s.size for s in info.siblings or ()}
+    cached = snapshot_folder(cache, info.sha)
+    place = Repository(
+        repository, revision, info.sha, sizes, token=token, cache_dir=cache.parent, cached=cached
+    )
+    return place, []
+
+
+def _cached(cache: Path, repository: str, revision: str, wanted: str, why: str) -> Snapshot | None:
+    """What is cached of the wanted commit, as what the revision stands for."""
+    snapshot = find_snapshot(cache, repository, wanted, why)
+    if snapshot is not None:
+        snapshot.revision = revision
+        note_commit(repository, revision, snapshot.commit)
+    return snapshot
+
+
+class Repository:
+    """A repository at one commit. Small files are downloaded into the cache, of weight files only ranges are read.
+
+    Parameters:
+        location: its id.
+        revision: the revision asked for.
+        commit: the commit that serves everything.
+        sizes: every file to its bytes, -1 where unknown.
+        token: as huggingface_hub takes it.
+        cache_dir: where downloads go.
+        cached: the folder of that commit in the cache, whether it exists or not.
+    """
+
+    kind: Literal["folder", "hub"] = "hub"
+    workers = 8
+    first_bytes = 65_536
+
+    def __init__(
+        self,
+        location: str,
+        revision: str,
+        commit: str,
+        sizes: Mapping[str, int],
+        *,
+        token: Token,
+        cache_dir: Path,
+        cached: Folder,
+    ) -> None:
+        self.location = location
+        self.revision = revision
+        self.commit = commit
+        self.sizes = dict(sorted(sizes.items()))
+        self._token = token
+        self._cache_dir = cache_dir
+        self._cached = cached
+        self._failed: Problem | None = None
+
+    def __str__(self) -> str:
+        return f"repository {self.location!r} at commit {self.commit[:12]}"
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file: those in the cache where it is cached, because that copy will be loaded."""
+        if name not in self.sizes:
+            return None
+        cached = self._cached.size(name)
+        return self.sizes[name] if cached is None else cached
+
+    def read(self, name: str) -> bytes | Problem:
+        """A whole small file, through the cache."""
+        from huggingface_hub import HfApi
+
+        if self._cached.size(name) is not None:
+            return self._cached.read(name)
+        if self._failed:
+            return self._failed
+        try:
+            path = patiently(
+                lambda: HfApi().hf_hub_download(
+                    self.location, name, revision=self.commit, token=self._token, cache_dir=self._cache_dir
+                )
+            )
+        except Exception as error:  # reported, as in open_repository
+            return self._problem(error)
+        return read_part(path)
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes | Problem:
+        """Bytes `start` to `stop` (exclusive), from the cache or by a ranged request."""
+        if self._cached.size(name) is not None:
+            return self._cached.read_range(name, start, stop)
+        if self._failed:
+            return self._failed
+        if self.sizes.get(name) == 0 or stop <= start:
+            return b""  # a range of nothing is an error in HTTP
+        try:
+            return self._fetch(name, start, stop)
+        except Exception as error:  # reported, as in open_repository
+            return self._problem(error)
+
+    def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
+        """The Hub listed every file: what isn't among them doesn't exist."""
+        return otherwise
+
+    def _problem(self, error: Exception) -> Problem:
+        problem = hub_problem(error, self.location, self.revision)
+        if problem.code in _WHOLE_REPOSITORY:
+            self._failed = problem
+        return problem
+
+    def _fetch(self, name: str, start: int, stop: int) -> bytes:
+        import httpx2
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported lazily
+            build_hf_headers,
+            hf_raise_for_status,
+            http_stream_backoff,
+        )
+
+        url = hf_hub_url(self.location, name, revision=self.commit)
+        headers = build_hf_headers(token=self._token)
+        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                # Retries of failures while the body is read can't be left to http_stream_backoff: they reach its
+                # generator as thrown exceptions, and it would yield twice.
+                with http_stream_backoff(
+                    "GET",
+                    url,
+                    headers=headers,
+                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                    max_retries=_ATTEMPTS - 1,
+                    retry_on_exceptions=(),
+                ) as response:
+                    hf_raise_for_status(response)
+                    # A server or proxy that ignores ranges sends the file from its beginning; reading stops early.
+                    skip = 0 if response.status_code == 206 else start
+                    body = bytearray()
+                    for chunk in response.iter_bytes():
+                        body += chunk
+                        if len(body) >= skip + stop - start:
+                            break
+                    return bytes(body[skip : skip + stop - start])
+            except httpx2.TransportError:
+                if attempt == _ATTEMPTS:
+                    raise
+                time.sleep(0.25 * attempt)
+        raise AssertionError("unreachable")
+
+
+def _with_refs(problem: Problem, repository: str, revision: str, token: Token) -> Problem:
+    """Add the branches and tags that there are, if the Hub tells."""
+    from huggingface_hub import HfApi
+
+    try:
+        refs = HfApi().list_repo_refs(repository, token=token)
+    except Exception:  # the problem is clear without them
+        return problem
+    names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    hint = nearest_name(revision, names)
+    return msgspec.structs.replace(
+        problem,
+        message=f"{problem.message}; it has {some_of(names) or 'no branches'}",
+        remedy=(f"did you mean {hint!r}? " if hint else "") + problem.remedy,
+    )

@@ -1,0 +1,1 @@
+"""What the installed transformers offers, read from its source without importing it."""

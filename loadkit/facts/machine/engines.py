@@ -1,0 +1,235 @@
+"""Which engine shares the model among the processes: as accelerate's launcher, or objects of a running program, tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadkit.errors import Problem
+from loadkit.facts.machine.topology import Engine
+
+__all__ = ["EngineFacts", "read_engine"]
+
+_TRUE = {"1", "true", "yes", "y", "on", "t"}
+_STAGES: Mapping[int, Engine] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
+
+DEFAULT_STAGE = 2
+"""accelerate's own, where its launcher names neither a stage nor a config file (`DeepSpeedPlugin`, accelerate 1.15)."""
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of the engine.
+
+    Parameters:
+        engine, tp_size, zero3_alive, reads_once, checkpoints_activations: as in `Topology`.
+        source: where the engine was read from; "" where nobody names one.
+        problems: what is wrong with it.
+    """
+
+    engine: Engine = "none"
+    tp_size: int = 1
+    zero3_alive: bool | None = None
+    reads_once: bool = False
+    checkpoints_activations: bool = False
+    source: str = ""
+    problems: tuple[Problem, ...] = ()
+
+
+def read_engine(env: Mapping[str, str], modules: Mapping[str, Any], world_size: int) -> EngineFacts:
+    """Read the engine: from live objects first, as those are what will run, then from the environment.
+
+    Parameters:
+        env: the environment.
+        modules: imported modules by name.
+        world_size: how many processes there are.
+    """
+    said = _environment(env, world_size)
+    stage = _alive_stage(modules)
+    live = _accelerator(modules, world_size, said)
+    if live is None and stage is not None:
+        live = EngineFacts(
+            engine=_STAGES.get(stage, "ddp"), source="the DeepSpeed config that transformers holds"
+        )
+    if live is not None and said.engine not in (live.engine, "none", "ddp"):
+        differs = f"{live.source}; the environment says {said.engine}"
+        live = msgspec.structs.replace(live, source=differs)
+    found = said if live is None else live
+    if found.engine == "zero3" and not found.problems:
+        return msgspec.structs.replace(found, zero3_alive=stage == 3)
+    return found
+
+
+def _environment(env: Mapping[str, str], world_size: int) -> EngineFacts:
+    """What `accelerate launch` sets. It exports every setting of its config file, so that the file needn't be read; with --cpu it
+    starts one process and names no engine."""
+    engines = {
+        name: variable
+        for name, variable in (
+            ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
+            ("FSDP", "ACCELERATE_USE_FSDP"),
+            ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM"),
+        )
+        if _true(env, variable)
+    }
+    if len(engines) > 1 or "Megatron-LM" in engines:
+        return EngineFacts(problems=(_unclear(engines),))
+    splitting = _true(env, "ACCELERATE_USE_PARALLELISM_CONFIG")
+    tp = _whole(env, "PARALLELISM_CONFIG_TP_SIZE", 1) if splitting else 1
+    if isinstance(tp, Problem):
+        return EngineFacts(problems=(tp,))
+    if tp > 1 and world_size % tp:
+        return EngineFacts(problems=(_indivisible(tp, world_size, "PARALLELISM_CONFIG_TP_SIZE"),))
+    if "DeepSpeed" in engines:
+        return _deepspeed(env)
+    if "FSDP" in engines:
+        version = _whole(env, "FSDP_VERSION", 1)
+        if isinstance(version, Problem) or version not in (1, 2):
+            problem = version if isinstance(version, Problem) else _no_version(version)
+            return EngineFacts(problems=(problem,))
+        return EngineFacts(
+            engine="fsdp2" if version == 2 else "fsdp",
+            tp_size=tp,
+            reads_once=_true(env, "FSDP_CPU_RAM_EFFICIENT_LOADING"),
+            checkpoints_activations=_true(env, "FSDP_ACTIVATION_CHECKPOINTING"),
+            source="accelerate launch: ACCELERATE_USE_FSDP, FSDP_VERSION",
+        )
+    if tp > 1:
+        return EngineFacts(
+            engine="tensor-parallel", tp_size=tp, source="accelerate launch: PARALLELISM_CONFIG_TP_SIZE"
+        )
+    if world_size > 1:
+        return EngineFacts(engine="ddp", source="nobody names an engine")
+    return EngineFacts()
+
+
+def _deepspeed(env: Mapping[str, str]) -> EngineFacts:
+    """The stage of the config file counts before the launcher's, as in accelerate."""
+    path = env.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "").strip()
+    if path and path != "none":
+        try:
+            stage = stage_of(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            return EngineFacts(problems=(_unreadable("deepspeed-config", path, str(error)),))
+        named = f"accelerate launch: zero_optimization.stage of {Path(path).name}"
+    else:
+        said = _whole(env, "ACCELERATE_DEEPSPEED_ZERO_STAGE", DEFAULT_STAGE)
+        if isinstance(said, Problem):
+            return EngineFacts(problems=(said,))
+        stage, named = said, "accelerate launch: ACCELERATE_DEEPSPEED_ZERO_STAGE"
+    if stage not in _STAGES:
+        problem = _problem(
+            "engine-setting",
+            f"{named} is {stage!r}; ZeRO has the stages 0 to 3",
+            "name one of them in accelerate's settings or in the DeepSpeed config",
+        )
+        return EngineFacts(problems=(problem,))
+    return EngineFacts(engine=_STAGES[stage], source=named)
+
+
+def stage_of(config: Any) -> Any:
+    """The ZeRO stage that a DeepSpeed config names; 0 where it names none, as in DeepSpeed."""
+    zero = config.get("zero_optimization") if isinstance(config, Mapping) else None
+    return zero.get("stage", 0) if isinstance(zero, Mapping) else 0
+
+
+def _alive_stage(modules: Mapping[str, Any]) -> int | None:
+    """The stage of the DeepSpeed config that transformers looks at when it makes a model; None where none is alive.
+
+    transformers holds it by a weak reference: it lives as long as the `TrainingArguments`, the `HfDeepSpeedConfig` or accelerate's
+    plugin that made it (`transformers.integrations.deepspeed`, 5.23).
+    """
+    module = modules.get("transformers.integrations.deepspeed")
+    reference = getattr(module, "_hf_deepspeed_config_weak_ref", None)
+    alive = reference() if callable(reference) else None
+    if alive is None:
+        return None
+    stage = stage_of(getattr(alive, "config", None))
+    return stage if isinstance(stage, int) else None
+
+
+def _accelerator(modules: Mapping[str, Any], world_size: int, said: EngineFacts) -> EngineFacts | None:
+    """What an `Accelerator` that was made already decided (accelerate 1.15: `AcceleratorState`); None where there is none."""
+    state = getattr(modules.get("accelerate.state"), "AcceleratorState", None)
+    shared = getattr(state, "_shared_state", None)
+    if not isinstance(shared, dict) or "_mixed_precision" not in shared:
+        return None  # a PartialState alone doesn't know the engine yet
+    source = "the program's Accelerator"
+    kind = str(getattr(shared.get("distributed_type"), "value", shared.get("distributed_type")))
+    tp = getattr(shared.get("parallelism_config"), "tp_size", 1) or 1
+    fsdp, plugins = shared.get("fsdp_plugin"), shared.get("deepspeed_plugins")
+    if kind == "DEEPSPEED" and plugins:
+        plugin = next(iter(plugins.values())) if isinstance(plugins, dict) else plugins
+        stage = stage_of(getattr(plugin, "deepspeed_config", None)) or getattr(plugin, "zero_stage", 0)
+        return EngineFacts(engine=_STAGES.get(stage, "ddp"), source=source)
+    if kind == "FSDP" and fsdp is not None:
+        return EngineFacts(
+            engine="fsdp2" if getattr(fsdp, "fsdp_version", 1) == 2 else "fsdp",
+            tp_size=tp,
+            reads_once=bool(getattr(fsdp, "cpu_ram_efficient_loading", False)),
+            checkpoints_activations=bool(getattr(fsdp, "activation_checkpointing", False)),
+            source=source,
+        )
+    if tp > 1:
+        return EngineFacts(engine="tensor-parallel", tp_size=tp, source=source)
+    # On CPUs accelerate 1.15 runs DDP even where its launcher says FSDP.
+    return EngineFacts(engine="ddp", source=source) if world_size > 1 else None
+
+
+def _true(env: Mapping[str, str], name: str) -> bool:
+    return env.get(name, "").strip().lower() in _TRUE
+
+
+def _whole(env: Mapping[str, str], name: str, default: int) -> int | Problem:
+    text = env.get(name, "").strip()
+    if not text:
+        return default
+    if text.isdigit():
+        return int(text)
+    return _problem(
+        "launch-variable",
+        f"the environment has {name}={text!r}, which isn't a number of 0 or more",
+        "set it in accelerate's settings, or unset it",
+    )
+
+
+def _unclear(engines: Mapping[str, str]) -> Problem:
+    named = " and ".join(engines.values())
+    if len(engines) > 1:
+        return _problem(
+            "several-engines", f"{named} are both on in the environment", "launch with one of the two engines"
+        )
+    return _problem(
+        "unknown-engine",
+        f"{named} is on in the environment, and models of transformers can't be loaded for it",
+        "launch with FSDP2, DeepSpeed or tensor parallelism",
+    )
+
+
+def _indivisible(tp: int, world_size: int, name: str) -> Problem:
+    return _problem(
+        "tp-size",
+        f"{name} is {tp}, and {world_size} processes can't be parted into groups of {tp}",
+        f"choose a divisor of {world_size}",
+    )
+
+
+def _no_version(version: int) -> Problem:
+    return _problem(
+        "engine-setting", f"FSDP_VERSION is {version}, and there are 1 and 2", "set fsdp_version to 2 or 1"
+    )
+
+
+def _unreadable(code: str, path: str, error: str) -> Problem:
+    return _problem(
+        code,
+        f"ACCELERATE_DEEPSPEED_CONFIG_FILE names {path!r}, which can't be read as JSON: {error}",
+        "name a DeepSpeed config file in accelerate's settings",
+    )
+
+
+def _problem(code: str, message: str, remedy: str) -> Problem:
+    return Problem(stage="topology", plugin="loadkit", code=code, message=message, remedy=remedy)

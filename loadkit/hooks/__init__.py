@@ -1,0 +1,1 @@
+"""How plugins are asked: the hooks, the manager, and what an answer may be."""

@@ -1,0 +1,452 @@
+"""The plugin manager: a typed facade over pluggy that isolates broken plugins and stamps every answer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar
+
+import msgspec
+import pluggy
+
+from loadkit.errors import LoadkitError, PluginError, Problem
+from loadkit.hooks import hookspecs
+from loadkit.hooks.result_types import misfit
+from loadkit.request.options import CORE_OPTIONS, Option
+from loadkit.request.profiles import Profile
+from loadkit.schema.claims import Claim, StampedClaim
+from loadkit.schema.values import Architecture
+from loadkit.text.suggest import did_you_mean
+
+__all__ = ["PluginInfo", "PluginManager", "PluginWarning", "Polled", "Provision", "default_manager"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+WRAPPABLE = "loadkit_load_model"
+"""The one hook that may be wrapped: a wrapper around a decision would be an opinion without a name."""
+
+
+class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One plugin, whether it works or not.
+
+    Parameters:
+        name: the entry point's name, or what it was registered as.
+        state: "active", "blocked" (by the environment) or "broken".
+        distribution: the distribution that brings it; "" where it was registered by hand.
+        version: that distribution's version.
+        hooks: the hooks it implements, sorted.
+        reason: why it is blocked or broken; "" where it is active.
+    """
+
+    name: str
+    state: Literal["active", "blocked", "broken"]
+    distribution: str = ""
+    version: str = ""
+    hooks: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class Provision(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """What plugins provide of one kind.
+
+    Parameters:
+        found: name to (plugin, item).
+        conflicts: a name that several plugins provide, to those plugins. It breaks only who asks for that name.
+    """
+
+    found: Mapping[str, tuple[str, T]]
+    conflicts: Mapping[str, tuple[str, ...]]
+
+
+class Polled(NamedTuple):
+    """The answers to a decision hook: claims, and explanations for when nobody claims."""
+
+    claims: list[StampedClaim]
+    explanations: list[Problem]
+
+
+class _Provided(NamedTuple):
+    options: tuple[Option, ...]
+    profiles: tuple[Profile, ...]
+    architectures: tuple[Architecture, ...]
+
+
+class PluginWarning(UserWarning):
+    """What is odd about plugins and doesn't stop anything: a name that no plugin has, a hook under its old name."""
+
+
+class _Pluggy(pluggy.PluginManager):
+    """pluggy's manager, which takes hooks and parameters under their old names too."""
+
+    registering = ""
+
+    def register(self, plugin: Any, name: str | None = None) -> str | None:
+        """As pluggy's, knowing the name while it looks at the plugin's functions."""
+        self.registering = name or ""
+        return super().register(plugin, name)
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        """As pluggy's; an old name counts as the present one."""
+        opts = super().parse_hookimpl_opts(plugin, name)
+        new = hookspecs.RENAMED.get(name)
+        if opts is not None and new is not None and opts.get("specname") is None:
+            opts["specname"] = new
+            warnings.warn(
+                f"the plugin {self.registering!r} has {name}, which is called {new} now: the old name works until "
+                "the next major version",
+                PluginWarning,
+                stacklevel=2,
+            )
+        return opts
+
+    def _verify_hook(self, hook: Any, hookimpl: Any) -> None:
+        """As pluggy's (1.7), with old names of parameters replaced: an implementation is called by position, so that is all it takes."""
+        renamed = hookspecs.RENAMED_PARAMETERS.get(hook.name, {})
+        for old in (name for name in hookimpl.argnames if name in renamed):
+            warnings.warn(
+                f"the plugin {hookimpl.plugin_name!r} has the parameter {old} in {hook.name}, which is called {renamed[old]} now: the "
+                "old name works until the next major version",
+                PluginWarning,
+                stacklevel=2,
+            )
+        hookimpl.argnames = tuple(renamed.get(name, name) for name in hookimpl.argnames)
+        super()._verify_hook(hook, hookimpl)
+
+
+class PluginManager:
+    """A set of plugins. Managers are independent: a test or an application can have its own.
+
+    Parameters:
+        entry_points: whether to load the plugins that installed distributions announce in the group "loadkit".
+        environ: where LOADKIT_DISABLE, LOADKIT_PLUGINS and LOADKIT_STRICT are read; the process's environment by default.
+
+    Raises:
+        PluginError: LOADKIT_STRICT=1 and a plugin is broken.
+    """
+
+    def __init__(self, *, entry_points: bool = True, environ: Mapping[str, str] | None = None) -> None:
+        env = os.environ if environ is None else environ
+        self._disabled = _names(env.get("LOADKIT_DISABLE", ""))
+        self._allowed = _names(env.get("LOADKIT_PLUGINS", ""))
+        self._strict = env.get("LOADKIT_STRICT", "") not in ("", "0")
+        self._pluggy = _Pluggy(hookspecs.PROJECT)
+        self._pluggy.add_hookspecs(hookspecs)
+        self._infos: dict[str, PluginInfo] = {}
+        self._provided: dict[str, _Provided] = {}
+        self._sorted: dict[str, tuple[pluggy.HookImpl, ...]] = {}
+        if entry_points:
+            self._load_entry_points()
+            self._warn_of_strangers()
+
+    # --- Registering -------------------------------------------------------------------------------------------------
+
+    def register(self, plugin: object, name: str) -> None:
+        """Add a plugin by hand.
+
+        Parameters:
+            plugin: a module or object with functions marked `@loadkit.hookimpl`.
+            name: what it is called in plans and messages.
+
+        Raises:
+            PluginError: the name is taken, or the plugin doesn't fit the hooks. Nothing of it stays registered.
+        """
+        if name in self._infos:
+            raise PluginError(
+                name, "a plugin of that name is registered already; unregister it or choose another name"
+            )
+        try:
+            hooks = self._register(plugin, name)
+        except Exception as error:
+            raise PluginError(name, f"it doesn't fit: {error}") from error
+        self._infos[name] = PluginInfo(name=name, state="active", hooks=hooks)
+
+    def unregister(self, name: str) -> None:
+        """Remove a plugin; unknown names are ignored."""
+        if self._pluggy.get_plugin(name) is not None:
+            self._pluggy.unregister(name=name)
+        self._infos.pop(name, None)
+        self._provided.pop(name, None)
+        self._changed()
+
+    @property
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """Every plugin found, sorted by name: active, blocked and broken ones."""
+        return tuple(self._infos[name] for name in sorted(self._infos))
+
+    def _load_entry_points(self) -> None:
+        found = metadata.entry_points(group=hookspecs.PROJECT)
+        # Asked once: each look at a name or version parses all of a distribution's metadata, its long description too.
+        of = {dist: (dist.name, dist.version) if dist else ("", "") for dist in {e.dist for e in found}}
+        claimants: dict[str, dict[str, metadata.EntryPoint]] = {}
+        for entry in sorted(found, key=lambda e: (e.name, of[e.dist][0], e.value)):
+            # One distribution that is on the path twice announces the same plugin twice.
+            claimants.setdefault(entry.name, {}).setdefault(of[entry.dist][0], entry)
+        for name, entries in claimants.items():
+            for distribution, entry in entries.items():
+                about = PluginInfo(
+                    name=name, state="active", distribution=distribution, version=of[entry.dist][1]
+                )
+                if len(entries) == 1:
+                    self._infos[name] = self._try(entry, about)
+                else:
+                    shared = msgspec.structs.replace(about, name=f"{name} ({distribution})")
+                    reason = f"{' and '.join(entries)} both call a plugin {name!r}; uninstall one, or have one renamed"
+                    self._infos[shared.name] = self._broken(shared, reason)
+
+    def _warn_of_strangers(self) -> None:
+        """A misspelt name in the environment would switch off nothing, or everything."""
+        for variable, names in (("LOADKIT_DISABLE", self._disabled), ("LOADKIT_PLUGINS", self._allowed)):
+            for name in sorted(names - set(self._infos)):
+                warnings.warn(
+                    f"{variable} names {name!r}, and no installed plugin is called so{did_you_mean(name, self._infos)}",
+                    PluginWarning,
+                    stacklevel=3,
+                )
+
+    def _try(self, entry: metadata.EntryPoint, about: PluginInfo) -> PluginInfo:
+        """Import and register one plugin, or note why not."""
+        if about.name in self._disabled:
+            return msgspec.structs.replace(about, state="blocked", reason="LOADKIT_DISABLE names it")
+        if self._allowed and about.name not in self._allowed:
+            return msgspec.structs.replace(about, state="blocked", reason="LOADKIT_PLUGINS doesn't name it")
+        try:
+            hooks = self._register(entry.load(), about.name)
+        except Exception as error:
+            return self._broken(about, f"{type(error).__name__}: {error}", error)
+        return msgspec.structs.replace(about, hooks=hooks)
+
+    def _register(self, plugin: object, name: str) -> tuple[str, ...]:
+        needs = str(getattr(plugin, "LOADKIT_API", hookspecs.API))
+        if _version(needs) > _version(hookspecs.API):
+            raise TypeError(
+                f"it was built for loadkit's hooks {needs}, and this loadkit has {hookspecs.API}: update loadkit, or install an "
+                "older version of the plugin"
+            )
+        try:
+            self._pluggy.register(plugin, name=name)
+            hooks = self._validated(plugin)
+            self._provided[name] = self._collected(name)
+        except Exception:
+            # pluggy leaves a plugin half registered when its check fails (pluggy 1.7): roll it back whole.
+            if self._pluggy.get_plugin(name) is not None:
+                self._pluggy.unregister(name=name)
+            raise
+        finally:
+            self._changed()
+        return hooks
+
+    def _changed(self) -> None:
+        """Forget what was gathered from the plugins: thousands of plans in a process gather it once."""
+        self._sorted.clear()
+        for name in ("options", "profiles", "architectures"):
+            self.__dict__.pop(name, None)
+
+    def _validated(self, plugin: object) -> tuple[str, ...]:
+        callers = self._pluggy.get_hookcallers(plugin) or []
+        for caller in callers:
+            if not caller.has_spec():
+                known = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
+                raise TypeError(f"{caller.name} isn't a hook of loadkit{did_you_mean(caller.name, known)}")
+            wraps = any(i.plugin is plugin and (i.wrapper or i.hookwrapper) for i in caller.get_hookimpls())
+            if wraps and caller.name != WRAPPABLE:
+                raise TypeError(f"{caller.name} can't be wrapped: answer it with a claim instead")
+        if not callers:
+            raise TypeError("it implements no hook: mark its functions with @loadkit.hookimpl")
+        return tuple(sorted(caller.name for caller in callers))
+
+    def _collected(self, name: str) -> _Provided:
+        """What one plugin declares, asked once; a declaration of the wrong type makes the plugin a broken one."""
+
+        def given(hook: Callable[[], Sequence[T]], kind: type[T]) -> tuple[T, ...]:
+            impls = [
+                i for i in getattr(self._pluggy.hook, hook.__name__).get_hookimpls() if i.plugin_name == name
+            ]
+            items = tuple(item for impl in impls for item in _called(impl, {}) or ())
+            for item in items:
+                if not isinstance(item, kind):
+                    raise TypeError(f"{hook.__name__} gave {item!r}; it gives {kind.__name__} values")
+            return items
+
+        return _Provided(
+            given(hookspecs.loadkit_options, Option),
+            given(hookspecs.loadkit_profiles, Profile),
+            given(hookspecs.loadkit_architectures, Architecture),
+        )
+
+    def _broken(self, about: PluginInfo, reason: str, error: Exception | None = None) -> PluginInfo:
+        if self._strict:
+            raise PluginError(about.name, f"{reason} (LOADKIT_STRICT is set)") from error
+        return msgspec.structs.replace(about, state="broken", reason=reason)
+
+    # --- Asking ------------------------------------------------------------------------------------------------------
+
+    def poll(self, hook: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Polled:
+        """Ask every plugin a decision hook, sorted by plugin name; each claim is stamped with its plugin.
+
+        Raises:
+            PluginError: a plugin raised, or answered something that is neither a claim nor a problem.
+        """
+        claims: list[StampedClaim] = []
+        explanations: list[Problem] = []
+        for plugin, answer in self.answers(hook, *args, **kwargs):
+            for given in answer if isinstance(answer, Sequence) else [answer]:
+                if isinstance(given, Claim):
+                    claims.append(StampedClaim(plugin, given))
+                elif isinstance(given, Problem):
+                    explanations.append(given)
+                else:
+                    raise PluginError(
+                        plugin,
+                        f"it answered {answer!r}; a decision hook returns a Claim, several, or None",
+                        hook=hook.__name__,
+                    )
+        return Polled(claims, explanations)
+
+    def answers(self, hook: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[tuple[str, T]]:
+        """Call a hook of every plugin, sorted by name, and yield (plugin, answer) for answers other than None.
+
+        Raises:
+            PluginError: a plugin raised; its exception is the cause.
+        """
+        name = hook.__name__
+        if name not in self._sorted:
+            found = getattr(self._pluggy.hook, name).get_hookimpls()
+            self._sorted[name] = tuple(sorted(found, key=lambda i: i.plugin_name))
+        for impl in self._sorted[name]:
+            answer = _called(impl, kwargs)
+            if answer is not None:
+                yield impl.plugin_name, answer
+
+    def collect(self, hook: Callable[P, Any], kind: type[T], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Call a hook of every plugin that returns several values of one kind; all of them.
+
+        Raises:
+            PluginError: a plugin raised, or answered something else.
+        """
+        found: list[T] = []
+        for plugin, answer in self.answers(hook, *args, **kwargs):
+            given = list(answer) if isinstance(answer, list | tuple | set | frozenset) else [answer]
+            for item in given:
+                if not isinstance(item, kind):
+                    fault = (
+                        f"it answered {answer!r}; this hook returns several {kind.__name__} values, or none"
+                    )
+                    raise PluginError(plugin, fault, hook=hook.__name__)
+            found += given
+        return found
+
+    def first(self, hook: Callable[P, T | None], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Call an action hook: the first result that isn't None. loadkit's own plugins are asked last, the others by their names.
+
+        Raises:
+            PluginError: a plugin raised something that isn't a loadkit error, or answered something of another type.
+        """
+        caller = getattr(self._pluggy.hook, hook.__name__)
+        own = {about.name for about in self.plugins if about.distribution == "loadkit"}
+        impls = sorted(caller.get_hookimpls(), key=lambda i: (i.plugin_name in own, i.plugin_name))
+        if any(impl.wrapper or impl.hookwrapper for impl in impls):
+            names = ",".join(
+                sorted({impl.plugin_name for impl in impls})
+            )  # with a wrapper it may be any of them
+            try:
+                result: T | None = caller(**kwargs)
+            except LoadkitError:
+                raise
+            except Exception as error:
+                raise _attributed(names, hook.__name__, error) from error
+            return None if result is None else _fitting(result, names, hook.__name__)
+        for impl in impls:
+            answer: T | None = _called(impl, kwargs, passing=LoadkitError)
+            if answer is not None:
+                return _fitting(answer, impl.plugin_name, hook.__name__)
+        return None
+
+    # --- What plugins provide ----------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def options(self) -> Provision[Option]:
+        """Every declared option, by its name and its aliases; "loadkit" declares the core's own."""
+        items = [("loadkit", option) for option in CORE_OPTIONS]
+        items += [(plugin, option) for plugin, given in self._provided.items() for option in given.options]
+        return _provision(
+            (name, plugin, option) for plugin, option in items for name in (option.name, *option.aliases)
+        )
+
+    @functools.cached_property
+    def profiles(self) -> Provision[Profile]:
+        """Every profile, by its name."""
+        return _provision(
+            (p.name, plugin, p) for plugin, given in self._provided.items() for p in given.profiles
+        )
+
+    @functools.cached_property
+    def architectures(self) -> Provision[Architecture]:
+        """Every registered architecture, by its model type."""
+        return _provision(
+            (a.model_type, plugin, a) for plugin, given in self._provided.items() for a in given.architectures
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Active plugins, name to "distribution version"."""
+        return {i.name: f"{i.distribution} {i.version}".strip() for i in self.plugins if i.state == "active"}
+
+
+@functools.lru_cache(maxsize=1)
+def default_manager() -> PluginManager:
+    """The manager that `plan()` and `load()` use: all installed plugins, discovered once a process."""
+    return PluginManager()
+
+
+def _called(
+    impl: pluggy.HookImpl, kwargs: Mapping[str, object], passing: type[Exception] = PluginError
+) -> Any:
+    """Call one plugin; what it raises carries its name, but for errors that already say what to do."""
+    try:
+        return impl.function(*(kwargs[name] for name in impl.argnames))
+    except passing:
+        raise
+    except Exception as error:
+        raise _attributed(impl.plugin_name, impl.function.__name__, error) from error
+
+
+def _fitting(answer: T, plugin: str, hook: str) -> T:
+    """The answer, if it is of the hook's type."""
+    fault = misfit(hook, answer)
+    if fault:
+        raise PluginError(
+            plugin, f"{fault}; tell its author, or go on without it: LOADKIT_DISABLE={plugin}", hook=hook
+        )
+    return answer
+
+
+def _attributed(plugin: str, hook: str, error: Exception) -> PluginError:
+    where = inspect.trace()[-1]
+    return PluginError(
+        plugin,
+        f"it raised {type(error).__name__}: {error} ({os.path.basename(where.filename)}, line {where.lineno}); "
+        f"tell its author, or go on without it: LOADKIT_DISABLE={plugin}",
+        hook=hook,
+    )
+
+
+def _provision(items: Iterable[tuple[str, str, T]]) -> Provision[T]:
+    found: dict[str, tuple[str, T]] = {}
+    conflicts: dict[str, tuple[str, ...]] = {}
+    for name, plugin, item in items:
+        if name in found:
+            conflicts[name] = tuple(sorted({*conflicts.get(name, ()), found[name][0], plugin}))
+        found[name] = (plugin, item)
+    return Provision(found={n: f for n, f in found.items() if n not in conflicts}, conflicts=conflicts)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in text.split(",") if part.strip())

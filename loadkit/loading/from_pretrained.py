@@ -1,0 +1,264 @@
+"""The calls of `from_pretrained`: the plan's plain values become the real objects here, and nowhere else."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from loadkit.audit.model_access import configs
+from loadkit.errors import LoadError, LoadkitError
+from loadkit.hooks import hookspecs as hooks
+from loadkit.hooks.manager import PluginManager
+from loadkit.loading.download import (
+    HUB_KWARGS,
+    explain,
+    fetch_small_files,
+    fetch_weights,
+    may_ask,
+    plan_kwargs,
+    unquoting,
+)
+from loadkit.loading.skip_modules import modules_to_skip
+from loadkit.loading.speed.gc_pause import pause_gc
+from loadkit.loading.speed.run_aids import Lent, LoadedModel, with_aids
+from loadkit.planning.quantization_checks import asked_to_skip
+from loadkit.schema.loading_aids import Stored
+from loadkit.schema.plans import Plan
+from loadkit.schema.reports import Loading
+
+__all__ = ["LoadedModel", "load_model", "load_processing_class"]
+
+NOTHING = Lent()
+
+HEADED = ("sequence-classification", "token-classification")
+"""Tasks with a head of their own. transformers 5.23 means to leave the last module unquantized, but misses one that has a
+bias (`get_keys_to_not_convert` strips ".weight" only), so that BERT's classifier would be quantized."""
+
+NO_ADAPTER = {"subfolder": "loadkit-attaches-adapters"}
+"""Where transformers is sent to look for an adapter beside the weights: it finds none, and injects none (transformers 5.23:
+`maybe_load_adapters`). An adapter that the plan has is attached in its own phase."""
+
+
+def load_model(
+    plan: Plan,
+    manager: PluginManager,
+    token: str | bool | None = None,
+    progress: Callable[[str], None] | None = None,
+    lent: Lent = NOTHING,
+    first_on_node: Callable[[str, Callable[[], None]], None] = lambda _, fetching: fetching(),
+) -> LoadedModel:
+    """Load the model that the plan names.
+
+    Parameters:
+        plan: the plan.
+        manager: the plugins that may load it another way, and that build its quantization config.
+        token: the Hub token.
+        progress: called with a short sentence before weights are downloaded.
+        lent: what plugins lend to the load.
+        first_on_node: lets one process of a machine fetch before the others.
+
+    Raises:
+        LoadError: the weights can't be had, or transformers failed; its exception is the cause.
+    """
+    other = manager.first(hooks.loadkit_load_model, plan=plan)
+    if other is not None:
+        return LoadedModel(other, Loading(), {})
+    return with_aids(
+        lent,
+        fetch=lambda: first_on_node("the weights", lambda: fetch_weights(plan, token, progress)),
+        load=lambda: _load(plan, manager, token),
+        read=lambda stored: _load(plan, manager, token, stored),
+    )
+
+
+def _load(
+    plan: Plan, manager: PluginManager, token: str | bool | None, stored: Stored | None = None
+) -> LoadedModel:
+    """Call `from_pretrained` for the checkpoint, or for what is stored of it quantized already."""
+    with _explained(plan, "the model"), pause_gc():
+        config, further = load_config(plan, token)
+        own_cache = _set_cache(config, plan.use_cache)
+        kwargs: dict[str, Any] = {**plan.kwargs, **further, **_access(plan, token)}
+        for name in plan_kwargs(plan).keys() - further.keys() - set(HUB_KWARGS):
+            kwargs.pop(name)  # the config took it
+        quantization = plan.quantization
+        if quantization is not None and not quantization.prequantized:
+            kwargs["quantization_config"] = _quantization_config(plan, config, manager)
+        if "max_memory" in kwargs:
+            kwargs["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in kwargs["max_memory"].items()}
+        location = plan.checkpoint.location
+        if stored is not None:
+            location = stored.folder
+            config.quantization_config = kwargs.pop("quantization_config").to_dict()
+            if kwargs.pop("revision", None) and plan.model_class.implementation == "remote code":
+                kwargs.setdefault("code_revision", plan.checkpoint.commit)
+        model, info = _class(plan).from_pretrained(
+            location,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told, not raised, so that the audit can name every tensor
+            **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind == "folder" or stored else {}),
+            **kwargs,
+        )
+        if stored is not None:
+            _as_from(plan.checkpoint.location, stored.folder, model)
+    return LoadedModel(model, _loading(info), own_cache)
+
+
+def _as_from(location: str, folder: str, model: Any) -> None:
+    """Have a model that was loaded from what is stored say the same of itself as one that was quantized while loading."""
+    model.hf_quantizer.pre_quantized = False
+    named = [(module, "name_or_path") for module in model.modules()]
+    for each, name in [*named, *((nested, "_name_or_path") for _, nested in configs(model.config))]:
+        if getattr(each, name, None) == folder:
+            setattr(each, name, location)
+
+
+def load_config(plan: Plan, token: str | bool | None = None) -> tuple[Any, dict[str, Any]]:
+    """Load the config at the plan's commit.
+
+    Parameters:
+        plan: the plan.
+        token: the Hub token.
+
+    Returns:
+        The config that the model's class takes, and those further keyword arguments that aren't fields of it.
+    """
+    import transformers
+
+    model_class = plan.model_class
+    loader = _imported(model_class.config_class) if model_class.config_class else transformers.AutoConfig
+    hub = {name: value for name, value in plan.kwargs.items() if name in HUB_KWARGS}
+    further = {name: value for name, value in plan_kwargs(plan).items() if name not in HUB_KWARGS}
+    config, unused = loader.from_pretrained(
+        plan.checkpoint.location,
+        return_unused_kwargs=True,
+        trust_remote_code=model_class.implementation == "remote code",
+        **hub,
+        **further,
+        **_access(plan, token),
+    )
+    if model_class.config_key:
+        whole, config = config, getattr(config, model_class.config_key)
+        if getattr(whole, "quantization_config", None) is not None:
+            config.quantization_config = whole.quantization_config
+    return config, {name: value for name, value in unused.items() if name in further}
+
+
+def load_processing_class(plan: Plan, token: str | bool | None = None) -> Any:
+    """Load the tokenizer or processor that the plan names; None where it names none.
+
+    Raises:
+        LoadError: its files can't be had, or transformers failed; its exception is the cause.
+    """
+    processing = plan.processing
+    fetch_small_files(plan, token)
+    if processing.kind == "none":
+        return None
+    import transformers
+
+    with _explained(plan, f"the {processing.kind}"):
+        auto = transformers.AutoProcessor if processing.kind == "processor" else transformers.AutoTokenizer
+        loader = _imported(processing.processing_class) if processing.processing_class else auto
+        kwargs = {name: value for name, value in plan_kwargs(plan).items() if name in HUB_KWARGS}
+        return loader.from_pretrained(
+            processing.source,
+            trust_remote_code=plan.model_class.implementation == "remote code",
+            **({"revision": processing.revision} if processing.revision else {}),
+            **kwargs,
+            **_access(plan, token),
+            **processing.options,
+        )
+
+
+def _access(plan: Plan, token: str | bool | None) -> dict[str, Any]:
+    """How transformers may ask the Hub: not where it was down while planning, for it would ask for minutes."""
+    down = bool(plan.checkpoint.commit) and not may_ask(plan)
+    return ({} if token is None else {"token": token}) | ({"local_files_only": True} if down else {})
+
+
+def _quantization_config(plan: Plan, config: Any, manager: PluginManager) -> Any:
+    quantization = plan.quantization
+    assert quantization is not None
+    skip: Sequence[str] | None = None
+    if quantization.skip_modules or plan.model_class.task in HEADED:
+        skip = modules_to_skip(
+            _class(plan),
+            config,
+            quantization.skip_modules,
+            plan.model_class.implementation == "remote code",
+            asked=asked_to_skip(plan.request),
+        )
+    built = manager.first(
+        hooks.loadkit_build_quantization_config, plan=plan, quantization=quantization, skip_modules=skip
+    )
+    if built is None:
+        raise LoadError(
+            f"the plan quantizes with {quantization.method!r}, and no plugin builds its config: "
+            "install the plugin that made the plan, or plan again"
+        )
+    return built
+
+
+def _class(plan: Plan) -> Any:
+    import transformers
+
+    model_class = plan.model_class
+    if model_class.auto_class:
+        return getattr(transformers, model_class.auto_class)
+    return _imported(model_class.model_class)
+
+
+def _imported(reference: str) -> Any:
+    module, _, name = reference.rpartition(":")
+    return getattr(importlib.import_module(module or "transformers"), name)
+
+
+def _set_cache(config: Any, use_cache: bool | None) -> dict[str, bool]:
+    """Set `use_cache` at every depth that has it; the values from before."""
+    if use_cache is None:
+        return {}
+    own = {path: nested.use_cache for path, nested in configs(config) if hasattr(nested, "use_cache")}
+    for path, nested in configs(config):
+        if path in own:
+            nested.use_cache = use_cache
+    return own
+
+
+def _loading(info: dict[str, Any]) -> Loading:
+    return Loading(
+        missing=tuple(sorted(info.get("missing_keys", ()))),
+        unexpected=tuple(sorted(info.get("unexpected_keys", ()))),
+        mismatched=tuple(
+            sorted(
+                f"{key[0]}: {tuple(key[1])} in the file, {tuple(key[2])} in the model"
+                for key in info.get("mismatched_keys", ())
+            )
+        ),
+        errors=tuple(str(e) for e in info.get("error_msgs", ()) or ()),
+    )
+
+
+@contextmanager
+def _explained(plan: Plan, what: str) -> Iterator[None]:
+    """Say what was being loaded when a library underneath raises."""
+    try:
+        yield
+    except LoadkitError:
+        raise
+    except Exception as error:
+        checkpoint = plan.checkpoint
+        at = f" at {checkpoint.commit}" if checkpoint.commit else ""
+        problem = explain(error, plan) if checkpoint.commit else None
+        if problem is not None:
+            raise LoadError(
+                f"{what} of {checkpoint.source!r}{at} couldn't be loaded: {problem.message}\n"
+                f"    fix: {problem.remedy}  [{problem.code}]"
+            ) from unquoting(error, problem)
+        raise LoadError(
+            f"{what} of {checkpoint.source!r}{at} couldn't be loaded as planned "
+            f"({plan.model_class.model_class}, {plan.dtype}): {type(error).__name__}: {error}\n"
+            "    fix: `loadkit plan` shows what was to happen and who decided it"
+        ) from error

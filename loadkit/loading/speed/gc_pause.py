@@ -1,0 +1,51 @@
+"""Python's garbage collector rests while libraries are imported and a model is built.
+
+Importing torch and transformers makes half a million objects that stay. The collector looks at all of them again and again meanwhile, finds
+next to nothing, and takes a tenth of the load's time with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["pause_gc"]
+
+_lock = threading.Lock()
+_resting = 0
+"""Blocks under way, of all threads: the last one to end wakes the collector."""
+_was_on = False
+
+
+@contextmanager
+def pause_gc() -> Iterator[None]:
+    """Keep the garbage collector from running by itself until the block ends; one that was switched off before stays so.
+
+    Nothing may be waited for in the block: the garbage of other threads stays as long. `gc.collect()` works as ever.
+    """
+    global _resting, _was_on
+    with _lock:
+        if not _resting:
+            _was_on = gc.isenabled()
+            gc.disable()
+        _resting += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _resting -= 1
+            if not _resting and _was_on:
+                _age()
+                gc.enable()
+
+
+def _age() -> None:
+    """Put all objects into the oldest generation, unseen: else the collector would go through them as soon as it wakes.
+
+    That is what freezing does, and thawing puts them back; nothing stays frozen. Whoever froze objects before has a reason: theirs stay.
+    """
+    if not gc.get_freeze_count():
+        gc.freeze()
+        gc.unfreeze()

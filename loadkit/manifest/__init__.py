@@ -1,0 +1,1 @@
+"""What was loaded, from what and by what; and loading it again."""

@@ -1,0 +1,1 @@
+"""How much memory a plan takes, on one device or on each of several processes, and whether it fits."""

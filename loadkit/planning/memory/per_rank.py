@@ -1,0 +1,128 @@
+"""What one process of several holds: its share of what an engine divides, and what loading takes on its node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from loadkit.facts.context import Context
+from loadkit.facts.library.tp_plan import is_split
+from loadkit.facts.library.weight_roles import Weight
+from loadkit.schema.plans import Memory, Plan, RankMemory
+from loadkit.schema.values import Packed
+
+__all__ = ["share"]
+
+
+def share(
+    context: Context,
+    plan: Plan,
+    memory: Memory,
+    kept: Sequence[tuple[Weight, str, int]],
+    packed: Mapping[str, Packed],
+) -> RankMemory | None:
+    """Divide an estimate among the processes.
+
+    Parameters:
+        context: the facts.
+        plan: all decisions.
+        memory: what all of it takes once.
+        kept: every weight that isn't quantized, its dtype and its bytes in memory.
+        packed: what is quantized.
+
+    Returns:
+        What each process and each node takes; None for a single process without an engine.
+    """
+    topology = context.topology
+    if not topology.distributed and topology.engine == "none":
+        return None
+    world, splits = topology.world_size, topology.tp_size if topology.splits_layers else 1
+    shards = world // splits if topology.shards_parameters else 1
+    rules = context.tp_plan(plan.model_class) if splits > 1 else {}
+    split = sum(count for weight, _, count in kept if is_split(weight, rules)) if rules else 0
+    held = memory.model - split + split // splits
+    whole = _stays_whole(context, memory, packed)
+    in_full = memory.gradients if not memory.adapters else 0
+    ratio = held / memory.model if in_full and memory.model else 1.0
+    states = world if topology.engine in ("zero1", "zero2") else shards
+    weights = whole + -(-(held - whole) // shards)
+    placed = _placed_before_sharding(context, plan)
+    each = _own_copy(context, plan, memory, kept, weights)
+    return RankMemory(
+        shared=_shared(world, splits, shards, topology.engine),
+        device=context.machine.accelerators[0].name if context.machine.accelerators else "the CPU",
+        weights=weights,
+        gradients=round(memory.gradients * ratio / (world if topology.engine == "zero2" else shards)),
+        optimizer=round(memory.optimizer * ratio / states),
+        loading=memory.model - memory.adapters if placed else weights,
+        host_shared=context.checkpoint.weight_bytes,
+        host_own=each * topology.local_world_size,
+        processes=topology.local_world_size,
+        how=_how(context, plan, placed, bool(each)),
+    )
+
+
+def _stays_whole(context: Context, memory: Memory, packed: Mapping[str, Packed]) -> int:
+    """What an engine that shards parameters leaves on every rank: the constants of quantized weights, which aren't parameters, and
+    weights packed as integers, which accelerate leaves out of FSDP2 (accelerate 1.15: `fsdp2_prepare_model`)."""
+    if not context.topology.shards_parameters:
+        return 0
+    integers = sum(p.data for p in packed.values() if "int" in p.dtype)
+    return memory.constants + (integers if context.topology.engine == "fsdp2" else 0)
+
+
+def _placed_before_sharding(context: Context, plan: Plan) -> bool:
+    """A quantized base goes to the device whole, on every rank, and is divided afterwards (transformers 5.23: the quantizers'
+    `update_device_map`)."""
+    return context.topology.shards_parameters and plan.quantization is not None
+
+
+def _own_copy(
+    context: Context,
+    plan: Plan,
+    memory: Memory,
+    kept: Sequence[tuple[Weight, str, int]],
+    weights: int,
+) -> int:
+    """Host memory that one process takes for itself while loading: what isn't a view of the mapped file."""
+    topology = context.topology
+    on_host = context.machine.kind == "cpu"
+    cast = sum(count for weight, dtype, count in kept if weight.dtype != dtype)
+    if topology.splits_layers:
+        return weights if on_host else 0
+    if topology.engine == "zero3" and plan.quantization is None:
+        return weights if on_host else 0
+    if on_host:
+        written = plan.preparation.training and plan.adapters is None and plan.quantization is None
+        return memory.model if written else cast + memory.quantized + memory.constants + memory.adapters
+    return cast if topology.shards_parameters and plan.quantization is None else 0
+
+
+def _shared(world: int, splits: int, shards: int, engine: str) -> str:
+    """Which share of what each process holds, in words."""
+    parts = []
+    if splits > 1:
+        parts.append(f"1/{splits} of the layers that are split, the rest whole")
+    if shards > 1:
+        parts.append(f"1/{shards} of weights, gradients and optimizer")
+    if engine == "zero1":
+        parts.append(f"weights and gradients whole, 1/{world} of the optimizer")
+    if engine == "zero2":
+        parts.append(f"weights whole, 1/{world} of gradients and optimizer")
+    return "; of those ".join(parts) or "everything whole"
+
+
+def _how(context: Context, plan: Plan, placed: bool, own: bool) -> str:
+    """How the ranks load, in a sentence."""
+    topology = context.topology
+    if topology.splits_layers:
+        return "each rank reads its parts of the same mapped files"
+    if topology.engine == "zero3" and plan.quantization is None:
+        return "rank 0 reads the files, and DeepSpeed divides each parameter as it is loaded"
+    if placed:
+        return "every rank puts the whole quantized base on its device, then the engine divides it"
+    once = ""
+    if topology.reads_once:
+        once = "; the engine then takes rank 0's, though transformers 5.23 reads them on every rank"
+    if own:
+        return f"every rank maps the same files, and makes its own copy of what is cast, quantized or written{once}"
+    return f"every rank maps the same files{once}"

@@ -1,0 +1,84 @@
+"""What is asked about quantizing whatever the method, and whether it is met. The core knows no method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loadkit.errors import Problem
+from loadkit.facts.context import Context
+from loadkit.request.options import SKIPPING
+from loadkit.schema.request import Request
+from loadkit.schema.values import Quantization
+from loadkit.text.suggest import did_you_mean
+
+__all__ = ["asked_to_skip", "check_quantization"]
+
+
+def asked_to_skip(request: Request) -> tuple[str, ...]:
+    """The modules that somebody asked to leave unquantized: by the option, or in a quantization config."""
+    whole = request.value("quantization_config", {})
+    entries = [*request.value("skip_modules", ()), *(e for name in SKIPPING for e in whole.get(name) or ())]
+    return tuple(dict.fromkeys(entries))
+
+
+def check_quantization(context: Context, decided: Quantization | None) -> list[Problem]:
+    """What was asked about quantizing, and nobody took up.
+
+    Parameters:
+        context: the facts.
+        decided: the decision; None where the weights stay as they are.
+    """
+    return [
+        *_unserved(context.request, decided),
+        *_nothing_to_skip(context.request, decided),
+        *_unmatched(context, decided),
+    ]
+
+
+def _unserved(request: Request, decided: Quantization | None) -> Iterator[Problem]:
+    """A quantization_config that no plugin took up: dropping it would load another model than was asked for."""
+    asked = request.asked("quantization_config")
+    if asked is None or not asked.demanded:
+        return
+    method = asked.value.get("quant_method")
+    if decided is not None and method in (None, decided.method):
+        return
+    instead = "isn't quantized" if decided is None else f"is quantized by {decided.method}"
+    which = f"of method {method!r}" if method else "that names no quant_method"
+    yield _problem(
+        "unknown-quantization",
+        f"you gave a quantization_config {which}, which no plugin here provides for this "
+        f"checkpoint; without it the model {instead}",
+        f"install a plugin that quantizes {f'with {method}' if method else 'so'}, load a checkpoint that is stored so, "
+        "or choose another method",
+    )
+
+
+def _nothing_to_skip(request: Request, decided: Quantization | None) -> Iterator[Problem]:
+    asked = request.asked("skip_modules")
+    if decided is None and asked is not None and asked.demanded:
+        yield _problem(
+            "setting-without-quantization",
+            f"you asked for skip_modules={asked.value!r}, but the model isn't quantized",
+            "add what quantizes it, or leave skip_modules out",
+        )
+
+
+def _unmatched(context: Context, decided: Quantization | None) -> Iterator[Problem]:
+    """A skip entry is a path or the end of one; here only its last part is looked for, as loading may rename the rest."""
+    if decided is None or decided.prequantized:
+        return
+    asked, tensors = asked_to_skip(context.request), context.checkpoint.tensors
+    parts = {part for name in tensors for part in name.split(".")[:-1]}
+    for entry in decided.skip_modules:
+        if tensors and entry in asked and entry.split(".")[-1] not in parts:
+            words = sorted(part for part in parts if not part.isdigit())
+            yield _problem(
+                "skip-matches-nothing",
+                f"skip_modules has {entry!r}, and no module is called so{did_you_mean(entry.split('.')[-1], words)}",
+                f"modules here are called {', '.join(words[:12])}{', …' if len(words) > 12 else ''}",
+            )
+
+
+def _problem(code: str, message: str, remedy: str) -> Problem:
+    return Problem(stage="quantization", plugin="loadkit", code=code, message=message, remedy=remedy)

@@ -1,0 +1,29 @@
+"""What plugins need beyond the names of `loadkit` itself: facts in detail, kept entries, loading aids, words for messages.
+
+from loadkit import Claim, Context, hookimpl
+from loadkit.plugins import LoadingAid, did_you_mean
+"""
+
+from __future__ import annotations
+
+# fmt: off
+from loadkit.audit.model_access import base_of, configs, input_embeddings, is_packed, output_embeddings
+from loadkit.cache.checksums import checksum, checksums, file_checksums
+from loadkit.cache.entries import Entries, Entry, Record
+from loadkit.facts.checkpoint.checkpoint import AdapterFacts, File, ProcessingFacts, TensorHeader
+from loadkit.facts.checkpoint.companions import Beside, Template
+from loadkit.facts.library.library import ConfigFacts, Family, Library, ModelFacts, ModuleFacts
+from loadkit.loading.inference_mode import InferenceMode
+from loadkit.loading.speed.gc_pause import pause_gc
+from loadkit.manifest.manifest import FileProof
+from loadkit.schema.loading_aids import LoadingAid, Shortcut, Stored
+from loadkit.text.suggest import did_you_mean, nearest_name, some_of
+from loadkit.text.units import size, span
+
+__all__ = [
+    "AdapterFacts", "Beside", "ConfigFacts", "Entries", "Entry", "Family", "File", "FileProof",
+    "InferenceMode", "Library", "LoadingAid", "ModelFacts", "ModuleFacts", "ProcessingFacts", "Record",
+    "Shortcut", "Stored", "Template", "TensorHeader", "base_of", "checksum", "checksums", "configs",
+    "did_you_mean", "file_checksums", "input_embeddings", "is_packed", "nearest_name", "output_embeddings",
+    "pause_gc", "size", "some_of", "span",
+]

@@ -1,0 +1,1 @@
+"""What was asked: options, profiles and training recipes, and who asked for each."""

@@ -1,0 +1,145 @@
+"""The translation tables: what each key of a recipe means to loadkit, as data."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from importlib import resources
+from typing import Any, Literal
+
+import msgspec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Contradiction", "Default", "Dialect", "Key", "dialect_of", "dialects", "entry"]
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one key of a recipe means. Wherever values are named as text, `*` stands for anything.
+
+    Parameters:
+        option: the option it becomes.
+        under: the field of that option (a mapping) which it becomes.
+        fields: for a mapping: its fields to options; "*" stands for the others, which are options themselves, or
+            fields of the option that it leads to.
+        sets: value, as text, to the options that it sets; for keys that are more than one option.
+        values: value, as text, to the option's value.
+        format: a text with {} where the value goes.
+        without: value that has no counterpart, as text, to what to tell; nothing is set.
+        ignore: values that ask for nothing.
+        only: whether a value that is in none of these is an error.
+        needs: the key is inert unless one of these is set.
+        number: a number, which YAML may have read as text ("5e-2").
+        split: a text of several names with commas between them.
+        one: of which there may be but one.
+        invert: true means false.
+        joins: with what another key says of the same option, rather than against it.
+        overrides: what another key says of the same option.
+        shared: the trainer reads it too.
+        notes: value, as text, to what to tell when it is used; not for a mapping's fields.
+    """
+
+    option: str = ""
+    under: str = ""
+    fields: dict[str, str] = {}
+    sets: dict[str, dict[str, Any]] = {}
+    values: dict[str, Any] = {}
+    format: str = ""
+    without: dict[str, str] = {}
+    ignore: tuple[Any, ...] = ()
+    only: bool = False
+    needs: tuple[str, ...] = ()
+    number: bool = False
+    split: bool = False
+    one: bool = False
+    invert: bool = False
+    joins: bool = False
+    overrides: bool = False
+    shared: bool = False
+    notes: dict[str, str] = {}
+
+
+class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options that hold where the recipe is silent.
+
+    Parameters:
+        when: an option that must be true for it; "" for always.
+        keys: keys that must have these values for it.
+        silent: keys of which none may be given.
+        unless: options of which none may be set.
+        options: option to value.
+        multiples: option to (another option, factor).
+        note: what to tell then.
+    """
+
+    when: str = ""
+    keys: dict[str, Any] = {}
+    silent: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+    multiples: dict[str, tuple[str, int | float]] = {}
+    note: str = ""
+
+
+class Contradiction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Keys that exclude each other: an error where all have these values."""
+
+    keys: dict[str, Any]
+    remedy: str
+
+
+class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One dialect.
+
+    Parameters:
+        name: what it is called.
+        markers: keys that only it has.
+        source: the key that names the model.
+        keys: key to its meaning.
+        defaults: in the order in which they are applied.
+        contradictions: what excludes each other.
+        frozen_dtypes: flags of the trainer's mixed precision to the dtype that they suggest for a base that doesn't train.
+        untranslated: keys that change what is loaded and have no counterpart, to what to do about it.
+        trainer: keys that are the trainer's though they look like loading keys; `*` stands for anything.
+    """
+
+    name: Literal["trl", "axolotl", "llama-factory"]
+    source: str
+    markers: tuple[str, ...] = ()
+    keys: dict[str, Key]
+    defaults: tuple[Default, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()
+    frozen_dtypes: dict[str, str] = {}
+    untranslated: dict[str, str] = {}
+    trainer: tuple[str, ...] = ()
+
+
+FILES = ("trl.toml", "axolotl.toml", "llama_factory.toml")
+"""The first has no markers, and takes what nobody else's markers claim."""
+
+
+@functools.cache
+def dialects() -> tuple[Dialect, ...]:
+    """Every table."""
+    folder = resources.files("loadkit.request.recipes")
+    return tuple(
+        msgspec.convert(tomllib.loads(folder.joinpath(name).read_text(encoding="utf-8")), Dialect)
+        for name in FILES
+    )
+
+
+def dialect_of(content: Mapping[str, Any]) -> Dialect:
+    """The dialect of which a recipe has the most marker keys."""
+    return max(dialects(), key=lambda dialect: sum(marker in content for marker in dialect.markers))
+
+
+def entry(table: Mapping[str, Any], text: str) -> str | None:
+    """The entry of a table that stands for a value: the value itself, else a pattern that fits it; None for none."""
+    if text in table:
+        return text
+    return next((pattern for pattern in table if fnmatchcase(text, pattern)), None)

@@ -1,0 +1,111 @@
+"""What one key with its value becomes: options, notes, or a problem."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from loadkit.errors import Problem
+from loadkit.request.recipes.key_tables import Key, entry
+from loadkit.request.recipes.yaml_files import problem
+
+__all__ = ["NOTHING", "Meant", "as_text", "meant"]
+
+NOTHING = (None, "", "null", "None", "none", "~")
+"""Values that ask for nothing, in whatever way people write them."""
+
+Meant = tuple[dict[str, Any], list[str], list[Problem]]
+"""Options, notes, problems."""
+
+
+def as_text(value: Any) -> str:
+    """A value as the tables write it: YAML's true is "true"."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def meant(path: str, key: str, value: Any, meaning: Key) -> Meant:
+    """Apply a key's meaning to its value.
+
+    Parameters:
+        path: the recipe's file, for messages.
+        key: as the recipe writes it.
+        value: one that asks for something.
+        meaning: the table's entry.
+    """
+    alone = value[0] if isinstance(value, list) and len(value) == 1 else value
+    text = as_text(alone)
+    if (missing := entry(meaning.without, text)) is not None:
+        return {}, [f"{key}: {text}: {meaning.without[missing]}"], []
+    if meaning.fields and (isinstance(value, dict) or not meaning.option):
+        return _of_fields(path, key, value, meaning)
+    notes = []
+    if (told := entry(meaning.notes, text)) is not None:
+        notes.append(f"{key}: {text}: {meaning.notes[told]}")
+    if (found := entry(meaning.sets, text)) is not None:
+        return dict(meaning.sets[found]), notes, []
+    if (found := entry(meaning.values, text)) is not None:
+        return {meaning.option: meaning.values[found]}, notes, []
+    if meaning.only or not meaning.option:
+        known = ", ".join([*meaning.sets, *meaning.values])
+        return {}, [], [_bad(path, key, value, "has no counterpart here", f"{key} can be {known}")]
+    if meaning.number:
+        number = _number(value)
+        if number is None:
+            return {}, [], [_bad(path, key, value, "isn't a number", f"give {key} a number")]
+        value = number
+    if meaning.split and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if meaning.one and isinstance(value, list):
+        if len(value) != 1:
+            what = "names several, which has no counterpart here"
+            return {}, [], [_bad(path, key, value, what, "name one")]
+        value = value[0]
+    if meaning.format:
+        value = meaning.format.replace("{}", text)
+    if meaning.invert and isinstance(value, bool):
+        value = not value
+    return {meaning.option: {meaning.under: value} if meaning.under else value}, notes, []
+
+
+def _of_fields(path: str, key: str, value: Any, meaning: Key) -> Meant:
+    """The options that a mapping's fields set."""
+    if not isinstance(value, dict):
+        fields = ", ".join(field for field in meaning.fields if field != "*")
+        return {}, [], [_bad(path, key, value, "isn't a mapping", f"give {key} fields such as {fields}")]
+    options: dict[str, Any] = {}
+    notes = []
+    for field, item in value.items():
+        if item in NOTHING:
+            continue
+        home = meaning.fields.get(field)
+        if home is None and "*" not in meaning.fields:
+            notes.append(f"{key}.{field} has no counterpart here, and is left to the trainer")
+        elif home is None and meaning.fields["*"]:
+            options.setdefault(meaning.fields["*"], {})[field] = item
+        else:
+            options[home or str(field)] = item
+    return options, notes, []
+
+
+def _number(value: Any) -> int | float | None:
+    """A finite number, None for anything else. YAML 1.1 reads 5e-2 as text."""
+    if isinstance(value, str):
+        try:
+            value = int(value)
+        except ValueError:
+            try:
+                value = float(value)
+            except ValueError:
+                return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def _bad(path: str, key: str, value: Any, what: str, remedy: str) -> Problem:
+    return problem(
+        "recipe-bad-value",
+        path,
+        f"{key}: {as_text(value)} {what}",
+        f"{remedy}; leave it out to have it decided",
+    )

@@ -1,0 +1,64 @@
+"""From a recipe's file to loadkit's options."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import msgspec
+
+from loadkit.errors import Problem
+from loadkit.request.recipes.key_tables import dialect_of
+from loadkit.request.recipes.translate import translate
+from loadkit.request.recipes.yaml_files import read_yaml
+
+__all__ = ["Recipe", "read_recipe"]
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What a training recipe says of loading.
+
+    Parameters:
+        path: its file, or what it was made from.
+        dialect: whose names it uses; the alignment-handbook's and open-r1's are TRL's.
+        source: the model; "" where it names none.
+        options: loadkit's options that it asks for, to their values.
+        trainer: the keys that loadkit doesn't take, untouched, and those that the trainer reads too.
+        shared: keys that became options and are in `trainer` nevertheless, such as gradient_checkpointing.
+        notes: a line for everything that isn't translated one to one.
+    """
+
+    path: str
+    dialect: Literal["trl", "axolotl", "llama-factory"] = "trl"
+    source: str = ""
+    options: dict[str, Any] = {}
+    trainer: dict[str, Any] = {}
+    shared: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_recipe(path: str | os.PathLike[str]) -> tuple[Recipe | None, list[Problem]]:
+    """Read a recipe and translate its loading keys.
+
+    Parameters:
+        path: a YAML file.
+
+    Returns:
+        The recipe, None where it can't be read; and what is wrong with it.
+    """
+    name = os.fspath(path)
+    content, problems = read_yaml(name)
+    if content is None:
+        return None, problems
+    dialect = dialect_of(content)
+    found = translate(name, content, dialect)
+    recipe = Recipe(
+        path=name,
+        dialect=dialect.name,
+        source=found.source,
+        options=found.options,
+        trainer=found.trainer,
+        shared=tuple(sorted(found.shared)),
+        notes=tuple(found.notes),
+    )
+    return recipe, [*problems, *found.problems]

@@ -1,0 +1,249 @@
+"""Apply a table to a recipe: a small interpreter, without a word about any one dialect."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from loadkit.errors import Problem
+from loadkit.request.recipes.key_tables import Dialect, Key
+from loadkit.request.recipes.meaning import NOTHING, as_text, meant
+from loadkit.request.recipes.yaml_files import problem
+
+__all__ = ["Translation", "translate"]
+
+NEAR = 0.8
+"""How alike (by difflib's ratio) a key must be to a loading key to count as a misspelling of it."""
+
+FREEZING = ("adapter", "load_in_4bit", "load_in_8bit")
+"""Options under which the base's own weights don't train."""
+
+WITHOUT: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "adapter": (
+        "a new adapter",
+        (
+            "lora_r",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target_modules",
+            "lora_target_parameters",
+            "lora_modules_to_save",
+            "lora_vision",
+            "use_rslora",
+            "use_dora",
+            "init_lora_weights",
+        ),
+    ),
+    "load_in_4bit": (
+        "4-bit quantization",
+        (
+            "bnb_4bit_quant_type",
+            "bnb_4bit_use_double_quant",
+            "bnb_4bit_compute_dtype",
+            "bnb_4bit_quant_storage",
+        ),
+    ),
+    "load_in_8bit": ("8-bit quantization", ("llm_int8_threshold", "llm_int8_has_fp16_weight")),
+}
+"""An option that must be true, in words, for others to have an effect. An existing adapter has settings of its own."""
+
+
+class Translation(NamedTuple):
+    """What a table makes of a recipe; the fields are `Recipe`'s."""
+
+    source: str
+    options: dict[str, Any]
+    trainer: dict[str, Any]
+    shared: set[str]
+    notes: list[str]
+    problems: list[Problem]
+
+
+def translate(path: str, content: Mapping[str, Any], dialect: Dialect) -> Translation:
+    """Turn a recipe's loading keys into options.
+
+    Parameters:
+        path: the recipe's file, for messages.
+        content: its keys and values.
+        dialect: the table.
+    """
+    source, wrong = _source(path, content, dialect)
+    found = Translation(source, {}, {}, set(), [], wrong)
+    asked: list[tuple[str, Any, Key]] = []
+    for key, value in content.items():
+        if key == dialect.source:
+            continue
+        meaning = dialect.keys.get(key)
+        if meaning is None:
+            _foreign(path, key, value, dialect, found)
+            continue
+        if meaning.shared:
+            found.trainer[key] = value
+        if value in NOTHING or _among(value, meaning.ignore):
+            continue
+        if meaning.needs and not any(_is_set(content.get(needed)) for needed in meaning.needs):
+            found.notes.append(f"{key} has no effect without {' or '.join(meaning.needs)}, and is left out")
+            continue
+        asked.append((key, value, meaning))
+    given_by: dict[str, str] = {}
+    for key, value, meaning in sorted(asked, key=lambda each: each[2].overrides):
+        options, notes, problems = meant(path, key, value, meaning)
+        found.notes.extend(notes)
+        found.problems.extend(problems)
+        for option, plain in options.items():
+            _settle(path, option, plain, key, meaning, found, given_by)
+    _contradictions(path, content, dialect, found)
+    _defaults(content, dialect, found)
+    _frozen_dtype(content, dialect, found)
+    _without_effect(dialect, found, given_by)
+    return found
+
+
+def _source(path: str, content: Mapping[str, Any], dialect: Dialect) -> tuple[str, list[Problem]]:
+    value = content.get(dialect.source)
+    if value in NOTHING:
+        return "", []
+    if isinstance(value, str):
+        return value, []
+    message = f"{dialect.source}: {value} isn't a text"
+    return "", [problem("recipe-bad-value", path, message, "name a folder or a Hub id, in quotes if need be")]
+
+
+def _foreign(path: str, key: str, value: Any, dialect: Dialect, found: Translation) -> None:
+    """A key that isn't translated: the trainer's, one without a counterpart, or a misspelling."""
+    if key in dialect.untranslated:
+        if _is_set(value):
+            message = f"{key} changes what is loaded, and isn't translated"
+            remedy = dialect.untranslated[key]
+            found.problems.append(problem("recipe-untranslated", path, message, remedy, severity="warning"))
+    elif not any(fnmatchcase(key, known) for known in dialect.trainer):
+        words = [dialect.source, *dialect.keys, *dialect.untranslated, *dialect.trainer]
+        near = difflib.get_close_matches(key.lower(), words, n=1, cutoff=NEAR)
+        if near and near[0] not in dialect.trainer:
+            found.problems.append(
+                problem(
+                    "recipe-misspelt-key",
+                    path,
+                    f"{key!r} is no key of {dialect.name}'s recipes, and looks like {near[0]!r}",
+                    f"write {near[0]}, or rename it if it is meant for something else",
+                )
+            )
+            return
+    found.trainer[key] = value
+
+
+def _settle(
+    path: str,
+    option: str,
+    plain: Any,
+    key: str,
+    meaning: Key,
+    found: Translation,
+    given_by: dict[str, str],
+) -> None:
+    """Set an option, unless another key has said something else of it."""
+    label = f"{key}.{option}" if meaning.fields else key
+    if option in given_by:
+        first, earlier = given_by[option], found.options[option]
+        settled = _joined(earlier, plain) if meaning.joins else None
+        settled = _agreed(earlier, plain) if settled is None else settled
+        if settled is None and not meaning.overrides:
+            message = f"{first} and {label} both settle {option}, as {earlier!r} and as {plain!r}"
+            found.problems.append(problem("recipe-key-twice", path, message, f"keep {first} or {label}"))
+            return
+        if settled is None:
+            found.notes.append(f"{label} counts, not {first}: {option} is {plain!r}, not {earlier!r}")
+            settled = plain
+        plain = settled
+    found.options[option] = plain
+    given_by[option] = label
+    if meaning.shared:
+        found.shared.add(key)
+
+
+def _contradictions(path: str, content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
+    for wrong in dialect.contradictions:
+        if _has(content, wrong.keys):
+            said = " and ".join(f"{key}: {as_text(value)}" for key, value in wrong.keys.items())
+            message = f"{said} exclude each other"
+            found.problems.append(problem("recipe-contradiction", path, message, wrong.remedy))
+
+
+def _defaults(content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
+    for default in dialect.defaults:
+        if default.when and found.options.get(default.when) is not True:
+            continue
+        if not _has(content, default.keys) or any(content.get(key) not in NOTHING for key in default.silent):
+            continue
+        if any(option in found.options for option in default.unless):
+            continue
+        new = {k: v for k, v in default.options.items() if k not in found.options}
+        for option, (other, factor) in default.multiples.items():
+            if option not in found.options and isinstance(found.options.get(other), int | float):
+                new[option] = found.options[other] * factor
+        found.options.update(new)
+        if new and default.note:
+            found.notes.append(default.note)
+
+
+def _frozen_dtype(content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
+    """A base that doesn't train is loaded in the dtype that the trainer computes in, unless the recipe names one.
+
+    Where all weights train it isn't: mixed precision keeps them in the dtype that they were loaded in.
+    """
+    frozen = any(found.options.get(option) for option in FREEZING)
+    for flag, dtype in dialect.frozen_dtypes.items():
+        if content.get(flag) is True and frozen and "dtype" not in found.options:
+            found.options["dtype"] = dtype
+            found.shared.add(flag)
+            found.notes.append(
+                f"{flag}: true: the frozen base is loaded in {dtype} too, since no dtype is named"
+            )
+
+
+def _without_effect(dialect: Dialect, found: Translation, given_by: Mapping[str, str]) -> None:
+    """Leave out the settings of what is off."""
+    for switch, (words, options) in WITHOUT.items():
+        if found.options.get(switch) is True:
+            continue
+        for option in options:
+            if option not in found.options:
+                continue
+            del found.options[option]
+            if label := given_by.get(option):
+                key = label.partition(".")[0]
+                end = "left to the trainer" if dialect.keys[key].shared else "left out"
+                found.shared.discard(key)
+                found.notes.append(f"{label} has no effect without {words}, and is {end}")
+
+
+def _has(content: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
+    return all(as_text(content.get(key)) == as_text(value) for key, value in keys.items())
+
+
+def _is_set(value: Any) -> bool:
+    return value not in NOTHING and bool(value)
+
+
+def _among(value: Any, values: tuple[Any, ...]) -> bool:
+    return any(type(value) is type(other) and value == other for other in values)
+
+
+def _agreed(first: Any, second: Any) -> Any:
+    """What two keys for one option come to; None where they disagree. "An adapter" and "this adapter" don't."""
+    for one, other in ((first, second), (second, first)):
+        if one == other or (other is True and isinstance(one, str)):
+            return one
+    return None
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two lists or two mappings as one; None where they can't be."""
+    if isinstance(first, list) and isinstance(second, list):
+        return [*first, *(each for each in second if each not in first)]
+    if isinstance(first, dict) and isinstance(second, dict):
+        same = all(first[key] == second[key] for key in first.keys() & second.keys())
+        return first | second if same else None
+    return None

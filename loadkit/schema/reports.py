@@ -1,0 +1,117 @@
+"""The report of a load: what was made, what it weighs, how long it took, what the audit found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from loadkit.errors import Finding
+
+__all__ = ["Change", "Loading", "Measurements", "Report"]
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What a phase did to a group of parameters, as found by comparing before and after.
+
+    Parameters:
+        phase: the phase, such as "k-bit preparation".
+        kind: "cast", "resized", "added" or "removed".
+        what: from what to what: dtypes, or shapes.
+        tensors: how many.
+        bytes_before: their bytes before; 0 for added ones.
+        bytes_after: their bytes after; 0 for removed ones.
+        example: the name of one.
+    """
+
+    phase: str
+    kind: str
+    what: str
+    tensors: int
+    bytes_before: int
+    bytes_after: int
+    example: str
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True):
+    """What `from_pretrained` said of the weights.
+
+    Parameters:
+        missing: tensors the model has and the checkpoint doesn't: they hold random values.
+        unexpected: tensors of the checkpoint that the model has no place for.
+        mismatched: tensors of different shapes, as "name: file shape, model shape".
+        errors: what went wrong while converting, a line each.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+
+class Measurements(msgspec.Struct, frozen=True, kw_only=True):
+    """What the loaded model consists of.
+
+    Parameters:
+        model_class: the class of the model, adapter aside.
+        modules: class name of each weight-bearing module to how many there are.
+        bytes_by_dtype: dtype to bytes of parameters and buffers, quantization constants included.
+        parameters: how many parameters there are, quantized ones counted unpacked.
+        trainable: how many of them train.
+        devices: device to bytes.
+        footprint: bytes of all parameters, buffers and quantization constants.
+        unquantized: of a quantized model, the reason to the bytes that stay as they are, largest first; adapters aside.
+    """
+
+    model_class: str
+    modules: dict[str, int]
+    bytes_by_dtype: dict[str, int]
+    parameters: int
+    trainable: int
+    devices: dict[str, int]
+    footprint: int
+    unquantized: dict[str, int] = {}
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a load did.
+
+    Parameters:
+        measurements: what the model consists of.
+        findings: what the audit found, errors first.
+        changes: what was done to the parameters after loading: upcast, resized, added.
+        loading: what `from_pretrained` said of the weights.
+        seconds: phase to seconds, in order: "plan", "import", "processing", "load",
+            "comparison" (with the files), the phases that the plan has, "audit".
+        peak_memory: bytes: the process's highest resident set so far, and each accelerator's highest allocation.
+        workarounds: what plugins did about faults of libraries, a line each.
+        shortcuts: what made the load faster, a line each.
+    """
+
+    measurements: Measurements
+    findings: tuple[Finding, ...] = ()
+    changes: tuple[Change, ...] = ()
+    loading: Loading = Loading()
+    seconds: dict[str, float] = {}
+    peak_memory: dict[str, int] = {}
+    workarounds: tuple[str, ...] = ()
+    shortcuts: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+
+    def __str__(self) -> str:
+        from loadkit.schema.plan_text import report_text
+
+        return report_text(self)
+
+    def _repr_html_(self) -> str:
+        from loadkit.schema.plan_text import html, report_table
+
+        return html(report_table(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        result: dict[str, Any] = msgspec.to_builtins(self)
+        return result

@@ -1,0 +1,64 @@
+"""The request: what was asked, and by whom each option was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from loadkit.schema.claims import Strength
+
+__all__ = ["Asked", "Request"]
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """One option of a request: its value as plain data, who asked ("you", "profile 'qlora'"), and how much that weighs."""
+
+    name: str
+    value: Any
+    by: str
+    strength: Strength
+
+    @property
+    def demanded(self) -> bool:
+        """Whether the caller asked: a demand is met or refused, never replaced."""
+        return self.strength is Strength.YOU
+
+    @property
+    def because(self) -> str:
+        """A reason for a claim that only repeats the option: "you asked for it"."""
+        return "you asked for it" if self.demanded else f"{self.by} prefers it"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for.
+
+    Parameters:
+        source: a folder, a Hub id, or an adapter repository.
+        profile: the profile's name, or the path of a profile file; "" for none.
+        options: the options in force, by name; a caller's option hides the recipe's, which hides the profile's.
+        hidden: options of the profile or recipe that were hidden so, for the plan to show.
+        recipe: the recipe's file; "" for none.
+        trainer_keys: keys of the recipe that are the trainer's.
+    """
+
+    source: str
+    profile: str = ""
+    options: dict[str, Asked] = {}
+    hidden: tuple[Asked, ...] = ()
+    recipe: str = ""
+    trainer_keys: tuple[str, ...] = ()
+
+    def asked(self, name: str) -> Asked | None:
+        """The option of that name, None where nobody set it. An explicit None counts as not set."""
+        found = self.options.get(name)
+        return None if found is None or found.value is None else found
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """The option's value, or `default` where nobody set it."""
+        found = self.asked(name)
+        return default if found is None else found.value
+
+    def set_by_profile(self, name: str) -> Asked | None:
+        """What the profile wanted for an option that the caller replaced; None where it had no wish."""
+        return next((asked for asked in self.hidden if asked.name == name), None)

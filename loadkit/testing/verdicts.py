@@ -1,0 +1,139 @@
+"""Run the checks on a plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from loadkit.errors import LoadkitError
+from loadkit.testing.kit import Check, NotApplicable, Result, Unmet, known_checks
+from loadkit.testing.scenarios import PLAIN, READY, Scenario
+from loadkit.testing.subjects import Subject
+from loadkit.testing.time_limit import PATIENCE, Hung, in_time
+from loadkit.text.suggest import did_you_mean
+
+__all__ = ["LEVEL", "SLOW", "cases", "checked_expectations", "checked_level", "run", "run_one"]
+
+SLOW = "find what it waits for, and decide without; or allow more time: --timeout on the command line, timeout= under pytest"
+"""How to keep a check from taking too long."""
+
+LEVEL = "1.0"
+"""The newest level: checks that come later have a higher one."""
+
+
+def cases(scenarios: Sequence[Scenario] = ()) -> Iterator[tuple[Check, tuple[Scenario, ...]]]:
+    """Every check with the scenarios that it is run in: the ready-made ones and the author's.
+
+    Parameters:
+        scenarios: the author's own.
+    """
+    for check in known_checks():
+        if check.scenarios == "loaded":
+            yield check, tuple(s for s in scenarios if s.checkpoint)
+        elif check.scenarios == "planned":
+            yield check, (*READY, *(s for s in scenarios if not s.checkpoint))
+        else:
+            yield check, (PLAIN,)
+
+
+def run(
+    subject: Subject,
+    *,
+    level: str = LEVEL,
+    scenarios: Sequence[Scenario] = (),
+    expect_fail: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE,
+) -> list[Result]:
+    """Run all checks on a plugin.
+
+    Parameters:
+        subject: the plugin.
+        level: the level it keeps to; a check that is newer warns.
+        scenarios: the author's own situations, beside the ready-made ones.
+        expect_fail: code to the reason why it fails; strict.
+        timeout: seconds that a check may take in one scenario; what takes longer fails it, and the run goes on.
+
+    Returns:
+        One result a check.
+
+    Raises:
+        LoadkitError: `expect_fail` names a code that isn't one, or gives no reason; or the level is none.
+    """
+    expected = checked_expectations(expect_fail or {})
+    checked_level(level)
+    return [
+        run_one(check, subject, where, level=level, expected=expected.get(check.code, ""), timeout=timeout)
+        for check, where in cases(scenarios)
+    ]
+
+
+def run_one(
+    check: Check,
+    subject: Subject,
+    scenarios: Sequence[Scenario],
+    *,
+    level: str = LEVEL,
+    expected: str = "",
+    timeout: float = PATIENCE,
+) -> Result:
+    """Run one check in all its scenarios, up to the first that it fails in."""
+    said, where, skipped, ran, remedy = "", "", "", 0, check.remedy
+    for scenario in scenarios:
+        try:
+            with in_time(timeout):
+                check.run(subject, scenario)
+            ran += 1
+        except Hung as slow:  # noqa: PERF203 - a scenario takes milliseconds
+            said, where, remedy = str(slow), scenario.name, SLOW
+            subject.hung = check.code
+            break
+        except NotApplicable as reason:
+            skipped = str(reason)
+        except Unmet as fault:
+            said, where = str(fault), scenario.name if check.scenarios != "none" else ""
+            break
+        except Exception as error:  # of a library underneath, or of loadkit: it is the plugin that was tried
+            said, where = f"{type(error).__name__}: {error}", scenario.name
+            break
+
+    def result(verdict: str, text: str = "", remedy: str = "") -> Result:
+        return Result(
+            code=check.code, title=check.title, plugin=subject.name, scenario=where, verdict=verdict, said=text, remedy=remedy  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    if said and expected:
+        return result("expected", f"{said} (expected: {expected})")
+    if said and checked_level(check.since) > checked_level(level):
+        return result("newer", f"{said} (the check came with level {check.since})", remedy)
+    if said:
+        return result("failed", said, remedy)
+    if not ran:
+        return result(
+            "skipped",
+            skipped or "no scenario of yours loads a checkpoint: give one with Scenario(checkpoint=…)",
+        )
+    if expected:
+        return result(
+            "unexpected", f"it was expected to fail ({expected}), and passes", "take it out of expect_fail"
+        )
+    return result("passed")
+
+
+def checked_expectations(expect_fail: Mapping[str, str]) -> Mapping[str, str]:
+    """The expected failures, if every code is one and every reason is given."""
+    codes = [check.code for check in known_checks()]
+    for code, reason in expect_fail.items():
+        if code not in codes:
+            raise LoadkitError(f"expect_fail names {code!r}, which isn't a check{did_you_mean(code, codes)}")
+        if not reason.strip():
+            raise LoadkitError(
+                f"expect_fail gives no reason for {code}: say why it fails, and where that is tracked"
+            )
+    return expect_fail
+
+
+def checked_level(text: str) -> tuple[int, ...]:
+    """A level as numbers, to compare; `LoadkitError` where it is none."""
+    try:
+        return tuple(int(part) for part in text.split("."))
+    except ValueError:
+        raise LoadkitError(f"{text!r} isn't a level; levels are versions such as {LEVEL!r}") from None

@@ -1,0 +1,1 @@
+"""How quantities and suggestions read in messages."""

@@ -1,0 +1,1 @@
+"""New and existing PEFT adapters."""

@@ -1,0 +1,193 @@
+"""Attach adapters with PEFT, and merge them. Not a plugin itself."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loadkit import Adapter, Adapters, LoadError, Plan, Vocabulary
+from loadkit_plugins.adapter.targets import check_targets, new_token_rows, towers
+
+__all__ = ["attach", "merge"]
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -> Any:
+    """Attach every adapter, and turn the active one on; the others are frozen.
+
+    Raises:
+        LoadError: one doesn't fit the model.
+    """
+    _refuse_names(model, adapters)
+    with _quiet():
+        for adapter in adapters.members:
+            add = _add_existing if adapter.source else _add_new
+            model = add(plan, model, adapter, vocabulary)
+            _cast(model, adapter)
+        _whole_widths(model)
+        model.set_adapter(adapters.active)
+    active = next(a for a in adapters.members if a.name == adapters.active)
+    if not active.trainable:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+    return model
+
+
+def merge(model: Any, adapters: Adapters) -> Any:
+    """Work the active adapter into the base; a value that isn't finite is an error (PEFT's `safe_merge`)."""
+    try:
+        merged = model.merge_and_unload(safe_merge=True, adapter_names=[adapters.active])
+    except ValueError as error:
+        raise LoadError(f"the adapter {adapters.active!r} couldn't be merged: {error}") from error
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config
+    merged._hf_peft_config_loaded = False
+    return merged
+
+
+def _refuse_names(model: Any, adapters: Adapters) -> None:
+    """An adapter's tensors are told by its name in their path, so it can't be the name of a module."""
+    parts = {part for name, _ in model.named_modules() for part in name.split(".")}
+    taken = [a.name for a in adapters.members if a.name in parts or "." in a.name]
+    if taken:
+        raise LoadError(
+            f"an adapter can't be called {', '.join(map(repr, taken))}: {type(model).__name__} has modules of that name\n"
+            "    fix: choose another name, without dots"
+        )
+
+
+def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -> Any:
+    import peft
+
+    options = dict(adapter.options)
+    check_targets(model, options)
+    if (
+        adapter.exclude_vision
+        and not isinstance(options.get("exclude_modules"), str)
+        and (beside := towers(model))
+    ):
+        ends = options.get("exclude_modules") or ()
+        within = rf"(^|.*\.)({'|'.join(map(re.escape, beside))})\..*"
+        options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
+    if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
+        options["fan_in_fan_out"] = True  # GPT-2's layers hold their weights transposed
+    pad = plan.tokens.pad_token
+    ids = [i for token, i in vocabulary.new_tokens.items() if token != pad]
+    if adapter.new_tokens and ids and "trainable_token_indices" not in options:
+        options["trainable_token_indices"] = new_token_rows(model, ids, options) or None
+    try:
+        config = peft.get_peft_config({"peft_type": adapter.peft_type, **options})
+        return peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
+    except (
+        Exception
+    ) as error:  # PEFT's dispatchers raise whatever a module without what they look for leads to
+        raise LoadError(
+            f"PEFT couldn't attach the {adapter.peft_type} adapter with {options!r}: {error} "
+            f"(asked for because {plan.why('adapter').because})"
+        ) from error
+
+
+def _add_existing(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -> Any:
+    """Load an adapter onto the base's device, and hold its tensors against the model's; PEFT only warns of most misfits."""
+    import peft
+
+    about: dict[str, Any] = {
+        "adapter_name": adapter.name,
+        "is_trainable": adapter.trainable,
+        "autocast_adapter_dtype": False,
+        "torch_device": _device(model),  # PEFT's own guess is a GPU wherever the base is
+    }
+    wrapped = (
+        hasattr(model, "load_adapter") and hasattr(model, "peft_config") and hasattr(model, "base_model")
+    )
+    try:
+        if wrapped and isinstance(model, peft.PeftModel):
+            model.load_adapter(adapter.source, **about)
+        else:
+            model = peft.PeftModel.from_pretrained(model, adapter.source, **about)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+        reason = re.sub(r"\s+", " ", str(error))
+        raise LoadError(
+            f"the adapter {adapter.source!r} ({adapter.name}) doesn't fit {plan.checkpoint.location!r}: {reason}\n"
+            "    fix: load it with the base that its adapter_config.json names"
+        ) from error
+    _compare(plan, model, adapter)
+    return model
+
+
+def _compare(plan: Plan, model: Any, adapter: Adapter) -> None:
+    """Refuse an adapter of which tensors are missing or have no place."""
+    import peft
+    from safetensors import safe_open
+
+    path = Path(adapter.source) / WEIGHTS
+    if not path.is_file():
+        return  # a pickle, which the user allowed; PEFT has read it
+    with safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+    state = peft.get_peft_model_state_dict(model, adapter_name=adapter.name, save_embedding_layers=False)
+    missing = sorted(set(state) - stored)
+    unexpected = sorted(name for name in stored - set(state) if not _embedding(name, state))
+    if missing or unexpected:
+        said = [
+            f"{len(names)} tensors are {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+            for what, names in (
+                ("missing from its file", missing),
+                ("in its file and nowhere in the model", unexpected),
+            )
+            if names
+        ]
+        raise LoadError(
+            f"the adapter {adapter.source!r} ({adapter.name}) doesn't fit {plan.checkpoint.location!r}: {'; '.join(said)}\n"
+            "    fix: check that its file is complete, and that this is the base that it was made for"
+        )
+
+
+def _embedding(name: str, state: Any) -> bool:
+    """Whether a stored tensor belongs to embeddings: they are saved whole where they were resized, and a tied pair's rows twice."""
+    whole = name.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight", "wte.weight"))
+    return whole or (".token_adapter." in name and any(".token_adapter." in key for key in state))
+
+
+def _cast(model: Any, adapter: Adapter) -> None:
+    """Bring everything of an adapter into the planned dtype, whatever its file has."""
+    import torch
+
+    dtype = getattr(torch, adapter.dtype)
+    for name, parameter in model.named_parameters():
+        if adapter.name in name.split(".") and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _whole_widths(model: Any) -> None:
+    """Let the adapter's split layers tell the width of the whole, as the base's do.
+
+    Under tensor parallelism PEFT 0.21.2 makes lora_A of a layer that is split by its inputs with the width of this rank's part, and
+    transformers 5.23 takes that for the whole width: the forward pass fails.
+    """
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and hasattr(module.weight, "device_mesh"):  # a DTensor
+            module.out_features, module.in_features = module.weight.shape
+
+
+def _device(model: Any) -> str:
+    return str(next(model.parameters()).device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep from the user what PEFT 0.21 says about itself: it reads an attribute that transformers 5.23 renamed.
+
+    What it says of missing tensors is told by the error that follows.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield

@@ -1,0 +1,223 @@
+"""What can't work about the adapters, told before anything is loaded. Not a plugin itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from loadkit import Adapter, Adapters, Checkpoint, Context, Plan, Problem
+from loadkit.plugins import AdapterFacts, did_you_mean
+from loadkit_plugins.adapter.settings import LORA_OPTIONS, needs_weights
+
+__all__ = ["check"]
+
+LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+NEEDS_DATA = ("eva", "corda", "lora_ga")
+CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
+
+
+def check(context: Context, plan: Plan) -> Sequence[Problem]:
+    """Every problem of the planned adapters."""
+    problems = list(_unused(context, plan))
+    if plan.adapters is None:
+        return problems
+    if context.machine.version("peft") is None:
+        problems.append(
+            _problem("no-peft", "an adapter was asked for, and peft isn't installed", "pip install peft")
+        )
+    problems += _active(context, plan.adapters)
+    problems += _merging(context, plan, plan.adapters)
+    if context.beside.adapters:
+        for name, facts in context.beside.adapters.items():
+            problems += _base(context, name, facts)
+            problems += _shapes(context.checkpoint, plan, name, facts)
+    else:
+        problems += _start(context, plan, plan.adapters.members[0])
+    return problems
+
+
+def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
+    """Options that have nothing to work on."""
+    demanded = [name for name in LORA_OPTIONS if (a := context.request.asked(name)) and a.demanded]
+    if plan.adapters is None:
+        more = ("merge_adapter", "active_adapter", "adapter_trainable")
+        demanded += [n for n in more if (a := context.request.asked(n)) and a.demanded and a.value]
+        if demanded:
+            yield _problem(
+                "lora-option-unused",
+                f"you asked for {', '.join(demanded)}, but no adapter is attached",
+                "add adapter=True, or leave them out",
+            )
+    elif context.beside.adapters and (demanded or context.request.asked("peft_config")):
+        sources = ", ".join(facts.source for facts in context.beside.adapters.values())
+        yield _problem(
+            "adapter-exists",
+            f"you asked for {', '.join(demanded) or 'a peft_config'}, but {sources} is an adapter with settings of its own",
+            "leave them out to go on with that adapter, or name its base to start a new one",
+        )
+    wish = context.request.asked("dequantize")
+    if wish is not None and wish.value and not (plan.adapters and plan.adapters.merge):
+        yield _problem(
+            "dequantize-unused",
+            "dequantize=True was asked for, but no adapter is merged",
+            "add merge_adapter=True, or load without quantization",
+        )
+
+
+def _active(context: Context, adapters: Adapters) -> Iterator[Problem]:
+    asked = context.request.asked("active_adapter")
+    names = [a.name for a in adapters.members]
+    if asked is not None and asked.value not in names:
+        yield _problem(
+            "unknown-adapter",
+            f"active_adapter={asked.value!r} was asked for; the adapters are {', '.join(names)}{did_you_mean(asked.value, names)}",
+            "name one of them",
+        )
+
+
+def _merging(context: Context, plan: Plan, adapters: Adapters) -> Iterator[Problem]:
+    """Merging into quantized weights rounds the adapter away; merging what is to train makes no sense."""
+    if not adapters.merge:
+        return
+    quantization, checkpoint = plan.quantization, context.checkpoint
+    if plan.preparation.training:
+        yield _problem(
+            "merge-with-training",
+            f"merge_adapter=True was asked for, and the model is loaded to train ({plan.why('preparation').because})",
+            "merge after training: load the trained adapter with merge_adapter=True and without a training profile",
+        )
+    if quantization is None and adapters.dequantize:
+        yield _problem(
+            "dequantize-unused", "dequantize=True was asked for, but the base isn't quantized", "leave it out"
+        )
+    if quantization is None:
+        return
+    whole = f"{quantization.bits:g}-bit weights ({quantization.method})"
+    if not adapters.dequantize:
+        yield _problem(
+            "merge-quantized",
+            f"merge_adapter=True was asked for over {whole}: rounding to them again would lose much of what the adapter learned",
+            "merge into the unquantized base (leave the quantization out), or add dequantize=True to get a model in floating point",
+        )
+        return
+    grown = (
+        f"{checkpoint.weight_bytes:,} bytes in the files"
+        if checkpoint.weight_bytes
+        else "the quantized weights"
+    )
+    yield _problem(
+        "merge-dequantized",
+        f"{whole} are turned back into {plan.dtype} before merging: {grown} become about {_floating(checkpoint, quantization.prequantized):,} "
+        "bytes in memory, and the error of quantizing stays in them",
+        "merging into the unquantized base costs the same memory, without the error",
+        severity="warning",
+    )
+
+
+def _floating(checkpoint: Checkpoint, prequantized: bool) -> int:
+    """About how many bytes the weights take in 16 bits; packed ones hold two weights a byte."""
+    total = 0
+    for header in checkpoint.tensors.values():
+        if prequantized and header.dtype == "U8" and len(header.shape) == 2 and header.shape[-1] == 1:
+            total += header.nbytes * 4
+        elif prequantized and header.dtype == "I8":
+            total += header.nbytes * 2
+        elif not prequantized or header.dtype in ("BF16", "F16"):
+            total += header.nbytes
+    return total
+
+
+def _base(context: Context, name: str, facts: AdapterFacts) -> Iterator[Problem]:
+    """Whether the adapter was made for this base."""
+    named, checkpoint = facts.config.get("base_model_name_or_path"), context.checkpoint
+    guarded = context.request.value("check_adapter_base", True)
+    said = f"the adapter {facts.source!r} ({name}) was made for {named!r}"
+    if facts.base_is_same is False and guarded:
+        yield _problem(
+            "adapter-base-differs",
+            f"{said}, and {checkpoint.location!r} was asked for",
+            f"load {named!r} with it, or pass check_adapter_base=False if one is a copy of the other",
+        )
+    elif facts.base_is_same is None and named:
+        yield _problem(
+            "adapter-base-unknown",
+            f"{said}; whether {checkpoint.location!r} is the same model can't be told from here",
+            "nothing need be done if it is a copy; shapes and names are checked",
+            severity="note",
+        )
+    theirs, ours = facts.config.get("revision"), (checkpoint.revision, checkpoint.commit)
+    by_default = theirs == "main" and not checkpoint.revision
+    if checkpoint.kind == "hub" and isinstance(theirs, str) and theirs not in ours and not by_default:
+        yield _problem(
+            "adapter-base-revision",
+            f"{said} at revision {theirs!r}; it is attached to {checkpoint.commit[:12]} ({checkpoint.revision or 'the default branch'})",
+            f"pass revision={theirs!r} to load what it was made for",
+            severity="warning",
+        )
+
+
+def _shapes(checkpoint: Checkpoint, plan: Plan, name: str, facts: AdapterFacts) -> Iterator[Problem]:
+    """Whether the adapter's matrices fit the base's, as far as the headers of both tell."""
+    if plan.model_class.key_mapping or facts.config.get("fan_in_fan_out"):
+        return
+    wrong = []
+    for tensor, header in facts.tensors.items():
+        match = LORA_TENSOR.fullmatch(tensor)
+        base = checkpoint.tensors.get(f"{match['module']}.weight") if match else None
+        if match is None or base is None or len(base.shape) != 2 or base.dtype in ("U8", "I8"):
+            continue
+        side = 1 if match["part"] == "A" else 0
+        if len(header.shape) == 2 and header.shape[side] != base.shape[side]:
+            wrong.append(f"{tensor} {header.shape} over {match['module']}.weight {base.shape}")
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        yield _problem(
+            "adapter-shape",
+            f"the adapter {facts.source!r} ({name}) doesn't fit {checkpoint.location!r}: {wrong[0]}{more}",
+            f"load it with the base that it was made for: {facts.config.get('base_model_name_or_path')!r}",
+        )
+
+
+def _start(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]:
+    """Whether a new adapter can start as asked."""
+    quantization = plan.quantization
+    eight = quantization is not None and (quantization.method, quantization.bits) == ("bitsandbytes", 8)
+    if adapter.options.get("use_dora") and eight and not context.machine.accelerators:
+        yield _problem(
+            "dora-8bit",
+            "use_dora=True was asked for over 8-bit weights on the CPU: PEFT 0.21 reads them for DoRA in a way after which "
+            "bitsandbytes 0.50 has no backward pass",
+            "use load_in_4bit, or leave use_dora out",
+        )
+    init = adapter.options.get("init_lora_weights")
+    if not isinstance(init, str):
+        return
+    kind = init.lower()
+    if plan.quantization is not None and needs_weights(init):
+        yield _problem(
+            "init-needs-weights",
+            f"init_lora_weights={init!r} was asked for, which works on unquantized weights, and the base is quantized ({plan.why('quantization').because})",
+            "load without quantization, or leave init_lora_weights out",
+        )
+    elif kind.startswith(NEEDS_DATA):
+        yield _problem(
+            "init-needs-data",
+            f"init_lora_weights={init!r} was asked for, which is computed from data that only you have",
+            "load with adapter=False, and attach the adapter by PEFT's own functions with your data",
+        )
+    elif kind.startswith(CHANGES_BASE):
+        yield _problem(
+            "init-changes-base",
+            f"init_lora_weights={init!r} takes a part of the base's weights into the adapter: saved alone, it fits no other base",
+            "merge it after training, or save it with PEFT's path_initial_model_for_weight_conversion",
+            severity="warning",
+        )
+    if kind == "loftq" and context.machine.version("scipy") is None:
+        yield _problem(
+            "no-scipy", "init_lora_weights='loftq' needs scipy, which isn't installed", "pip install scipy"
+        )
+
+
+def _problem(code: str, message: str, remedy: str, **more: Any) -> Problem:
+    return Problem(stage="adapter", plugin="adapter", code=code, message=message, remedy=remedy, **more)

@@ -1,0 +1,116 @@
+"""The tensors that adapters add, by the shapes of what they adapt. Not a plugin itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from loadkit import Adapter, Context, Plan, Weight
+from loadkit.plugins import AdapterFacts
+
+__all__ = ["estimate"]
+
+ITEM_SIZES: Mapping[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+TOWERS = re.compile(r"(^|\.)\w*(vision|visual|audio|speech|image|vq|qformer)\w*\.")
+"""Parts of a path that tell a tower beside the language model."""
+
+STACKED = ("mixtral", "qwen2_moe")
+"""Ways of storing experts that PEFT 0.21 follows: it adapts the stacked weights wherever all linear layers are asked for."""
+
+PAIRED = (".w1", ".w3", ".gate_proj", ".up_proj")
+"""Experts' weights that transformers stacks in pairs; PEFT 0.21 adapts a pair as one matrix, with twice the rank."""
+
+HEADS = ("score", "classifier")
+"""Heads that PEFT trains and saves whole for classification."""
+
+
+def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Sequence[Weight] | None:
+    """A `Weight` for each tensor of every adapter; None where one's size can't be told before PEFT has made it."""
+    if plan.adapters is None:
+        return None
+    found: list[Weight] = []
+    for adapter in plan.adapters.members:
+        if adapter.source:
+            facts = context.beside.adapters.get(adapter.name)
+            if facts is None or not facts.tensors:
+                return None
+            found += _existing(adapter, facts)
+        else:
+            made = _new(adapter, plan, weights, context)
+            if made is None:
+                return None
+            found += made
+    return found
+
+
+def _existing(adapter: Adapter, facts: AdapterFacts) -> Iterator[Weight]:
+    for name, header in facts.tensors.items():
+        yield _weight(name, header.shape, adapter.dtype, trains=adapter.trainable)
+
+
+def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Context) -> list[Weight] | None:
+    """LoRA's two matrices for each target, its magnitudes (DoRA), and copies of the modules that train whole."""
+    options = adapter.options
+    targets = options.get("target_modules")
+    if adapter.peft_type != "LORA" or (not targets and not options.get("target_parameters")):
+        return None
+    excluded = options.get("exclude_modules") or ()
+    if options.get("rank_pattern") or options.get("layers_to_transform") or isinstance(excluded, str):
+        return None
+    model_type = context.checkpoint.model_type
+    stacked = model_type in STACKED or context.library.conversions.get(model_type) in STACKED
+    rank = int(options.get("r") or 8)
+    beside = adapter.exclude_vision and plan.model_class.task == "image-text-to-text"
+    heads = HEADS if options.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") else ()
+    saved = (*(options.get("modules_to_save") or ()), *heads)
+    found = []
+    for weight in weights:
+        if _named(weight.module, saved):
+            found.append(_weight(weight.name, weight.shape, plan.dtype, trains=adapter.trainable))
+        elif (beside and TOWERS.search(weight.name)) or _named(weight.module, excluded):
+            continue
+        elif _targeted(weight, targets, stacked):
+            shapes = _shapes(weight, rank, bool(options.get("use_dora")))
+            found += [_weight(weight.name, s, adapter.dtype, trains=adapter.trainable) for s in shapes]
+    return found
+
+
+def _shapes(weight: Weight, rank: int, dora: bool) -> list[tuple[int, ...]]:
+    *experts, rows, columns = weight.shape
+    if experts:  # one matrix for all of them, a pair with twice the rank
+        rank *= experts[0] * (2 if weight.name.endswith("gate_up_proj") else 1)
+    elif weight.kind == "experts" and weight.module.endswith(PAIRED):
+        rows *= 2
+    return [(rank, columns), (rows, rank), *([(rows,)] if dora else [])]
+
+
+def _targeted(weight: Weight, targets: Any, stacked: bool) -> bool:
+    matrix = weight.name.endswith(".weight") and len(weight.shape) == 2
+    if targets == "all-linear":
+        router = weight.kind == "other" and weight.module.endswith(".gate") and matrix
+        experts = weight.kind == "experts" and (matrix or weight.name.endswith("_proj"))
+        return (stacked and (router or experts)) or (weight.kind in ("linear", "linear subclass") and matrix)
+    if not matrix:
+        return False
+    if isinstance(targets, str):
+        return re.fullmatch(targets, weight.module) is not None
+    return _named(weight.module, targets or ())
+
+
+def _named(module: str, ends: Sequence[str]) -> bool:
+    return any(module == end or module.endswith(f".{end}") for end in ends)
+
+
+def _weight(name: str, shape: tuple[int, ...], dtype: str, *, trains: bool) -> Weight:
+    count = 1
+    for size in shape:
+        count *= size
+    return Weight(
+        name=name,
+        module=name.rpartition(".")[0],
+        shape=shape,
+        dtype=dtype,
+        nbytes=count * ITEM_SIZES.get(dtype, 4),
+        kind="linear" if trains else "other",
+    )

@@ -1,0 +1,123 @@
+"""Which modules and parameters an adapter's settings name; one that names nothing is an error. Not a plugin itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from loadkit import Context, LoadError
+from loadkit.plugins import did_you_mean, input_embeddings, output_embeddings
+
+__all__ = ["check_targets", "new_token_rows", "towers", "unadaptable"]
+
+SEEING = re.compile(r"vision|image|audio|speech|visual")
+"""Names of sub-configs that are a tower's."""
+
+MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Model types of which PEFT 0.21 refuses to adapt the output projection (`_check_lora_target_modules_mamba`)."""
+
+OTHERWISE = re.compile(r"Router|Grouped")
+"""Names of subclasses of Linear that return something else than a product of their input: PEFT wraps them all the same."""
+
+
+def unadaptable(context: Context) -> dict[str, str]:
+    """Linear layers that "all-linear" means and LoRA can't adapt, by the ends of their paths, each with the reason."""
+    modules = {
+        name: facts for family in context.library.families.values() for name, facts in family.modules.items()
+    }
+    odd = [name for name, facts in modules.items() if facts.linear and OTHERWISE.search(name)]
+    found = {
+        attribute: f"it is a {name}, which isn't a plain product"
+        for facts in modules.values()
+        for attribute, classes in facts.members.items()
+        for name in odd
+        if name in classes
+    }
+    if context.checkpoint.model_type in MAMBA:
+        found["out_proj"] = "Mamba's fused kernels take its weight directly, so PEFT refuses to adapt it"
+    return found
+
+
+def check_targets(model: Any, options: Mapping[str, Any]) -> None:
+    """Refuse settings that name nothing. PEFT is content where one of several names is found.
+
+    Parameters:
+        model: the bare model.
+        options: fields of a PEFT config: `target_modules`, `modules_to_save`, `target_parameters`.
+
+    Raises:
+        LoadError: a name or pattern matches no module or parameter.
+    """
+    modules = [name for name, _ in model.named_modules() if name]
+    parameters = [name for name, _ in model.named_parameters()]
+    wrong = [
+        *_unmatched("target_modules", options, modules),
+        *_unmatched("modules_to_save", options, modules),
+        *_unmatched("target_parameters", options, parameters),
+    ]
+    if wrong:
+        raise LoadError(
+            f"the adapter can't be attached to {type(model).__name__}: {'; '.join(wrong)}\n"
+            '    fix: a target is a module\'s path or its last parts, a pattern that matches whole paths, or "all-linear"'
+        )
+
+
+def _unmatched(field: str, options: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    given = options.get(field)
+    if not given or given == "all-linear":
+        return []
+    if isinstance(given, str):
+        if any(re.fullmatch(given, name) for name in names):
+            return []
+        hint = _nearest(given, names) if re.fullmatch(r"[\w.]+", given) else ""
+        return [f"{field}: the pattern {given!r} matches nothing{hint}"]
+    missing = [each for each in given if not any(n == each or n.endswith(f".{each}") for n in names)]
+    return [f"{field} names {each!r}, which is nowhere{_nearest(each, names)}" for each in missing]
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    """The nearest among the names' last parts, as many of them as the word has."""
+    depth = word.count(".") + 1
+    return did_you_mean(word, {".".join(name.split(".")[-depth:]) for name in names})
+
+
+def new_token_rows(model: Any, ids: Sequence[int], options: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Where the rows of new tokens train: in the input embeddings, and in an output head of its own.
+
+    Parameters:
+        model: the bare model, with its embeddings resized.
+        ids: the new tokens.
+        options: the LoRA settings: a module that they train whole or adapt already isn't listed.
+
+    Returns:
+        Module path to token ids, as PEFT's `trainable_token_indices` takes it.
+    """
+    inputs, outputs = input_embeddings(model), output_embeddings(model)
+    wanted = [inputs] if outputs is None or outputs.weight is inputs.weight else [inputs, outputs]
+    paths = {id(module): name for name, module in model.named_modules()}
+    taken = [*_listed(options.get("modules_to_save")), *_listed(options.get("target_modules"))]
+    return {
+        path: list(ids)
+        for module in wanted
+        if module is not None
+        if (path := paths[id(module)]) and not any(path == t or path.endswith(f".{t}") for t in taken)
+    }
+
+
+def towers(model: Any) -> list[str]:
+    """Names of the submodels beside the text one: vision and audio towers, which LoRA leaves alone."""
+    text = model.config.get_text_config()
+    nested = {key: getattr(model.config, key, None) for key in model.config.sub_configs}
+    if text is model.config:  # its own fields are the language model's (git), or it has no towers at all
+        nested = {key: part for key, part in nested.items() if SEEING.search(key)}
+    others = [part for part in nested.values() if part is not None and part is not text]
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and any(getattr(module, "config", None) is c for c in others)
+    ]
+
+
+def _listed(value: Any) -> list[str]:
+    return list(value) if isinstance(value, list | tuple | set) else []

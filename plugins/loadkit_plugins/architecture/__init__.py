@@ -1,0 +1,1 @@
+"""Which class loads the checkpoint."""

@@ -1,0 +1,1 @@
+"""4-bit and 8-bit quantization with bitsandbytes."""

@@ -1,0 +1,192 @@
+"""What bitsandbytes really quantized, counted in modules and in bytes. Not a plugin itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from loadkit import Finding, Opened, Plan
+from loadkit.plugins import base_of, input_embeddings, output_embeddings
+
+__all__ = ["audit", "compare", "opened"]
+
+MOST_UNQUANTIZED = 0.5
+"""Share of the weight bytes, embeddings and output head aside, above which being left in 16 bits is a finding."""
+
+
+LOOKED_AT = 4096
+"""How many of a tensor's first scales are looked at."""
+
+
+def audit(plan: Plan, model: Any) -> Sequence[Finding]:
+    """Compare the quantized modules with the plan."""
+    quantization = plan.quantization
+    if quantization is None or quantization.method != "bitsandbytes":
+        return []
+    if plan.adapters is not None and plan.adapters.dequantize:
+        left = [name for name, m in model.named_modules() if hasattr(m, "quant_state") or hasattr(m, "state")]
+        return [_finding("not-dequantized", "a module is still quantized", "none", left[0])] if left else []
+    import bitsandbytes as bnb
+
+    kind = bnb.nn.Linear4bit if quantization.bits == 4 else bnb.nn.Linear8bitLt
+    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, kind)]
+    if not modules:
+        what = f"no module is a {kind.__name__}"
+        return [_finding("not-quantized", what, f"{quantization.bits:g} bits", "no quantized module")]
+    findings = [*_share(model, kind), *_not_finite(model)]
+    if quantization.bits == 4:
+        findings += _settings(plan, modules)
+    return findings
+
+
+def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
+    """Quantize the file's values again and compare the codes; None for what isn't quantized here.
+
+    4-bit blocks run over rows, and 8-bit scales are each row's own, so the first rows tell without the rest.
+    """
+    quantization = plan.quantization
+    if quantization is None or quantization.method != "bitsandbytes":
+        return None  # without importing bitsandbytes, which takes a second
+    if not stored.is_floating_point() or stored.ndim != 2:
+        return None
+    import bitsandbytes.functional as functional
+    import torch
+
+    state = getattr(parameter, "quant_state", None)
+    values = stored.to(getattr(torch, plan.dtype)).to(parameter.device)
+    if state is not None:
+        flat = values.flatten()
+        whole = flat.numel() // state.blocksize * state.blocksize
+        if not whole or tuple(state.shape[1:]) != tuple(stored.shape[1:]):
+            return None
+        again, _ = functional.quantize_4bit(
+            flat[:whole], blocksize=state.blocksize, quant_type=state.quant_type
+        )
+        held = parameter.data.view(torch.uint8).flatten()[: whole // 2]
+        return _codes(held, again.view(torch.uint8).flatten())
+    if getattr(parameter, "SCB", None) is not None and parameter.shape[1:] == stored.shape[1:]:
+        again, scales, _ = functional.int8_vectorwise_quant(values.to(torch.float16))
+        rows = stored.shape[0]
+        return _codes(parameter.data[:rows], again) or _codes(
+            parameter.SCB[:rows], scales.to(parameter.SCB.device)
+        )
+    return None
+
+
+def opened(parameter: Any) -> Opened | None:
+    """The tensors of a quantized parameter; None for another one."""
+    if not parameter.__dict__:
+        return None  # a plain parameter
+    state = getattr(parameter, "quant_state", None)
+    rows = getattr(parameter, "SCB", None)
+    if state is None and rows is None:
+        return None
+    nested = getattr(state, "state2", None)
+    found = [getattr(s, name, None) for s in (state, nested) if s is not None for name in ("absmax", "code")]
+    found += [tensor for tensor in (rows, getattr(parameter, "CB", None)) if tensor is not parameter.data]
+    found.append(getattr(state, "offset", None))
+    seen = {parameter.data_ptr()}
+    constants = []
+    for tensor in found:
+        if tensor is not None and hasattr(tensor, "data_ptr") and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            constants.append(tensor)
+    shape = getattr(state, "shape", None) or parameter.shape
+    return Opened(data=parameter.data, constants=tuple(constants), count=math.prod(map(int, shape)))
+
+
+def _codes(held: Any, expected: Any) -> str:
+    differ = int((held != expected).sum())
+    return f"{differ} of {held.numel()} quantized values differ" if differ else ""
+
+
+def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Finding]:
+    assert plan.quantization is not None
+    options = plan.quantization.options
+    effective: dict[str, Callable[[Any], Any]] = {
+        "bnb_4bit_quant_type": lambda m: m.weight.quant_state.quant_type,
+        "bnb_4bit_use_double_quant": lambda m: m.weight.quant_state.nested,
+        "bnb_4bit_compute_dtype": lambda m: str(m.compute_dtype).removeprefix("torch."),
+        "bnb_4bit_quant_storage": lambda m: str(m.weight.dtype).removeprefix("torch."),
+    }
+    for name, read in effective.items():
+        if name not in options:
+            continue
+        found = {read(m) for _, m in modules if m.weight.quant_state is not None}
+        if found - {options[name]}:
+            yield _finding(
+                "4bit-setting",
+                f"{name} isn't as planned",
+                str(options[name]),
+                ", ".join(sorted(map(str, found))),
+            )
+
+
+def _not_finite(model: Any) -> Iterator[Finding]:
+    """Scales that are infinite or no numbers make every weight of their block so."""
+    wrong = [
+        name
+        for name, parameter in model.named_parameters()
+        if (parts := opened(parameter))
+        for scale in parts.constants
+        if scale.device.type != "meta"
+        and scale.is_floating_point()
+        and not bool(scale.flatten()[:LOOKED_AT].isfinite().all())
+    ]
+    if wrong:
+        yield _finding(
+            "scales-not-finite",
+            f"{len(wrong)} quantized weights have scales that are infinite or no numbers, such as {wrong[0]}",
+            "finite scales",
+            f"{len(wrong)} that aren't",
+        )
+
+
+def _share(model: Any, kind: type) -> Iterator[Finding]:
+    """How much of the weights stayed as it was: fused experts and subclasses of Linear are passed over in silence."""
+    base = base_of(model)
+    ends = (input_embeddings(base), output_embeddings(base))
+    apart = {id(weight) for m in ends if (weight := getattr(m, "weight", None)) is not None}
+    packed, left = 0, 0
+    largest: dict[str, int] = {}
+    dtypes: dict[str, str] = {}
+    for name, module in base.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            size = parameter.numel() * parameter.element_size()
+            if isinstance(module, kind) and key == "weight":
+                packed += size
+            elif id(parameter) not in apart and parameter.ndim > 1 and not _adapters(name):
+                left += size
+                family = ".".join("*" if part.isdigit() else part for part in f"{name}.{key}".split("."))
+                largest[family] = largest.get(family, 0) + size
+                dtypes[family] = str(parameter.dtype).removeprefix("torch.")
+    if left > MOST_UNQUANTIZED * (left + packed):
+        family = max(largest, key=lambda f: largest[f])
+        yield Finding(
+            stage="quantization",
+            plugin="bitsandbytes",
+            code="mostly-unquantized",
+            severity="warning",
+            message=f"{left:,} bytes of weights ({left / (left + packed):.0%}) stay unquantized, {largest[family]:,} of them in "
+            f"{family}, in {dtypes[family]}: bitsandbytes replaces plain Linear layers only",
+            planned=f"at most {MOST_UNQUANTIZED:.0%}",
+            effective=f"{left / (left + packed):.0%}",
+            remedy="count on that much memory, or choose another quantizer for this architecture",
+        )
+
+
+def _adapters(name: str) -> bool:
+    """Whether a module is an adapter's: a low-rank half, a module that it trains whole, rows of tokens."""
+    return any(part in name for part in ("lora_", "modules_to_save", "token_adapter", "original_module"))
+
+
+def _finding(code: str, message: str, planned: str, effective: str) -> Finding:
+    return Finding(
+        stage="quantization",
+        plugin="bitsandbytes",
+        code=code,
+        message=message,
+        planned=planned,
+        effective=effective,
+    )

@@ -1,0 +1,208 @@
+"""What can't work with bitsandbytes, found before anything is loaded. Not a plugin itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from loadkit import Context, Plan, Problem, Quantization
+from loadkit_plugins.bitsandbytes.settings import EIGHT_BIT, FOUR_BIT, METHOD, UNSET, settings
+
+__all__ = ["check"]
+
+ENDS = ("embeddings", "head")
+"""What no method of bitsandbytes' kind is expected to quantize."""
+
+MOST_UNQUANTIZED = 0.5
+"""Share of the weight bytes, embeddings and head aside, above which staying in 16 bits is told."""
+
+
+def check(context: Context, plan: Plan) -> Sequence[Problem]:
+    """Every problem of the plan's quantization that bitsandbytes or a quantized checkpoint makes."""
+    wishes = settings(context.request)
+    demanded = {name: asked.value for name, asked in wishes.items() if asked.demanded}
+    quantization = plan.quantization
+    if quantization is not None and quantization.prequantized:
+        stored = quantization.method == METHOD
+        return [
+            *_contradictions(quantization, demanded),
+            *(_platform(context, plan, quantization) if stored else ()),
+        ]
+    if quantization is None or quantization.method != METHOD:
+        return _unused(demanded, quantization)
+    return [
+        *_both_widths(demanded),
+        *_other_width(quantization, demanded),
+        *_package(context),
+        *_storage(context, plan, quantization),
+        *_nothing(plan),
+        *_platform(context, plan, quantization),
+    ]
+
+
+def _both_widths(demanded: dict[str, Any]) -> Iterable[Problem]:
+    if demanded.get("load_in_4bit") and demanded.get("load_in_8bit"):
+        yield _problem(
+            "4bit-and-8bit", "you asked for load_in_4bit=True and load_in_8bit=True", "choose one of the two"
+        )
+
+
+def _other_width(quantization: Quantization, demanded: dict[str, Any]) -> Iterable[Problem]:
+    others = FOUR_BIT if quantization.bits == 8 else ("llm_int8_threshold", "llm_int8_has_fp16_weight")
+    wrong = [f"{name}={demanded[name]!r}" for name in others if demanded.get(name)]
+    if wrong:
+        other = 4 if quantization.bits == 8 else 8
+        yield _problem(
+            f"{other}bit-setting-with-{quantization.bits:.0f}bit",
+            f"you asked for {', '.join(wrong)}, which {'is' if len(wrong) == 1 else 'are'} for {other} bits, and the weights "
+            f"are quantized to {quantization.bits:.0f}",
+            f"leave {'it' if len(wrong) == 1 else 'them'} out, or give load_in_{other}bit=True instead",
+        )
+
+
+def _package(context: Context) -> Iterable[Problem]:
+    if context.machine.version("bitsandbytes") is None:
+        yield _problem(
+            "no-bitsandbytes",
+            "quantizing was asked for, and bitsandbytes isn't installed",
+            "pip install bitsandbytes",
+        )
+
+
+def _storage(context: Context, plan: Plan, quantization: Quantization) -> Iterable[Problem]:
+    """What shards parameters takes floating point of one dtype: packed data must have that of the others (bitsandbytes' and PEFT's
+    guides to FSDP and to ZeRO-3)."""
+    storage = quantization.options.get("bnb_4bit_quant_storage")
+    if quantization.bits == 4 and context.topology.shards_parameters and storage != plan.dtype:
+        yield _problem(
+            "storage-dtype-under-fsdp",
+            f"bnb_4bit_quant_storage={storage!r} was asked for, but {context.topology.engine} shards the packed weights with "
+            f"the others, which are {plan.dtype}",
+            f"give bnb_4bit_quant_storage={plan.dtype!r}, or leave it out",
+        )
+
+
+def _nothing(plan: Plan) -> Iterable[Problem]:
+    """bitsandbytes replaces plain Linear layers only; elsewhere transformers goes on without a word, or with one in the log."""
+    memory = plan.memory
+    if memory is None or not memory.unquantized:
+        return
+    weights = {reason: count for reason, count in memory.unquantized.items() if reason not in ENDS}
+    said = ", ".join(f"{reason} {count:,} bytes" for reason, count in weights.items())
+    if not memory.quantized:
+        yield _problem(
+            "nothing-to-quantize",
+            f"quantizing was asked for, and {plan.model_class.model_class} has no plain Linear layer for bitsandbytes to replace: {said}",
+            "leave out the quantization, or quantize with a method that takes them",
+        )
+    elif sum(weights.values()) > MOST_UNQUANTIZED * (sum(weights.values()) + memory.quantized):
+        share = sum(weights.values()) / (sum(weights.values()) + memory.quantized)
+        yield Problem(
+            stage="quantization",
+            plugin=METHOD,
+            code="mostly-unquantized",
+            severity="warning",
+            message=f"{share:.0%} of the weight bytes, embeddings and head aside, will stay unquantized ({said}): bitsandbytes replaces "
+            "plain Linear layers only",
+            remedy="count with that memory (see memory below), or choose a method that quantizes them",
+        )
+
+
+def _platform(context: Context, plan: Plan, quantization: Quantization) -> Iterable[Problem]:
+    """What engines can't do with bitsandbytes' weights.
+
+    Tried with transformers 5.23 and bitsandbytes 0.50: under tensor parallelism 4-bit layers fail in the first forward pass, as a part
+    of a packed weight has lost its constants. torch's FSDP flattens no integers (`_flat_param.py`, torch 2.13); the scales of 8-bit
+    weights are attributes that a sharded copy doesn't have.
+    """
+    engine = context.topology.engine
+    if context.topology.splits_layers:
+        yield _problem(
+            "bitsandbytes-with-tensor-parallel",
+            f"{_whence(quantization)} under tensor parallelism, which would split packed weights from their constants",
+            "leave out the quantization, or launch without tensor parallelism",
+        )
+    elif quantization.bits == 8 and context.topology.shards_parameters:
+        yield _problem(
+            "8bit-with-sharding",
+            f"{_whence(quantization)} to 8 bits under {engine}, which shards parameters: 8-bit weights are integers, and lose their scales",
+            "quantize to 4 bits (load_in_4bit=True), which can be packed in floating point, or launch with DDP, ZeRO-1 or ZeRO-2",
+        )
+    elif quantization.prequantized and quantization.bits == 4 and context.topology.shards_parameters:
+        storage = str(quantization.options.get("bnb_4bit_quant_storage", "uint8"))
+        if storage == plan.dtype:
+            return
+        whole = engine == "fsdp2" and storage in ("uint8", "int8")
+        yield Problem(
+            stage="quantization",
+            plugin=METHOD,
+            code="stored-dtype-under-sharding",
+            severity="warning" if whole else "error",
+            message=f"the checkpoint's 4-bit weights are packed in {storage}, and {engine} "
+            + (
+                "keeps integers whole on every device (accelerate 1.15), so that they aren't shared"
+                if whole
+                else f"shards floating point of one dtype only, here {plan.dtype}"
+            ),
+            remedy=f"quantize while loading, from the checkpoint that it was made from: its weights are then packed in {plan.dtype}",
+        )
+
+
+def _whence(quantization: Quantization) -> str:
+    return (
+        "the checkpoint is stored quantized by bitsandbytes and was asked for"
+        if quantization.prequantized
+        else "quantizing with bitsandbytes was asked for"
+    )
+
+
+def _unused(demanded: dict[str, Any], quantization: Quantization | None) -> Sequence[Problem]:
+    """Settings without the switch that they belong to would be dropped in silence."""
+    given = [
+        f"{name}={value!r}" for name, value in sorted(demanded.items()) if name in (*FOUR_BIT, *EIGHT_BIT)
+    ]
+    if not given:
+        return []
+    how = "isn't quantized" if quantization is None else f"is quantized by {quantization.method}"
+    return [
+        _problem(
+            "setting-without-quantization",
+            f"you asked for {', '.join(given)}, but the model {how}",
+            "add load_in_4bit=True or load_in_8bit=True, or leave them out",
+        )
+    ]
+
+
+def _contradictions(stored: Quantization, demanded: dict[str, Any]) -> Sequence[Problem]:
+    """A demand that a quantized checkpoint contradicts: transformers would drop it with a warning at most."""
+    problems = [
+        *_both_widths(demanded),
+        *(
+            _contradiction(
+                stored,
+                f"load_in_{bits}bit={demanded[f'load_in_{bits}bit']!r}",
+                f"{stored.bits:g} bits by {stored.method}",
+            )
+            for bits in (4, 8)
+            if f"load_in_{bits}bit" in demanded
+            and demanded[f"load_in_{bits}bit"] != (stored.method == METHOD and stored.bits == bits)
+        ),
+    ]
+    for name in (*FOUR_BIT, *EIGHT_BIT, "skip_modules"):
+        field = "llm_int8_skip_modules" if name == "skip_modules" else name
+        has = stored.options.get(field, UNSET.get(field))
+        if name in demanded and (demanded[name] or None) != (has or None):
+            problems.append(_contradiction(stored, f"{name}={demanded[name]!r}", f"{field}={has!r}"))
+    return problems
+
+
+def _contradiction(stored: Quantization, asked: str, has: str) -> Problem:
+    return _problem(
+        "quantized-already",
+        f"you asked for {asked}, but the checkpoint is stored quantized by {stored.method}, with {has}",
+        "leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from",
+    )
+
+
+def _problem(code: str, message: str, remedy: str) -> Problem:
+    return Problem(stage="quantization", plugin=METHOD, code=code, message=message, remedy=remedy)

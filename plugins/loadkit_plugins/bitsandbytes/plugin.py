@@ -1,0 +1,169 @@
+"""bitsandbytes: 4-bit (nf4, fp4, double quantization) and 8-bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loadkit import (
+    Asked,
+    Claim,
+    Context,
+    Finding,
+    ModelClass,
+    Opened,
+    Option,
+    Packed,
+    Plan,
+    Problem,
+    Quantization,
+    Weight,
+    hookimpl,
+)
+from loadkit_plugins.bitsandbytes.settings import (
+    FOUR_BIT,
+    METHOD,
+    declared_options,
+    eight_bit,
+    four_bit,
+    settings,
+    width,
+)
+from loadkit_plugins.bitsandbytes.unsupported_layers import left_alone
+
+
+@hookimpl
+def loadkit_options() -> Sequence[Option]:
+    return declared_options()
+
+
+@hookimpl
+def loadkit_choose_quantization(
+    context: Context, architecture: ModelClass, dtype: str
+) -> Sequence[Claim[Quantization | None]]:
+    if context.checkpoint.quantization_config:
+        return []  # what is stored quantized can't be quantized again; the check says so
+    wishes = settings(context.request)
+    bits = width(wishes)
+    if bits is None:
+        return []
+    if bits.name == "none":
+        return [Claim(value=None, because=bits.because, strength=bits.strength)]
+    four = bits.name == "load_in_4bit"
+    options = four_bit(wishes, dtype, context) if four else eight_bit(wishes)
+    skip = (*wishes["skip_modules"].value,) if "skip_modules" in wishes else ()
+    registered = context.registered.skip_modules if context.registered else ()
+    known = left_alone(context, architecture, 4 if four else 8)
+    value = Quantization(
+        method=METHOD,
+        bits=4 if four else 8,
+        options=options,
+        skip_modules=tuple(dict.fromkeys((*skip, *registered, *known))),
+    )
+    because = _because(bits, wishes, context)
+    for reason in dict.fromkeys(known.values()):
+        because += f"; {', '.join(k for k, r in known.items() if r == reason)} stays as it is: {reason}"
+    if architecture.task.endswith("classification"):
+        because += "; the classification head stays as it is"
+    return [Claim(value=value, because=because, strength=bits.strength)]
+
+
+@hookimpl
+def loadkit_estimate_weights(
+    context: Context, plan: Plan, weights: Sequence[Weight]
+) -> Mapping[str, Packed] | None:
+    from loadkit_plugins.bitsandbytes.memory import estimate
+
+    return estimate(context, plan, weights)
+
+
+@hookimpl
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    from loadkit_plugins.bitsandbytes.checks import check
+
+    return check(context, plan)
+
+
+@hookimpl
+def loadkit_build_quantization_config(quantization: Quantization, skip_modules: Sequence[str] | None) -> Any:
+    if quantization.method != METHOD:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    _say_once("bitsandbytes.autograd._functions")
+    return BitsAndBytesConfig(
+        **quantization.options, llm_int8_skip_modules=None if skip_modules is None else list(skip_modules)
+    )
+
+
+@hookimpl
+def loadkit_dequantize(plan: Plan, model: Any) -> Any:
+    if plan.quantization is None or plan.quantization.method != METHOD:
+        return None
+    import torch
+
+    return model.dequantize(dtype=getattr(torch, plan.dtype))
+
+
+@hookimpl
+def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any) -> str | None:
+    from loadkit_plugins.bitsandbytes.audit import compare
+
+    if getattr(getattr(module, "source_cls", None), "__name__", "") == "Conv1D":
+        return None  # GPT-2's layers are stored transposed
+    return compare(plan, parameter, stored)
+
+
+@hookimpl
+def loadkit_open_parameter(parameter: Any) -> Opened | None:
+    from loadkit_plugins.bitsandbytes.audit import opened
+
+    return opened(parameter)
+
+
+@hookimpl
+def loadkit_workarounds(plan: Plan) -> Sequence[str]:
+    if plan.quantization is None or plan.quantization.method != METHOD or not plan.preparation.kbit:
+        return []
+    return [
+        "4-bit layers are kept from repacking their weights for inference (bitsandbytes 0.50, AVX512-BF16)"
+    ]
+
+
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+    from loadkit_plugins.bitsandbytes.audit import audit
+
+    return audit(plan, model)
+
+
+def _say_once(logger: str) -> None:
+    """Let a logger say each thing once: 8-bit layers tell with every product that their inputs are cast (bitsandbytes 0.50)."""
+    import logging
+
+    seen: set[str] = set()
+
+    def once(record: logging.LogRecord) -> bool:
+        new = record.msg not in seen
+        seen.add(str(record.msg))
+        return new
+
+    found = logging.getLogger(logger)
+    if not any(getattr(f, "__name__", "") == once.__name__ for f in found.filters):
+        found.addFilter(once)
+
+
+def _because(bits: Asked, wishes: Mapping[str, Asked], context: Context) -> str:
+    parts = [bits.because]
+    if bits.name == "load_in_4bit":
+        if "bnb_4bit_quant_type" not in wishes:
+            parts.append("nf4 fits normally distributed weights better than transformers' default fp4")
+        if "bnb_4bit_compute_dtype" not in wishes:
+            parts.append("computes in the dtype of the weights")
+        if context.topology.shards_parameters:
+            parts.append(f"{context.topology.engine} shards it, so it is packed in the weights' dtype")
+    else:
+        dropped = [w.name for name in FOUR_BIT if (w := wishes.get(name)) and not w.demanded and w.value]
+        if dropped:
+            parts.append(f"the profile's {', '.join(dropped)} is for 4 bits only")
+    return "; ".join(parts)

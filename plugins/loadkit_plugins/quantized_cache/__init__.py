@@ -1,0 +1,1 @@
+"""Quantized bases that are kept for the next load."""

@@ -1,0 +1,216 @@
+"""One load's use of the quantized-checkpoint cache. Not a plugin itself: quantized-cache lends it to a load."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from loadkit import Loading
+from loadkit.plugins import Entries, Entry, LoadingAid, Record, Stored, size
+from loadkit_plugins.quantized_cache.writer import begin_writing, state_of
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Cached"]
+
+WAIT_SECONDS = 3600.0
+"""How long a load waits for another process that writes the same entry, before it goes on without the cache."""
+
+POLL_SECONDS = 0.05
+
+
+class Cached(LoadingAid):
+    """One load's view of its entry.
+
+    Parameters:
+        key: the entry's name.
+        device: torch's type of the device that quantizes.
+        entries: the cache.
+        about: what the entry is made from, for people.
+        progress: told of waiting.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        device: str,
+        entries: Entries,
+        about: Mapping[str, str],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._key = key
+        self._device = device
+        self._entries = entries
+        self._about = {name: text for name, text in about.items() if text}
+        self._progress = progress
+        self._lock: Any = None
+        self._entry: Entry | None = None
+        self._checking: Future[str] | None = None
+
+    # --- Reading -----------------------------------------------------------------------------------------------------
+
+    def stored(self) -> Stored | None:
+        """The entry, if it is whole by names and sizes; its checksums are worked out while it is loaded."""
+        self._entry = self._entries.find(self._key)
+        if self._entry is None:
+            return None
+        try:
+            loading = msgspec.convert(self._entry.record.more.get("loading"), Loading)
+        except msgspec.ValidationError:
+            self._entries.drop(self._key)
+            return None
+        pool = ThreadPoolExecutor(1)
+        self._checking = pool.submit(self._entry.damage)
+        pool.shutdown(wait=False)
+        return Stored(folder=self._entry.folder, loading=loading)
+
+    def proved(self, model: Any, loading: Loading) -> bool:
+        """Whether checksums hold and every tensor had its place, in the dtype and shape that it had."""
+        assert self._entry is not None
+        assert self._checking is not None
+        fault = self._checking.result()
+        if fault:
+            self._entries.drop(self._key)
+            self.line = f"the entry was damaged ({fault}): quantized anew"
+            return False
+        more = self._entry.record.more
+        known = _restore_conversions(model, more.get("conversions", []))
+        if not known or not super().proved(model, loading) or _shape(model) != more.get("shape"):
+            self._entries.drop(self._key)
+            self._entries.abandon(self._key, "what is stored of it doesn't load as it was", lasting=True)
+            self.line = "what was stored doesn't load as it was: quantized anew, and not kept"
+            return False
+        self._entries.touch(self._key)
+        self.line = f"{size(self._entry.bytes)} quantized before, from the cache ({self._key[:12]})"
+        return True
+
+    def failed(self, error: Exception) -> None:
+        """The entry couldn't be loaded: pruned meanwhile, or damaged."""
+        gone = self._entries.find(self._key) is None
+        if gone or (self._checking is not None and self._checking.result()):
+            self._entries.drop(self._key)
+        else:
+            self._entries.abandon(self._key, "what is stored of it can't be loaded", lasting=True)
+            self._entries.drop(self._key)
+        self.line = "the entry couldn't be loaded: quantized anew"
+
+    # --- Writing -----------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Cached:
+        """Take the lock, or wait for whoever has it to be done."""
+        if self._entries.refused(self._key):
+            return self
+        lock = self._entries.lock(self._key)
+        if lock is None:
+            self.line = self.line or f"not kept: {self._entries.root} can't be written"
+            return self
+        start, told = time.monotonic(), False
+        while time.monotonic() - start < WAIT_SECONDS:
+            try:
+                lock.acquire(timeout=0)
+            except TimeoutError:
+                if not told:
+                    self._progress("waiting for another process that quantizes the same model")
+                    told = True
+                time.sleep(POLL_SECONDS)
+                continue
+            except OSError as error:
+                self.line = f"not kept: {self._entries.root} can't be locked ({error})"
+                return self
+            self._lock = lock
+            return self
+        self.line = "not kept: another process holds the entry's lock"
+        return self
+
+    def keep(self, model: Any, loading: Loading) -> None:
+        """Have the model written while the caller goes on, where it can be kept."""
+        if self._lock is None:
+            return
+        try:
+            reason = _unfit(model, loading, self._device)
+            if reason:
+                self.line = f"not kept: {reason}"
+                return
+            state = state_of(model)
+            wanted = sum(tensor.nbytes for tensor in state.values())
+            if reason := self._entries.room_for(wanted):
+                self._entries.abandon(self._key, reason)
+                self.line = f"not kept: {reason}"
+                return
+            more = {
+                "loading": msgspec.to_builtins(loading),
+                "shape": _shape(model),
+                "conversions": [_named(conversion) for conversion in model._weight_conversions],
+            }
+            record = Record(key=self._key, created=time.time(), files={}, about=self._about, more=more)
+            begin_writing(self._entries, self._lock, model, state, record)
+        except Exception as error:  # whatever it is, the model is loaded: only the next load is slower
+            self._entries.abandon(self._key, f"{type(error).__name__}: {error}")
+            self.line = f"not kept: {type(error).__name__}: {error}"
+            return
+        self._lock = None
+        self.line = f"{size(wanted)} are kept for the next load ({self._key[:12]})"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lock back, where no writing took it over."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def _unfit(model: Any, loading: Loading, device: str) -> str:
+    """Why a model can't be kept; "" where it can."""
+    if loading.missing or loading.mismatched or loading.errors:
+        return "some of its weights don't come from the checkpoint"
+    kinds = {parameter.device.type for parameter in model.parameters()}
+    if kinds != {device}:
+        return f"its parameters are on {', '.join(sorted(kinds))}"
+    return ""
+
+
+def _named(conversion: Any) -> list[Any]:
+    """What tells one of transformers' weight conversions from the others of a class."""
+    return [
+        type(conversion).__name__,
+        list(conversion._original_source_patterns),
+        list(conversion._original_target_patterns),
+        conversion.scope_prefix or "",
+    ]
+
+
+def _restore_conversions(model: Any, names: list[Any]) -> bool:
+    """Have a model save its weights under the names that its checkpoint has; False where transformers doesn't know them any more.
+
+    transformers 5.23 keeps the conversions that were used while loading for `save_pretrained` to undo. What is stored needs none, but was made with them.
+    """
+    if not names:
+        model._weight_conversions = []
+        return True
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    every = get_model_conversion_mapping(model, hf_quantizer=model.hf_quantizer)
+    by_name = {str(_named(conversion)): conversion for conversion in every}
+    found = [by_name.get(str(name)) for name in names]
+    model._weight_conversions = found
+    return None not in found
+
+
+def _shape(model: Any) -> str:
+    """A digest of every parameter's and buffer's name, class, dtype and shape."""
+    digest = hashlib.blake2b(digest_size=16)
+    for line in _tensors(model):
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _tensors(model: Any) -> Iterator[str]:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield f"{name} {type(tensor).__name__} {tensor.dtype} {tuple(tensor.shape)}\n"

@@ -1,0 +1,1 @@
+"""Whether every tensor came from the files, and holds what they hold."""

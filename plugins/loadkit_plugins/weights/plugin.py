@@ -1,0 +1,136 @@
+"""weights: every tensor of the model comes from the checkpoint; one that doesn't is random."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from loadkit import Finding, Loading, Option, Plan, Problem, Severity, hookimpl
+
+HEADED = ("sequence-classification", "token-classification")
+"""Tasks whose head is new when the checkpoint was made for another task."""
+
+NEW_HEAD = "train the new head before using it"
+SHOWN = 5
+
+
+@hookimpl
+def loadkit_options() -> Sequence[Option]:
+    return [
+        Option(
+            name="allow_weights",
+            type="list",
+            stage="weights",
+            help="patterns of tensor names that may be missing, unexpected or of another shape: what you mean to train anew or leave out",
+        )
+    ]
+
+
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Finding]:
+    from loadkit_plugins.weights.values import values
+
+    allowed = plan.request.value("allow_weights", [])
+    findings = [
+        *_missing(plan, _not(allowed, loading.missing)),
+        *_mismatched(plan, _not(allowed, loading.mismatched)),
+        *_unexpected(plan, _not(allowed, loading.unexpected)),
+        *values(model),
+    ]
+    if loading.errors:
+        findings.append(
+            _finding("conversion-errors", f"weights couldn't be converted: {_some(loading.errors)}")
+        )
+    return findings
+
+
+@hookimpl
+def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
+    patterns = plan.request.value("allow_weights", [])
+    return [
+        Problem(
+            stage="weights",
+            plugin="weights",
+            code="bad-pattern",
+            message=f"allow_weights names {pattern!r}, which isn't a regular expression: {fault}",
+            remedy="write a part of the tensors' names; a dot stands for any character",
+        )
+        for pattern in patterns
+        if (fault := _fault(pattern))
+    ]
+
+
+def _fault(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return str(error)
+    return ""
+
+
+def _missing(plan: Plan, names: Sequence[str]) -> Iterator[Finding]:
+    if names:
+        new = _new_head(plan, names)
+        yield _finding(
+            "missing-weights",
+            f"{len(names)} tensors aren't in the checkpoint and hold random values: {_some(names)}",
+            severity="warning" if new else "error",
+            remedy=NEW_HEAD
+            if new
+            else "check that the checkpoint is complete and of this architecture; `task` chooses another class, "
+            "and allow_weights lets pass what you mean to train anew",
+        )
+
+
+def _mismatched(plan: Plan, told: Sequence[str]) -> Iterator[Finding]:
+    if told:
+        new = _new_head(plan, [text.partition(":")[0] for text in told])
+        yield _finding(
+            "mismatched-weights",
+            f"{len(told)} tensors have another shape, and hold random values: {_some(told)}",
+            severity="warning" if new else "error",
+            remedy=NEW_HEAD if new else "config.json and the weight files don't belong together",
+        )
+
+
+def _unexpected(plan: Plan, names: Sequence[str]) -> Iterator[Finding]:
+    """Tensors without a place: an error, but for what a class that was chosen on purpose leaves out."""
+    if names and not plan.model_class.config_key:
+        other_head = plan.model_class.task in HEADED and all(_output_head(name) for name in names)
+        yield _finding(
+            "unexpected-weights",
+            f"{len(names)} tensors of the checkpoint have no place in the model: {_some(names)}",
+            severity="warning" if other_head else "error",
+            remedy="the output head gave way to another one"
+            if other_head
+            else "check that the class fits the checkpoint (`loadkit plan` says why it was chosen); allow_weights lets pass what is meant to be left out",
+        )
+
+
+def _not(allowed: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names that no pattern allows; a pattern is a regular expression for a part of the name."""
+    return [name for name in names if not any(re.search(pattern, name) for pattern in allowed)]
+
+
+def _output_head(name: str) -> bool:
+    return name.split(".")[0] in ("lm_head", "cls", "embed_out", "output", "generator_lm_head")
+
+
+def _new_head(plan: Plan, names: Sequence[str]) -> bool:
+    """Whether only the head is concerned, of a task whose head is trained anew."""
+    return plan.model_class.task in HEADED and all(_in_head(name) for name in names)
+
+
+def _in_head(name: str) -> bool:
+    return name.split(".")[0] in ("classifier", "score", "pooler", "classification_head", "qa_outputs")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _finding(code: str, message: str, severity: Severity = "error", remedy: str = "") -> Finding:
+    return Finding(
+        stage="weights", plugin="weights", code=code, message=message, severity=severity, remedy=remedy
+    )

@@ -1,0 +1,99 @@
+"""Loads in processes that share one import of the libraries: a parent imports them, computes nothing, and forks.
+
+python processes.py together FOLDER OUT COUNT      COUNT loads at the same moment, each says what it got
+python processes.py killed FOLDER OUT COUNT        COUNT loads one after the other, each killed at another moment
+python processes.py alone FOLDER OUT 1             one load
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import bitsandbytes  # noqa: F401
+import peft  # noqa: F401
+import torch
+import transformers
+import transformers.integrations.bitsandbytes
+from transformers.models.auto import modeling_auto  # noqa: F401
+
+import loadkit
+from loadkit.plugins import Entries
+from loadkit_plugins.quantized_cache.writer import finish_writing
+
+OPTIONS = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+
+
+def load(folder: str, out: Path) -> None:
+    torch.set_num_threads(1)
+    loaded = loadkit.load(folder, **OPTIONS)
+    digest = hashlib.sha256()
+    for name, tensor in loaded.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    finish_writing()
+    told = [line for line in loaded.report.shortcuts if "quantized-cache" in line]
+    out.write_text(json.dumps({"bits": digest.hexdigest(), "told": " ".join(told)}))
+
+
+def child(folder: str, out: Path, at: float = 0.0) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        while time.time() < at:
+            time.sleep(0.001)
+        load(folder, out)
+    except BaseException as error:
+        out.with_suffix(".error").write_text(f"{type(error).__name__}: {error}")
+        os._exit(1)
+    os._exit(0)
+
+
+def together(folder: str, out: Path, count: int) -> None:
+    at = time.time() + 0.5
+    for pid in [child(folder, out / f"{n}.json", at) for n in range(count)]:
+        os.waitpid(pid, 0)
+
+
+def killed(folder: str, out: Path, count: int) -> None:
+    """Kill at moments spread over a whole load and its writing; after each, look at what is there and start anew if it is good."""
+    entries, seen = Entries(), []
+    start = time.monotonic()
+    os.waitpid(child(folder, out / "whole.json"), 0)
+    whole = time.monotonic() - start
+    for entry in entries:
+        entries.drop(entry.record.key)
+    for n in range(count):
+        pid = child(folder, out / f"{n}.json")
+        time.sleep(whole * (0.2 + 0.9 * n / count))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        found = list(entries)
+        seen.append(
+            {
+                "damage": [entry.damage() for entry in found],
+                "remains": len(entries.broken()),
+                "left": sorted(
+                    p.name for folder in entries.root.glob(".*.partial") for p in folder.iterdir()
+                ),
+            }
+        )
+        for entry in found:
+            entries.drop(entry.record.key)
+    os.waitpid(child(folder, out / "after.json"), 0)
+    os.waitpid(child(folder, out / "again.json"), 0)
+    (out / "seen.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    transformers.utils.logging.disable_progress_bar()
+    way, folder, out, count = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+    {"together": together, "killed": killed, "alone": lambda f, o, _: load(f, o / "0.json")}[way](
+        folder, out, count
+    )

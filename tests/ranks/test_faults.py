@@ -1,0 +1,129 @@
+"""One rank's trouble ends all ranks, with the cause, in time; no rank hangs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from ranks.faults import FAULTS, FAULTY
+from ranks.launch import Launched, launch
+
+LIMIT = 60.0
+"""Seconds in which every rank must have ended, imports included."""
+
+WREN = """import loadkit
+
+@loadkit.hookimpl
+def loadkit_workarounds(plan):
+    return []
+"""
+
+DIFFERENT = "RankError: the ranks of this launch wouldn't load the same: "
+
+
+@pytest.fixture(scope="module")
+def folders(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("folders")
+    for name, seed in (("own", 0), ("other", 1), ("cut", 0)):
+        shutil.copytree(tiny("mistral", seed=seed), folder / name)
+    weights = folder / "cut" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1000)
+    for version in ("1", "2"):
+        about = folder / f"site-{version}" / f"loadkit_wren-{version}.0.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: loadkit-wren\nVersion: {version}.0\n")
+        (about / "entry_points.txt").write_text("[loadkit]\nwren = loadkit_wren\n")
+        (about.parent / "loadkit_wren.py").write_text(WREN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def launched(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    done = launch("faults:faults", 2, tmp_path_factory.mktemp("faults"), folders, launcher="none")
+    assert sorted(done.results) == [0, 1], done.output
+    return done
+
+
+def errors(launched: Launched, name: str) -> dict[int, str]:
+    return {rank: found["errors"][name] for rank, found in launched.results.items()}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_no_fault_takes_long(name: str, launched: Launched) -> None:
+    """The stated limit of the feature, not a measurement: a hang would be a half-hour."""
+    assert all(found["seconds"][name] < LIMIT for found in launched.results.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("damaged", "PlanError: can't load"),
+        ("out_of_memory", "does-not-fit"),
+        ("loading", "LoadError: this rank's disk is gone"),
+        ("interrupted", "KeyboardInterrupt: "),
+    ],
+)
+def test_a_failure_is_told_on_every_rank(name: str, cause: str, launched: Launched) -> None:
+    told = errors(launched, name)
+    assert cause in told[FAULTY]
+    assert "RankError" not in told[FAULTY]
+    assert told[0].startswith(f"RankError: rank {FAULTY} failed: ")
+    assert cause in told[0]
+
+
+def test_a_damaged_file_is_named(launched: Launched) -> None:
+    assert "model.safetensors" in errors(launched, "damaged")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("other_checkpoint", "  - file checkpoint/model.safetensors: rank 0: "),
+        ("other_option", "  - decision attention: rank 0: sdpa; rank 1: eager\n"),
+        ("other_plugin", "  - plugin wren: rank 0: loadkit-wren 1.0; rank 1: loadkit-wren 2.0\n"),
+    ],
+)
+def test_a_difference_is_refused_on_every_rank(name: str, line: str, launched: Launched) -> None:
+    told = errors(launched, name)
+    assert told[0] == told[1]
+    assert told[0].startswith(DIFFERENT)
+    assert line in told[0]
+
+
+def test_folders_of_their_own_are_no_difference(launched: Launched) -> None:
+    """Only what they hold is: the error of other weights names no path."""
+    assert "location" not in errors(launched, "other_checkpoint")[0]
+
+
+def test_what_one_rank_finds_fails_all(launched: Launched) -> None:
+    told = errors(launched, "audited")
+    assert told[0] == told[1]
+    assert told[0].startswith("AuditError")
+    assert f"rank {FAULTY}: this rank's memory is odd" in told[0]
+
+
+def test_afterwards_all_is_well(launched: Launched) -> None:
+    assert errors(launched, "nothing") == {0: "", 1: ""}
+
+
+def test_the_cause_is_told_before_the_store_goes(folders: Path, tmp_path: Path) -> None:
+    done = launch("faults:parting", 2, tmp_path, folders / "own", launcher="none")
+    assert done.results[0].startswith("LoadError: this rank's disk is gone"), done.output
+    assert done.results[1].startswith("RankError: rank 0 failed: LoadError: this rank's disk is gone")
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_dead_rank_is_noticed(who: int, folders: Path, tmp_path: Path) -> None:
+    """Rank 0 keeps the store: with it, that is gone."""
+    done = launch(
+        "faults:death", 2, tmp_path, folders / "own", who, launcher="none", LOADKIT_RANKS_SILENCE="4"
+    )
+    other = 1 - who
+    assert list(done.results) == [other], done.output
+    told = done.results[other]
+    assert told["error"].startswith("RankError: ")
+    assert ("the store that" in told["error"]) == (who == 0)
+    assert f"rank {who}" in told["error"]
+    assert told["seconds"] < LIMIT

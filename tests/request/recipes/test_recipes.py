@@ -1,0 +1,446 @@
+"""Training recipes as people keep them: their loading keys become options, the trainer's stay untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from loadkit.request.recipes import Recipe
+
+Read = Callable[[str], Recipe]
+Told = Callable[[str], dict[str, str]]
+
+HANDBOOK_QLORA = """
+# supervised fine-tuning in the alignment-handbook's manner
+model_name_or_path: mistralai/Mistral-7B-v0.1
+model_revision: main
+torch_dtype: bfloat16
+attn_implementation: flash_attention_2
+load_in_4bit: true
+bnb_4bit_quant_storage: bfloat16
+use_peft: true
+lora_r: 16
+lora_alpha: 16
+lora_dropout: 5e-2
+lora_target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+chat_template: "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+dataset_mixer:
+  some/dataset: 1.0
+dataset_splits: [train_sft, test_sft]
+preprocessing_num_workers: 12
+bf16: true
+gradient_checkpointing: true
+gradient_checkpointing_kwargs:
+  use_reentrant: false
+learning_rate: 2.0e-04
+max_seq_length: 2048
+"""
+
+HANDBOOK_DPO = """
+model_name_or_path: owner/sft-model
+torch_dtype: null
+bf16: true
+beta: 0.01
+gradient_checkpointing: true
+learning_rate: 5.0e-7
+loss_type: sigmoid
+optim: adamw_torch
+"""
+
+OPEN_R1_GRPO = """
+model_name_or_path: Qwen/Qwen2.5-1.5B-Instruct
+model_revision: main
+torch_dtype: bfloat16
+attn_implementation: flash_attention_2
+dataset_name: owner/maths
+reward_funcs: [accuracy, format]
+reward_weights: [1.0, 1.0]
+system_prompt: Think first, then answer.
+use_vllm: true
+num_generations: 16
+eos_token: <|im_end|>
+gradient_checkpointing: true
+gradient_checkpointing_kwargs: {use_reentrant: false}
+"""
+
+AXOLOTL = """
+base_model: NousResearch/Llama-3.2-1B
+load_in_8bit: false
+load_in_4bit: true
+adapter: qlora
+lora_model_dir:
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_linear: true
+sequence_len: 2048
+sample_packing: true
+datasets:
+  - path: owner/data
+    type: alpaca
+bf16: auto
+tf32: false
+gradient_checkpointing: true
+flash_attention: true
+special_tokens:
+  pad_token: "<|end_of_text|>"
+  bos_token: "<s>"
+chat_template: chatml
+micro_batch_size: 2
+"""
+
+LLAMA_FACTORY = """
+model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
+quantization_bit: 4
+quantization_method: bnb
+trust_remote_code: true
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+flash_attn: fa2
+template: llama3
+cutoff_len: 2048
+bf16: true
+"""
+
+
+def test_a_handbook_recipe(recipe: Read) -> None:
+    found = recipe(HANDBOOK_QLORA)
+    assert (found.dialect, found.source) == ("trl", "mistralai/Mistral-7B-v0.1")
+    assert found.options == {
+        "training": True,
+        "dtype": "bfloat16",
+        "attn_implementation": "flash_attention_2",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_storage": "bfloat16",
+        "adapter": True,
+        "lora_r": 16,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
+    assert found.trainer["learning_rate"] == 2e-4
+    assert found.trainer["dataset_mixer"] == {"some/dataset": 1.0}
+    assert found.shared == ("chat_template", "gradient_checkpointing", "gradient_checkpointing_kwargs")
+    assert set(found.shared) < set(found.trainer)
+    assert "torch_dtype" not in found.trainer
+
+
+def test_full_training_leaves_the_dtype_to_the_checkpoint(recipe: Read, told: Told) -> None:
+    """TRAPS 23: None means "auto" now. Mixed precision keeps weights in the dtype that they were loaded in."""
+    assert recipe(HANDBOOK_DPO).options == {"training": True, "gradient_checkpointing": True}
+    frozen = recipe(HANDBOOK_DPO + "use_peft: true\n")
+    assert frozen.options["dtype"] == "bfloat16"
+    assert "no dtype is named" in frozen.notes[0]
+    for name in ("dtype", "torch_dtype"):
+        assert recipe(f"{name}: float16\n").options["dtype"] == "float16"
+        assert "dtype" not in recipe(f"{name}: auto\n").options
+    both = told("dtype: float16\ntorch_dtype: bfloat16\n")
+    assert "keep dtype or torch_dtype" in both["recipe-key-twice"]
+    assert recipe("dtype: float16\ntorch_dtype: float16\n").options["dtype"] == "float16"
+
+
+def test_an_open_r1_recipe(recipe: Read) -> None:
+    found = recipe(OPEN_R1_GRPO)
+    assert found.options == {
+        "training": True,
+        "dtype": "bfloat16",
+        "attn_implementation": "flash_attention_2",
+        "eos_token": "<|im_end|>",
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
+    assert {"reward_funcs", "system_prompt", "use_vllm", "eos_token"} <= set(found.trainer)
+
+
+def test_trls_defaults_of_an_adapter(recipe: Read) -> None:
+    found = recipe("use_peft: true\nlora_task_type: SEQ_CLS\n")
+    assert found.options == {
+        "training": True,
+        "adapter": True,
+        "task": "sequence-classification",
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+    }
+
+
+def test_settings_of_what_is_off_are_left_out_in_plain_sight(recipe: Read) -> None:
+    found = recipe("use_peft: false\nlora_r: 8\nbnb_4bit_quant_type: nf4\nload_in_4bit: false\n")
+    assert found.options == {"training": True, "adapter": False}
+    assert found.notes == (
+        "lora_r has no effect without a new adapter, and is left out",
+        "bnb_4bit_quant_type has no effect without 4-bit quantization, and is left out",
+    )
+    resumed = recipe(
+        "adapter_name_or_path: ./mine\nlora_rank: 4\nquantization_bit: 8\nquantization_type: nf4\n"
+    )
+    assert resumed.options == {
+        "training": True,
+        "adapter": "./mine",
+        "load_in_8bit": True,
+        "gradient_checkpointing": True,
+    }
+    assert [note.split()[0] for note in resumed.notes] == [
+        "adapter_name_or_path:",
+        "lora_rank",
+        "quantization_type",
+    ]
+    full = recipe("finetuning_type: full\nlora_rank: 8\nlora_target: all\nfreeze_vision_tower: true\n")
+    assert full.options == {"training": True, "adapter": False, "gradient_checkpointing": True}
+    assert full.trainer == {"freeze_vision_tower": True}
+    assert full.shared == ()
+
+
+def test_what_the_trainer_reads_too_stays_with_it(recipe: Read) -> None:
+    found = recipe(
+        "trust_remote_code: true\npad_token: <pad>\nattn_implementation: sdpa\nuse_peft: true\nbf16: true\n"
+    )
+    assert found.trainer == {"trust_remote_code": True, "pad_token": "<pad>", "bf16": True}
+    assert found.shared == ("bf16", "pad_token", "trust_remote_code")
+
+
+def test_numbers_that_yaml_reads_as_text(recipe: Read) -> None:
+    found = recipe("use_peft: yes\nlora_r: '32'\nlora_alpha: 6.4e1\nlora_dropout: 5e-2\n")
+    assert (found.options["lora_r"], found.options["lora_alpha"], found.options["lora_dropout"]) == (
+        32,
+        64.0,
+        0.05,
+    )
+    assert type(found.options["lora_r"]) is int
+
+
+@pytest.mark.parametrize("nothing", ["", "null", "'null'", "None", "~", "''"])
+def test_nothing_is_asked_for_in_many_ways(recipe: Read, nothing: str) -> None:
+    found = recipe(
+        f"model_name_or_path: {nothing}\ndtype: {nothing}\nlora_r: {nothing}\nattn_implementation: {nothing}\n"
+    )
+    assert (found.source, found.options, found.notes) == ("", {"training": True}, ())
+
+
+def test_one_target_in_a_list(recipe: Read) -> None:
+    """As TRL does with lists of one; a pattern or a name stays what it is."""
+    for text, targets in [
+        ("[all-linear]", "all-linear"),
+        ("[q_proj]", ["q_proj"]),
+        ("'.*q_proj'", ".*q_proj"),
+    ]:
+        assert (
+            recipe(f"use_peft: true\nlora_target_modules: {text}\n").options["lora_target_modules"] == targets
+        )
+    assert recipe("lora_target: [all]\n").options["lora_target_modules"] == "all-linear"
+
+
+def test_the_models_own_arguments_count_over_the_rest(recipe: Read) -> None:
+    """TRL's scripts lay model_init_kwargs over what ModelConfig says."""
+    for order in (1, -1):
+        lines = ["torch_dtype: float32", "model_init_kwargs: {dtype: bfloat16, rope_theta: 5.0}"][::order]
+        found = recipe("\n".join(lines))
+        assert found.options == {"training": True, "dtype": "bfloat16", "model_kwargs": {"rope_theta": 5.0}}
+        assert found.trainer == {}
+        assert found.notes == (
+            "model_init_kwargs.dtype counts, not torch_dtype: dtype is 'bfloat16', not 'float32'",
+        )
+
+
+def test_an_axolotl_recipe(recipe: Read) -> None:
+    found = recipe(AXOLOTL)
+    assert (found.dialect, found.source) == ("axolotl", "NousResearch/Llama-3.2-1B")
+    assert found.options == {
+        "training": True,
+        "adapter": True,
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "lora_r": 32,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "lora_target_modules": "all-linear",
+        "gradient_checkpointing": True,
+        "attn_implementation": "flash_attention_2",
+        "pad_token": "<|end_of_text|>",
+        "dtype": "bfloat16",
+    }
+    assert any("chatml" in note for note in found.notes)
+    assert any("special_tokens.bos_token" in note for note in found.notes)
+    assert {"datasets", "micro_batch_size", "bf16"} <= set(found.trainer)
+    for text in ("adapter: lora\nlora_model_dir: ./mine\n", "lora_model_dir: ./mine\nadapter: lora\n"):
+        resumed = recipe("base_model: a/b\nlora_r: 8\n" + text)
+        assert resumed.options == {"training": True, "adapter": "./mine", "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("model_revision: abc", {"revision": "abc"}),
+        ("revision_of_model: abc", {"revision": "abc"}),
+        ("model_config: {rope_theta: 5}\nmodel_kwargs: {use_safetensors: true}", {"model_kwargs": {"rope_theta": 5, "use_safetensors": True}}),
+        ("model_type: LlamaForCausalLM", {}),
+        ("model_type: AutoModelForSequenceClassification\nnum_labels: 1\nreward_model: true", {"task": "sequence-classification", "model_kwargs": {"num_labels": 1}}),
+        ("adapter: lora\nlora_target_modules: [q_proj]\nlora_target_linear: true", {"adapter": True, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}),
+        ("adapter: lora\nlora_target_linear: true\nlora_target_modules:", {"adapter": True, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}),
+        ("adapter: qlora\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", {"adapter": True, "lora_dropout": 0.0, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}),
+        ("tokens: [<a>, <b>]\nspecial_tokens: {additional_special_tokens: [<c>, <a>]}", {"additional_special_tokens": ["<a>", "<b>", "<c>"]}),
+        ("tokens: {pad_token: '[PAD]', unk_token: <unk>}", {"pad_token": "[PAD]"}),
+        ("chat_template: jinja\nchat_template_jinja: '{{ 1 }}'", {"chat_template": "{{ 1 }}"}),
+        ("chat_template: tokenizer_default_fallback_chatml", {}),
+        ("gradient_checkpointing: offload", {"gradient_checkpointing": True}),
+        ("xformers_attention: true", {}),
+        ("attn_implementation: sage", {}),
+        ("attn_implementation: kernels-community/flash-attn3", {"attn_implementation": "kernels-community/flash-attn3"}),
+        ("flash_attention:\nsdp_attention: true", {"attn_implementation": "sdpa"}),
+        ("lora_r: 8", {}),
+    ],
+)  # fmt: skip
+def test_axolotls_keys(recipe: Read, text: str, options: dict[str, Any]) -> None:
+    assert recipe(f"base_model: a/b\n{text}\n").options == {"training": True, "dtype": "bfloat16", **options}
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        ("", "bfloat16"),
+        ("bf16: auto", "bfloat16"),
+        ("bf16: auto\nfp16: true", "float16"),
+        ("bf16: true\nfp16:", "bfloat16"),
+        ("bf16: false\nfp16: true", "float16"),
+        ("bf16: false", "float32"),
+        ("bf16: false\nfp16: false\nadapter: lora\nload_in_8bit: true", "float16"),
+        ("float32: true", "float32"),
+    ],
+)
+def test_axolotls_dtype(recipe: Read, text: str, dtype: str) -> None:
+    """It loads in what it computes in, and bf16: auto is its default."""
+    assert recipe(f"base_model: a/b\n{text}\n").options["dtype"] == dtype
+
+
+def test_an_axolotl_recipe_without_a_model(recipe: Read) -> None:
+    found = recipe("adapter: qlora\nlora_target_linear: true\nmicro_batch_size: 2\n")
+    assert (found.dialect, found.source, found.options["load_in_4bit"]) == ("axolotl", "", True)
+
+
+def test_a_llama_factory_recipe(recipe: Read) -> None:
+    found = recipe(LLAMA_FACTORY)
+    assert found.dialect == "llama-factory"
+    assert found.options == {
+        "training": True,
+        "adapter": True,
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "trust_remote_code": True,
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "lora_target_modules": "all-linear",
+        "attn_implementation": "flash_attention_2",
+        "gradient_checkpointing": True,
+        "dtype": "bfloat16",
+    }
+    assert {"template", "stage", "cutoff_len"} <= set(found.trainer)
+    full = recipe("finetuning_type: full\ndisable_gradient_checkpointing: true\nbf16: true\n")
+    assert full.options == {"training": True, "adapter": False, "gradient_checkpointing": False}
+    listed = recipe("lora_rank: 4\nlora_target: q_proj, v_proj\nlora_alpha: '12'\n")
+    assert listed.options["lora_target_modules"] == ["q_proj", "v_proj"]
+    assert listed.options["lora_alpha"] == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("pissa_init: true", {"init_lora_weights": "pissa_niter_16"}),
+        ("pissa_init: true\npissa_iter: 4\npissa_convert: true", {"init_lora_weights": "pissa_niter_4"}),
+        ("pissa_iter: -1\npissa_init: true", {"init_lora_weights": "pissa"}),
+        ("additional_target: embed_tokens,lm_head", {"lora_modules_to_save": ["embed_tokens", "lm_head"]}),
+        (
+            "add_tokens: <a>\nadd_special_tokens: <b>, <c>",
+            {"additional_special_tokens": ["<a>", "<b>", "<c>"]},
+        ),
+        ("freeze_vision_tower: false", {"lora_vision": True}),
+        ("pure_bf16: true", {"dtype": "bfloat16"}),
+        ("bf16: true\ninfer_dtype: float16", {"dtype": "bfloat16"}),
+        ("use_reentrant_gc: false", {"gradient_checkpointing_kwargs": {"use_reentrant": False}}),
+        ("flash_attn: auto", {}),
+        ("flash_attn: disabled", {"attn_implementation": "eager"}),
+        ("quantization_method: hqq", {}),
+    ],
+)
+def test_llama_factorys_keys(recipe: Read, text: str, options: dict[str, Any]) -> None:
+    assert recipe(f"finetuning_type: lora\n{text}\n").options == {
+        "training": True,
+        "adapter": True,
+        "gradient_checkpointing": True,
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "lora_target_modules": "all-linear",
+        **options,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base_model: a\nchat_template: chatml\n", "give chat_template="),
+        (
+            "base_model: a\nspecial_tokens: {unk_token: <unk>}\n",
+            "special_tokens.unk_token has no counterpart",
+        ),
+        ("base_model: a\ntokens: [<a>]\n", "added as special tokens"),
+        ("base_model: a\ngradient_checkpointing: offload_disk\n", "moving activations away is the trainer's"),
+        ("base_model: a\nattn_implementation: xformers\n", "not part of transformers"),
+        ("base_model: a\nbf16: auto\n", "axolotl loads in bfloat16"),
+        ("lora_rank: 8\n", "finetuning_type isn't given"),
+        ("template: llama3\n", "keeps its chat template"),
+        ("finetuning_type: freeze\n", "which weights train"),
+        ("finetuning_type: lora\nstage: rm\n", "value head"),
+        ("lora_rank: 8\ninfer_dtype: float16\n", "is for inference"),
+    ],
+)
+def test_what_isnt_translated_one_to_one_is_noted(recipe: Read, text: str, words: str) -> None:
+    assert any(words in note for note in recipe(text).notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("atn_implementation: sdpa\n", "recipe-misspelt-key", "looks like 'attn_implementation'"),
+        ("model_name_or_pat: a/b\n", "recipe-misspelt-key", "looks like 'model_name_or_path'"),
+        ("load_in_4bits: true\n", "recipe-misspelt-key", "load_in_4bit"),
+        ("LORA_R: 8\n", "recipe-misspelt-key", "lora_r"),
+        ("base_model: a\nlora_target_lineer: true\n", "recipe-misspelt-key", "lora_target_linear"),
+        ("base_model: a\nrope_scalin: {}\n", "recipe-misspelt-key", "rope_scaling"),
+        ("load_in_4bit: true\nload_in_8bit: true\n", "recipe-contradiction", "exclude each other"),
+        ("base_model: a\nadapter: qlora\nload_in_8bit: true\n", "recipe-contradiction", "qlora is 4-bit"),
+        ("base_model: a\nadapter: qlora\nload_in_4bit: false\n", "recipe-contradiction", "qlora is 4-bit"),
+        ("base_model: a\nbf16: true\nfp16: true\n", "recipe-key-twice", "keep bf16 or fp16"),
+        ("base_model: a\nmodel_config: {a: 1}\nmodel_kwargs: {a: 2}\n", "recipe-key-twice", "model_config and model_kwargs"),
+        ("adapter_name_or_path: ./mine\nfinetuning_type: full\n", "recipe-key-twice", "settle adapter"),
+        ("quantization_bit: 3\n", "recipe-bad-value", "quantization_bit can be 4, 8"),
+        ("quantization_bit: 4\nquantization_method: hqq\n", "recipe-bad-value", "bnb"),
+        ("finetuning_type: oft\n", "recipe-bad-value", "lora, full, freeze"),
+        ("adapter_name_or_path: ./one,./two\n", "recipe-bad-value", "names several"),
+        ("base_model: a\nmodel_type: MambaLMHeadModel\n", "recipe-bad-value", "ForCausalLM"),
+        ("lora_task_type: NOPE\n", "recipe-bad-value", "SEQ_CLS"),
+        ("use_peft: perhaps\n", "recipe-bad-value", "use_peft can be true, false"),
+        ("use_peft: true\nlora_r: many\n", "recipe-bad-value", "lora_r: many isn't a number"),
+        ("use_peft: true\nlora_dropout: nan\n", "recipe-bad-value", "isn't a number"),
+        ("use_peft: true\nlora_alpha: true\n", "recipe-bad-value", "isn't a number"),
+        ("model_name_or_path: 7\n", "recipe-bad-value", "isn't a text"),
+        ("base_model: a\nspecial_tokens: 5\n", "recipe-bad-value", "isn't a mapping"),
+        ("base_model: a\nrope_scaling: {type: linear}\n", "recipe-untranslated", "model_kwargs"),
+        ("base_model: a\npeft: {loftq_config: {loftq_bits: 4}}\n", "recipe-untranslated", "peft_config"),
+        ("adapter_name_or_path: a\ncreate_new_adapter: true\n", "recipe-untranslated", "merge_adapter"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told(told: Told, text: str, code: str, words: str) -> None:
+    found = told(text)
+    assert list(found) == [code]
+    assert words in found[code]
