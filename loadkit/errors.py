@@ -33,17 +33,20 @@ __all__ = [
 
 Severity = Literal["error", "warning", "note"]
 
+SEVERITIES = ("error", "warning", "note")
+"""The order in which they are told."""
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
+
+class Problem(msgspec.Struct, frozen=True):
     """Something wrong with a request, found before anything is loaded.
 
     Parameters:
         stage: the stage or fact it belongs to, such as "dtype" or "checkpoint".
         plugin: who noticed: a plugin's name, or "loadkit" for the core.
-        severity: "error" stops the plan; "warning" and "note" are carried in it.
         code: a stable name to tell problems apart, such as "unknown-option".
         message: what was asked, what was found, and who asked.
         remedy: what to do about it.
+        severity: "error" stops the plan; "warning" and "note" are carried in it.
     """
 
     stage: str
@@ -57,28 +60,28 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.stage}: {self.message}\n    fix: {self.remedy}  [{self.code}, from {self.plugin}]"
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class Finding(msgspec.Struct, frozen=True):
     """Something the audit noticed on a loaded model.
 
     Parameters:
         stage: the stage whose decision was audited.
         plugin: the plugin that looked.
-        severity: "error" fails the load (unless `strict=False`).
         code: a stable name to tell findings apart.
         message: what is there.
         planned: what the plan said, in words; "" where there was nothing to compare.
         effective: what was found, in words.
         remedy: what to do about it; "" where nothing need be done.
+        severity: "error" fails the load (unless `strict=False`).
     """
 
     stage: str
     plugin: str
     code: str
     message: str
-    severity: Severity = "error"
     planned: str = ""
     effective: str = ""
     remedy: str = ""
+    severity: Severity = "error"
 
     def __str__(self) -> str:
         text = f"{self.stage}: {self.message}"

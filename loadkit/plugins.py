@@ -16,14 +16,16 @@ from loadkit.facts.library.library import ConfigFacts, Family, Library, ModelFac
 from loadkit.loading.inference_mode import InferenceMode
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.manifest.manifest import FileProof
+from loadkit.schema.dtypes import FLOATS, ITEM_SIZES
 from loadkit.schema.loading_aids import LoadingAid, Shortcut, Stored
+from loadkit.schema.values import HEADED_TASKS
 from loadkit.text.suggest import did_you_mean, nearest_name, some_of
 from loadkit.text.units import size, span
 
 __all__ = [
-    "AdapterFacts", "Beside", "ConfigFacts", "Entries", "Entry", "Family", "File", "FileProof",
-    "InferenceMode", "Library", "LoadingAid", "ModelFacts", "ModuleFacts", "ProcessingFacts", "Record",
-    "Shortcut", "Stored", "Template", "TensorHeader", "base_of", "checksum", "checksums", "configs",
-    "did_you_mean", "file_checksums", "input_embeddings", "is_packed", "nearest_name", "output_embeddings",
-    "pause_gc", "size", "some_of", "span",
+    "AdapterFacts", "Beside", "ConfigFacts", "Entries", "Entry", "FLOATS", "Family", "File", "FileProof",
+    "HEADED_TASKS", "ITEM_SIZES", "InferenceMode", "Library", "LoadingAid", "ModelFacts", "ModuleFacts",
+    "ProcessingFacts", "Record", "Shortcut", "Stored", "Template", "TensorHeader", "base_of", "checksum",
+    "checksums", "configs", "did_you_mean", "file_checksums", "input_embeddings", "is_packed",
+    "nearest_name", "output_embeddings", "pause_gc", "size", "some_of", "span",
 ]

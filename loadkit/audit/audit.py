@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loadkit.errors import Finding
+from loadkit.errors import SEVERITIES, Finding
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.schema.plans import Plan
 from loadkit.schema.reports import Loading
 
 __all__ = ["audit"]
-
-ORDER = ("error", "warning", "note")
 
 
 def audit(
@@ -46,4 +44,4 @@ def audit(
         processing_class=processing_class,
     )
     found = [*earlier, *given]
-    return tuple(sorted(found, key=lambda f: (ORDER.index(f.severity), f.stage, f.code, f.message)))
+    return tuple(sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.stage, f.code, f.message)))

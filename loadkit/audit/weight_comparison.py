@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from loadkit.hooks.manager import PluginManager
 from loadkit.schema.plans import Plan
 
 __all__ = ["SAMPLED", "VALUES", "compare_with_files"]
+
+_finding = partial(Finding, "weights", "loadkit")
 
 SAMPLED, VALUES = 16, 32_768
 """How many tensors are compared, and how many of the first values of each: about a megabyte, whatever the model's size."""
@@ -59,8 +62,8 @@ def compare_with_files(plan: Plan, model: Any, manager: PluginManager) -> list[F
             _finding(
                 "other-values",
                 f"{len(different)} of {compared} compared tensors don't hold what the files have: {', '.join(different[:3])}",
-                planned="the values in the files",
-                effective="other values",
+                "the values in the files",
+                "other values",
                 remedy="something changed the weights while they were loaded; load again, and tell transformers' authors if it stays so",
             )
         ]
@@ -146,7 +149,3 @@ def _difference(stored: Stored) -> str | None:
     gap = (held.double() - expected.double()).abs().nan_to_num(nan=0.0)
     same_nan = torch.equal(torch.isnan(held), torch.isnan(expected))
     return "" if same_nan and not bool((gap > 0).any()) else f"off by up to {float(gap.max()):.3g}"
-
-
-def _finding(code: str, message: str, **more: Any) -> Finding:
-    return Finding(stage="weights", plugin="loadkit", code=code, message=message, **more)

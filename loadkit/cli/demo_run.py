@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from loadkit.schema.request import Progress
 from loadkit.testing.checkpoints.architectures import ARCHITECTURES, Recipe
 from loadkit.testing.checkpoints.corpus import CONVERSATIONS, PICTURES
 from loadkit.testing.checkpoints.make import ask, write_recipe
@@ -72,9 +73,7 @@ IGNORED = -100
 """The label that transformers' losses leave out."""
 
 
-def demo_checkpoint(
-    arch: str = "mistral", *, cache_dir: Path, progress: Callable[[str], None] | None = None
-) -> Path:
+def demo_checkpoint(arch: str = "mistral", *, cache_dir: Path, progress: Progress | None = None) -> Path:
     """Make the demo's checkpoint, or find the one that was made before.
 
     It is made beside its place and moved there when it is complete, so that an interrupted run leaves nothing

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from rich.console import Console
+
+from loadkit.schema.request import Progress
 
 __all__ = ["console", "errors", "working"]
 
@@ -14,7 +16,7 @@ errors = Console(stderr=True, highlight=False)
 
 
 @contextlib.contextmanager
-def working(first: str) -> Iterator[Callable[[str], None]]:
+def working(first: str) -> Iterator[Progress]:
     """Show what is going on: a spinner in a terminal, a line a step elsewhere.
 
     Parameters:

@@ -7,7 +7,7 @@ from there; so it is brought there first, by a call that fails loudly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from loadkit.facts.hub.download import RepositoryAt, spoilt_files
 from loadkit.facts.hub.problems import hub_problem
 from loadkit.facts.hub.retry import patiently
 from loadkit.schema.plans import KWARGS, Plan
+from loadkit.schema.request import Progress, Token
 from loadkit.schema.values import Adapter, Adapters
 
 __all__ = [
@@ -40,9 +41,6 @@ SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm", "*.bpe"
 CODE = "*.py"
 
 TEMPLATES = "additional_chat_templates"
-
-Token = str | bool | None
-Progress = Callable[[str], None]
 
 
 def plan_kwargs(plan: Plan) -> dict[str, Any]:

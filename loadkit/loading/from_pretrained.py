@@ -27,14 +27,13 @@ from loadkit.planning.quantization_checks import asked_to_skip
 from loadkit.schema.loading_aids import Stored
 from loadkit.schema.plans import Plan
 from loadkit.schema.reports import Loading
+from loadkit.schema.request import Progress, Token
+from loadkit.schema.values import HEADED_TASKS
 
 __all__ = ["LoadedModel", "load_model", "load_processing_class"]
 
 NOTHING = Lent()
 
-HEADED = ("sequence-classification", "token-classification")
-"""Tasks with a head of their own. transformers 5.23 means to leave the last module unquantized, but misses one that has a
-bias (`get_keys_to_not_convert` strips ".weight" only), so that BERT's classifier would be quantized."""
 
 NO_ADAPTER = {"subfolder": "loadkit-attaches-adapters"}
 """Where transformers is sent to look for an adapter beside the weights: it finds none, and injects none (transformers 5.23:
@@ -44,8 +43,8 @@ NO_ADAPTER = {"subfolder": "loadkit-attaches-adapters"}
 def load_model(
     plan: Plan,
     manager: PluginManager,
-    token: str | bool | None = None,
-    progress: Callable[[str], None] | None = None,
+    token: Token = None,
+    progress: Progress | None = None,
     lent: Lent = NOTHING,
     first_on_node: Callable[[str, Callable[[], None]], None] = lambda _, fetching: fetching(),
 ) -> LoadedModel:
@@ -73,9 +72,7 @@ def load_model(
     )
 
 
-def _load(
-    plan: Plan, manager: PluginManager, token: str | bool | None, stored: Stored | None = None
-) -> LoadedModel:
+def _load(plan: Plan, manager: PluginManager, token: Token, stored: Stored | None = None) -> LoadedModel:
     """Call `from_pretrained` for the checkpoint, or for what is stored of it quantized already."""
     with _explained(plan, "the model"), pause_gc():
         config, further = load_config(plan, token)
@@ -116,7 +113,7 @@ def _as_from(location: str, folder: str, model: Any) -> None:
             setattr(each, name, location)
 
 
-def load_config(plan: Plan, token: str | bool | None = None) -> tuple[Any, dict[str, Any]]:
+def load_config(plan: Plan, token: Token = None) -> tuple[Any, dict[str, Any]]:
     """Load the config at the plan's commit.
 
     Parameters:
@@ -147,7 +144,7 @@ def load_config(plan: Plan, token: str | bool | None = None) -> tuple[Any, dict[
     return config, {name: value for name, value in unused.items() if name in further}
 
 
-def load_processing_class(plan: Plan, token: str | bool | None = None) -> Any:
+def load_processing_class(plan: Plan, token: Token = None) -> Any:
     """Load the tokenizer or processor that the plan names; None where it names none.
 
     Raises:
@@ -173,7 +170,7 @@ def load_processing_class(plan: Plan, token: str | bool | None = None) -> Any:
         )
 
 
-def _access(plan: Plan, token: str | bool | None) -> dict[str, Any]:
+def _access(plan: Plan, token: Token) -> dict[str, Any]:
     """How transformers may ask the Hub: not where it was down while planning, for it would ask for minutes."""
     down = bool(plan.checkpoint.commit) and not may_ask(plan)
     return ({} if token is None else {"token": token}) | ({"local_files_only": True} if down else {})
@@ -183,7 +180,9 @@ def _quantization_config(plan: Plan, config: Any, manager: PluginManager) -> Any
     quantization = plan.quantization
     assert quantization is not None
     skip: Sequence[str] | None = None
-    if quantization.skip_modules or plan.model_class.task in HEADED:
+    # transformers 5.23 means to leave the last module unquantized, and misses one that has a bias, as BERT's classifier:
+    # `get_keys_to_not_convert` strips ".weight" only.
+    if quantization.skip_modules or plan.model_class.task in HEADED_TASKS:
         skip = modules_to_skip(
             _class(plan),
             config,

@@ -37,6 +37,7 @@ from loadkit.ranks.device import take_own_device
 from loadkit.request.recipes import Recipe
 from loadkit.schema.plans import Plan
 from loadkit.schema.reports import Loading, Report
+from loadkit.schema.request import Progress, Token
 
 __all__ = ["Loaded", "LoadkitWarning", "load", "load_processing_class"]
 
@@ -91,7 +92,7 @@ class Loaded:
             self.processing_class.save_pretrained(target)
         return target
 
-    def manifest(self, progress: Callable[[str], None] | None = None) -> Manifest:
+    def manifest(self, progress: Progress | None = None) -> Manifest:
         """Take down what was loaded, from what and by what, so that it can be loaded again. Every file is read, for its hash.
 
         Parameters:
@@ -152,10 +153,10 @@ def load(
     *,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     replay: Manifest | str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
+    token: Token = None,
     strict: bool = True,
     plugin_manager: PluginManager | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
     together: bool = True,
     **options: Any,
 ) -> Loaded:
@@ -204,8 +205,8 @@ def load(
 def _load(
     planning: Callable[[], Plan],
     manager: PluginManager,
-    token: str | bool | None,
-    progress: Callable[[str], None] | None,
+    token: Token,
+    progress: Progress | None,
     ranks: Ranks,
 ) -> Loaded:
     say = progress or (lambda _: None)
@@ -287,7 +288,7 @@ def load_processing_class(
     profile: str | None = None,
     *,
     recipe: str | os.PathLike[str] | Recipe | None = None,
-    token: str | bool | None = None,
+    token: Token = None,
     plugin_manager: PluginManager | None = None,
     **options: Any,
 ) -> Any:

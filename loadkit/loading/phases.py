@@ -12,6 +12,7 @@ from loadkit.hooks.manager import PluginManager
 from loadkit.loading.parameter_changes import compare, take
 from loadkit.schema.plans import Plan
 from loadkit.schema.reports import Change
+from loadkit.schema.request import Progress
 from loadkit.schema.values import Adapters, Vocabulary
 
 __all__ = ["PHASES", "Given", "Phase", "run_phases"]
@@ -107,7 +108,7 @@ def run_phases(
     given: Given,
     manager: PluginManager,
     clock: Callable[[str], AbstractContextManager[Any]],
-    say: Callable[[str], None],
+    say: Progress,
 ) -> tuple[Any, tuple[Change, ...]]:
     """Carry out the phases that the plan has, and leave the model in the planned mode.
 

@@ -17,6 +17,7 @@ from loadkit.cache.atomic_write import write_whole
 from loadkit.errors import Finding, LoadkitError
 from loadkit.schema.plans import Plan
 from loadkit.schema.reports import Change, Report
+from loadkit.schema.request import Progress
 
 __all__ = ["Difference", "FileProof", "Manifest", "differences", "lines", "make_manifest", "read_saved"]
 
@@ -133,7 +134,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.what}: {self.first or 'nothing'} → {self.second or 'nothing'}"
 
 
-def make_manifest(plan: Plan, report: Report, progress: Callable[[str], None] | None = None) -> Manifest:
+def make_manifest(plan: Plan, report: Report, progress: Progress | None = None) -> Manifest:
     """Take down a load. Every file is read once, for its hash.
 
     Parameters:

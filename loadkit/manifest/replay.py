@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -21,6 +21,7 @@ from loadkit.manifest.manifest import (
 )
 from loadkit.planning.pipeline import make_plan
 from loadkit.schema.plans import CheckpointSummary, Plan
+from loadkit.schema.request import Progress, Token
 
 __all__ = ["ReplayError", "ReplayWarning", "plan_of"]
 
@@ -50,9 +51,9 @@ def plan_of(
     manifest: Manifest | str | os.PathLike[str],
     *,
     strict: bool,
-    token: str | bool | None,
+    token: Token,
     plugin_manager: PluginManager,
-    progress: Callable[[str], None] | None,
+    progress: Progress | None,
 ) -> Plan:
     """The manifest's plan, if it still holds here.
 
@@ -89,9 +90,9 @@ def plan_of(
 
 def _here(
     manifest: Manifest,
-    token: str | bool | None,
+    token: Token,
     plugin_manager: PluginManager,
-    progress: Callable[[str], None] | None,
+    progress: Progress | None,
 ) -> list[Difference]:
     """What differs between the manifest and what is here now."""
     say = progress or (lambda _: None)

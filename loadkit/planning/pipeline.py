@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,14 +33,15 @@ from loadkit.request.recipes import Recipe, read_recipe
 from loadkit.schema.claims import Claim, Decision, StampedClaim, Strength, decide
 from loadkit.schema.loading_aids import Shortcut
 from loadkit.schema.plans import KWARGS, CheckpointSummary, Memory, Plan
-from loadkit.schema.request import Asked, Request
+from loadkit.schema.request import Asked, Progress, Request, Token
 from loadkit.schema.stages import OWNED_KWARGS, STAGES, Stage, stage_named
 from loadkit.schema.values import ModelClass, Preparation, Processing
 
 __all__ = ["identity_of", "make_plan", "make_request", "plan_context", "this_machine"]
 
+_problem = partial(Problem, "request", "loadkit")
+
 T = TypeVar("T")
-Progress = Callable[[str], None]
 
 
 def make_plan(
@@ -47,7 +49,7 @@ def make_plan(
     profile: str | None = None,
     *,
     recipe: str | os.PathLike[str] | Recipe | None = None,
-    token: str | bool | None = None,
+    token: Token = None,
     machine: Machine | str | None = None,
     nodes: int | None = None,
     engine: str | None = None,
@@ -353,11 +355,11 @@ class _Decisions:
             self.cause = error
             self.problems.append(
                 Problem(
-                    stage=stage,
-                    plugin=error.plugin,
-                    code="plugin-failed",
-                    message=str(error),
-                    remedy=f"tell the plugin's author, or go on without it: LOADKIT_DISABLE={error.plugin}",
+                    stage,
+                    error.plugin,
+                    "plugin-failed",
+                    str(error),
+                    f"tell the plugin's author, or go on without it: LOADKIT_DISABLE={error.plugin}",
                 )
             )
             return None
@@ -377,11 +379,11 @@ class _Decisions:
     def _undecided(self, stage: Stage) -> Problem:
         blocked = [f"{p.name} ({p.state}: {p.reason})" for p in self.manager.plugins if p.state != "active"]
         return Problem(
-            stage=stage.name,
-            plugin="loadkit",
-            code="undecided",
-            message="no plugin decided it" + (f"; not taking part: {', '.join(blocked)}" if blocked else ""),
-            remedy="`loadkit plugins` shows which plugins are there; loadkit's own come with the distribution",
+            stage.name,
+            "loadkit",
+            "undecided",
+            "no plugin decided it" + (f"; not taking part: {', '.join(blocked)}" if blocked else ""),
+            "`loadkit plugins` shows which plugins are there; loadkit's own come with the distribution",
         )
 
 
@@ -416,12 +418,12 @@ def _owned(key: str, plugin: str) -> Problem:
     owner = OWNED_KWARGS[key]
     stage = stage_named(owner)
     return Problem(
-        stage="kwargs",
-        plugin=plugin,
-        code="owned-kwarg",
-        message=f"{key!r} was given as a further keyword argument, but it belongs to the {owner} "
+        "kwargs",
+        plugin,
+        "owned-kwarg",
+        f"{key!r} was given as a further keyword argument, but it belongs to the {owner} "
         + ("stage" if stage else "step, which decides it itself"),
-        remedy=f"give it as an option of its own ({stage.option}=…) rather than in model_kwargs"
+        f"give it as an option of its own ({stage.option}=…) rather than in model_kwargs"
         if stage
         else f"leave {key} out of model_kwargs"
         + ("; tp_plan and tp_size are options of their own" if owner == "engine" else ""),
@@ -429,12 +431,10 @@ def _owned(key: str, plugin: str) -> Problem:
 
 
 def _note(recipe: Recipe, note: str) -> Problem:
-    return Problem(
-        stage="request",
-        plugin="loadkit",
-        code="recipe-note",
-        message=f"recipe {os.path.basename(recipe.path)!r}: {note}",
-        remedy="nothing need be done; an option of your own decides otherwise",
+    return _problem(
+        "recipe-note",
+        f"recipe {os.path.basename(recipe.path)!r}: {note}",
+        "nothing need be done; an option of your own decides otherwise",
         severity="note",
     )
 
@@ -445,21 +445,17 @@ def _no_source(request: Request) -> Problem:
         if request.recipe
         else "neither a model nor a recipe was given"
     )
-    return Problem(
-        stage="request",
-        plugin="loadkit",
-        code="no-source",
-        message=asked,
-        remedy="give a folder or a Hub id as the source, or model_name_or_path in the recipe",
+    return _problem(
+        "no-source", asked, "give a folder or a Hub id as the source, or model_name_or_path in the recipe"
     )
 
 
 def _several(stage: str, what: str, name: str, conflicts: Mapping[str, tuple[str, ...]]) -> Problem:
     plugins = conflicts[name]
     return Problem(
-        stage=stage,
-        plugin="loadkit",
-        code="conflict",
-        message=f"{what} {name!r} is provided by several plugins: {', '.join(plugins)}",
-        remedy=f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}",
+        stage,
+        "loadkit",
+        "conflict",
+        f"{what} {name!r} is provided by several plugins: {', '.join(plugins)}",
+        f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}",
     )

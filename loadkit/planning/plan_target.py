@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -14,6 +15,8 @@ from loadkit.schema.request import Request
 from loadkit.text.suggest import did_you_mean
 
 __all__ = ["Target", "find_target"]
+
+_problem = partial(Problem, "topology", "loadkit")
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,14 +162,10 @@ def _not_beside(name: str, engine: str) -> Problem:
 
 def _assumed(elsewhere: str) -> Problem:
     return Problem(
-        stage="machine",
-        plugin="loadkit",
-        code="planned-elsewhere",
+        "machine",
+        "loadkit",
+        "planned-elsewhere",
+        f"this plan is for {elsewhere}, with the packages that are installed here",
+        "load it there, where it is planned anew; nothing is loaded with it here",
         severity="note",
-        message=f"this plan is for {elsewhere}, with the packages that are installed here",
-        remedy="load it there, where it is planned anew; nothing is loaded with it here",
     )
-
-
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="topology", plugin="loadkit", code=code, message=message, remedy=remedy)

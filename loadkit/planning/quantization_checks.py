@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from loadkit.errors import Problem
 from loadkit.facts.context import Context
@@ -12,6 +13,8 @@ from loadkit.schema.values import Quantization
 from loadkit.text.suggest import did_you_mean
 
 __all__ = ["asked_to_skip", "check_quantization"]
+
+_problem = partial(Problem, "quantization", "loadkit")
 
 
 def asked_to_skip(request: Request) -> tuple[str, ...]:
@@ -78,7 +81,3 @@ def _unmatched(context: Context, decided: Quantization | None) -> Iterator[Probl
                 f"skip_modules has {entry!r}, and no module is called so{did_you_mean(entry.split('.')[-1], words)}",
                 f"modules here are called {', '.join(words[:12])}{', …' if len(words) > 12 else ''}",
             )
-
-
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="quantization", plugin="loadkit", code=code, message=message, remedy=remedy)

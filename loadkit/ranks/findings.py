@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from loadkit.errors import Finding
+from loadkit.errors import SEVERITIES, Finding
 
 __all__ = ["merged"]
-
-ORDER = ("error", "warning", "note")
 
 
 def merged(findings: Sequence[Sequence[Finding]]) -> tuple[Finding, ...]:
@@ -26,7 +24,7 @@ def merged(findings: Sequence[Sequence[Finding]]) -> tuple[Finding, ...]:
     told = [
         finding if len(ranks) == len(findings) else _of(finding, ranks) for finding, ranks in homes.items()
     ]
-    return tuple(sorted(told, key=lambda finding: ORDER.index(finding.severity)))
+    return tuple(sorted(told, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def _of(finding: Finding, ranks: Sequence[int]) -> Finding:

@@ -24,11 +24,11 @@ from loadkit.ranks.random_numbers import random_state, with_random_state
 from loadkit.ranks.settings import read_settings
 from loadkit.ranks.stores import open_store, prefixed
 from loadkit.schema.plans import Plan
+from loadkit.schema.request import Progress
 
 __all__ = ["LaunchedRank", "Ranks", "ranks_of_this_launch"]
 
 T = TypeVar("T")
-Progress = Callable[[str], None]
 
 WEIGHTS = "the weights"
 """What is fetched only by those ranks that need it; everything else is fetched by all."""

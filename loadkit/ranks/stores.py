@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
 from loadkit.errors import LoadkitError
 from loadkit.facts.machine.topology import Topology
 from loadkit.ranks.settings import Settings
+from loadkit.schema.request import Progress
 
 __all__ = ["Store", "open_store", "prefixed"]
 
@@ -37,7 +38,7 @@ class Store(Protocol):
     def set_timeout(self, timeout: timedelta, /) -> None: ...
 
 
-def open_store(topology: Topology, settings: Settings, say: Callable[[str], None]) -> Store:
+def open_store(topology: Topology, settings: Settings, say: Progress) -> Store:
     """Open the store that all processes of the launch share.
 
     Parameters:
@@ -87,7 +88,7 @@ _open: dict[tuple[str, int], Store] = {}
 """One connection a process. The keeper's is never closed: a process group made later at that port shares its server."""
 
 
-def _connected(host: str, port: int, rank: int, settings: Settings, say: Callable[[str], None]) -> Store:
+def _connected(host: str, port: int, rank: int, settings: Settings, say: Progress) -> Store:
     if (host, port) not in _open:
         keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         start = time.monotonic()

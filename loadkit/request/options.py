@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Mapping, Sequence, Set
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,6 +16,8 @@ from loadkit.schema.request import Asked
 from loadkit.text.suggest import did_you_mean
 
 __all__ = ["CORE_OPTIONS", "Option", "ask", "plain"]
+
+_problem = partial(Problem, "request", "loadkit")
 
 TYPES: Mapping[str, Any] = {
     "bool": bool,
@@ -242,48 +245,44 @@ def _undeclared(
 ) -> Problem:
     if name in conflicts:
         plugins = conflicts[name]
-        return Problem(
-            stage="request",
-            plugin="loadkit",
-            code="conflict",
-            message=f"{by} gave {name!r}, which several plugins declare as theirs: {', '.join(plugins)}",
-            remedy=f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}",
+        return _problem(
+            "conflict",
+            f"{by} gave {name!r}, which several plugins declare as theirs: {', '.join(plugins)}",
+            f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}",
         )
-    return Problem(
-        stage="request",
-        plugin="loadkit",
-        code="unknown-option",
-        message=f"{by} gave {name!r}, which isn't an option{did_you_mean(name, declared)}",
-        remedy="`loadkit plan --help` lists the options; pass anything else that from_pretrained takes in model_kwargs",
+    return _problem(
+        "unknown-option",
+        f"{by} gave {name!r}, which isn't an option{did_you_mean(name, declared)}",
+        "`loadkit plan --help` lists the options; pass anything else that from_pretrained takes in model_kwargs",
     )
 
 
 def _wrong_type(name: str, value: object, plugin: str, option: Option, by: str) -> Problem:
     return Problem(
-        stage=option.stage,
-        plugin=plugin,
-        code="bad-option",
-        message=f"{by} gave {name}={value!r}, a {type(value).__name__}; it takes a {option.type}",
-        remedy=f"{name}: {option.help}",
+        option.stage,
+        plugin,
+        "bad-option",
+        f"{by} gave {name}={value!r}, a {type(value).__name__}; it takes a {option.type}",
+        f"{name}: {option.help}",
     )
 
 
 def _no_choice(name: str, value: object, plugin: str, option: Option, by: str) -> Problem:
     return Problem(
-        stage=option.stage,
-        plugin=plugin,
-        code="bad-choice",
-        message=f"{by} gave {name}={value!r}{did_you_mean(str(value), option.choices)}",
-        remedy=f"choose one of {', '.join(option.choices)}",
+        option.stage,
+        plugin,
+        "bad-choice",
+        f"{by} gave {name}={value!r}{did_you_mean(str(value), option.choices)}",
+        f"choose one of {', '.join(option.choices)}",
     )
 
 
 def _twice(alias: str, first: object, second: object, plugin: str, option: Option, by: str) -> Problem:
     name = option.name
     return Problem(
-        stage=option.stage,
-        plugin=plugin,
-        code="option-twice",
-        message=f"{by} gave {name!r} twice under two names, with {first!r} and with {second!r} ({alias})",
-        remedy=f"keep {name}={first!r} or {name}={second!r}",
+        option.stage,
+        plugin,
+        "option-twice",
+        f"{by} gave {name!r} twice under two names, with {first!r} and with {second!r} ({alias})",
+        f"keep {name}={first!r} or {name}={second!r}",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ else:
     import tomli as tomllib
 
 __all__ = ["Profile", "find_profile", "read_profile", "read_profiles"]
+
+_problem = partial(Problem, "request", "loadkit")
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,7 +114,3 @@ def _one(
         f"{asked_by} asked for the profile file {name!r}: {reason}",
         "a profile file is TOML with `description`, optionally `extends`, and a table `[options]`",
     )
-
-
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="request", plugin="loadkit", code=code, message=message, remedy=remedy)

@@ -145,11 +145,11 @@ def _conflict(stage: str, contenders: Sequence[StampedClaim], option: str, deman
     if contenders[0].claim.strength is Strength.YOU and len(demands) > 1:
         choose = f"keep one of {', '.join(demands)} and take back the others, or "
     return Problem(
-        stage=stage,
-        plugin="loadkit",
-        code="conflict",
-        message=f"plugins disagree with equal strength ({contenders[0].claim.strength.value}): {said}",
-        remedy=f"{choose}leave one out with LOADKIT_DISABLE={plugins[-1]} (or {', '.join(plugins[:-1]) or plugins[-1]})",
+        stage,
+        "loadkit",
+        "conflict",
+        f"plugins disagree with equal strength ({contenders[0].claim.strength.value}): {said}",
+        f"{choose}leave one out with LOADKIT_DISABLE={plugins[-1]} (or {', '.join(plugins[:-1]) or plugins[-1]})",
     )
 
 

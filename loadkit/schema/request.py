@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from loadkit.schema.claims import Strength
 
-__all__ = ["Asked", "Request"]
+__all__ = ["Asked", "Progress", "Request", "Token"]
+
+Progress = Callable[[str], None]
+"""Called with a short sentence before something that takes long."""
+
+Token = str | bool | None
+"""The Hub token, as huggingface_hub takes it."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ __all__ = [
     "Adapters",
     "Architecture",
     "Experimental",
+    "HEADED_TASKS",
     "ModelClass",
     "Opened",
     "Packed",
@@ -24,6 +25,10 @@ __all__ = [
     "Unsupported",
     "Vocabulary",
 ]
+
+
+HEADED_TASKS = ("sequence-classification", "token-classification")
+"""Tasks with a head of their own, which is new when the checkpoint was made for another task."""
 
 
 class Supported(msgspec.Struct, frozen=True, tag="supported"):

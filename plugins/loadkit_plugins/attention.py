@@ -7,6 +7,7 @@ config on its own. A name given by the user is a demand; one in a profile is whe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,6 +28,9 @@ from loadkit import (
     hookimpl,
 )
 from loadkit.plugins import ConfigFacts, Library, configs, did_you_mean
+
+_problem = partial(Problem, "attention", "attention")
+_finding = partial(Finding, "attention", "attention")
 
 CHAIN = ("flash_attention_3", "flash_attention_2", "sdpa", "eager")
 ON_DEMAND = ("flash_attention_4", "flex_attention")
@@ -130,13 +134,8 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
         effective = getattr(config, "_attn_implementation", None)
         if planned and effective is not None and effective != planned:
             findings.append(
-                Finding(
-                    stage="attention",
-                    plugin="attention",
-                    code="attention",
-                    message=f"{path or 'the model'} runs another attention",
-                    planned=planned,
-                    effective=str(effective),
+                _finding(
+                    "attention", f"{path or 'the model'} runs another attention", planned, str(effective)
                 )
             )
     return findings or _called(model, chosen)
@@ -158,20 +157,9 @@ def _called(model: Any, chosen: str | dict[str, str]) -> list[Finding]:
         ):
             stray.setdefault(str(effective), name)
     return [
-        Finding(
-            stage="attention",
-            plugin="attention",
-            code="attention-called",
-            message=f"{name} calls another attention",
-            planned=chosen,
-            effective=effective,
-        )
+        _finding("attention-called", f"{name} calls another attention", chosen, effective)
         for effective, name in stray.items()
     ]
-
-
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="attention", plugin="attention", code=code, message=message, remedy=remedy)
 
 
 def known(name: str) -> bool:

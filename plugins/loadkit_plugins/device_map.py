@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from loadkit import (
@@ -20,6 +21,8 @@ from loadkit import (
     Strength,
     hookimpl,
 )
+
+_problem = partial(Problem, "device_map", "device-map")
 
 SPREADING = Placement.SPREADING
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?|meta|disk|\d+")
@@ -126,10 +129,10 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
         return []
     return [
         Finding(
-            stage="device_map",
-            plugin="device-map",
-            code="device",
-            message="parameters are elsewhere than planned",
+            "device_map",
+            "device-map",
+            "device",
+            "parameters are elsewhere than planned",
             planned=planned,
             effective=", ".join(found),
         )
@@ -193,10 +196,6 @@ def _device_problem(name: str, reason: str) -> Problem:
         f"device {name!r} was asked for, but {reason}",
         "name a device that is here, or leave device_map out",
     )
-
-
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="device_map", plugin="device-map", code=code, message=message, remedy=remedy)
 
 
 def _torch_device(device: int | str) -> str:

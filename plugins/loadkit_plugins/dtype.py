@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from loadkit import Claim, Context, Finding, Option, PassedOver, Plan, Problem, Strength, hookimpl
-from loadkit.plugins import base_of, did_you_mean, is_packed
+from loadkit.plugins import FLOATS, base_of, did_you_mean, is_packed
 
-FLOATS = ("bfloat16", "float16", "float32", "float64")
+_problem = partial(Problem, "dtype", "dtype")
+_finding = partial(Finding, "dtype", "dtype")
+
 BF16_CAPABILITY = (8, 0)
 """CUDA has bfloat16 arithmetic from sm80 (Ampere) on."""
 
@@ -69,24 +72,20 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     by = "you asked for" if decision.strength is Strength.YOU else f"plugin {decision.plugin!r} chose"
     if decision.value not in FLOATS:
         return [
-            Problem(
-                stage="dtype",
-                plugin="dtype",
-                code="unknown-dtype",
-                message=f"{by} dtype {decision.value!r}{did_you_mean(str(decision.value), [*FLOATS, *SHORT, 'auto'])}",
-                remedy=f"choose auto or one of {', '.join(FLOATS)}",
+            _problem(
+                "unknown-dtype",
+                f"{by} dtype {decision.value!r}{did_you_mean(str(decision.value), [*FLOATS, *SHORT, 'auto'])}",
+                f"choose auto or one of {', '.join(FLOATS)}",
             )
         ]
     reason = missing(decision.value, context)
     if not reason:
         return []
     return [
-        Problem(
-            stage="dtype",
-            plugin="dtype",
-            code="dtype-unavailable",
-            message=f"{by} {decision.value}, but {reason}",
-            remedy=f"choose dtype='{automatic(context).value}', or leave dtype out",
+        _problem(
+            "dtype-unavailable",
+            f"{by} {decision.value}, but {reason}",
+            f"choose dtype='{automatic(context).value}', or leave dtype out",
         )
     ]
 
@@ -131,25 +130,21 @@ def _made_so(base: Any, dtype: str) -> dict[str, str]:
 
 def _kept_so(base: Any, kept: Sequence[str], found: Mapping[str, str]) -> Iterator[Finding]:
     if kept:
-        yield Finding(
-            stage="dtype",
-            plugin="dtype",
-            code="own-dtype",
+        yield _finding(
+            "own-dtype",
+            f"{len(kept)} parameters are {found[kept[0]]}, such as {kept[0]}: {type(base).__name__} makes them so whatever dtype is asked for",
             severity="note",
-            message=f"{len(kept)} parameters are {found[kept[0]]}, such as {kept[0]}: {type(base).__name__} makes them so whatever dtype is asked for",
         )
 
 
 def _wrong(plan: Plan, wrong: Mapping[str, str]) -> Iterator[Finding]:
     if wrong:
         counts = Counter(wrong.values())
-        yield Finding(
-            stage="dtype",
-            plugin="dtype",
-            code="dtype",
-            message=f"{len(wrong)} parameters have another dtype, such as {next(iter(wrong))}",
-            planned=plan.dtype,
-            effective=", ".join(f"{count} of {name}" for name, count in sorted(counts.items())),
+        yield _finding(
+            "dtype",
+            f"{len(wrong)} parameters have another dtype, such as {next(iter(wrong))}",
+            plan.dtype,
+            ", ".join(f"{count} of {name}" for name, count in sorted(counts.items())),
         )
 
 

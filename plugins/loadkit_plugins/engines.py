@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
 
 from loadkit import Context, Plan, Problem, hookimpl
+
+_problem = partial(Problem, "engine", "engines")
 
 SHARDED = ("bitsandbytes",)
 """Quantizers whose own plugin says what sharding engines can do with their weights."""
@@ -152,7 +154,3 @@ def _checkpointing(context: Context, plan: Plan) -> Iterator[Problem]:
             "leave use_reentrant out: it is True there, or use a DeepSpeed that has its pull request 8148",
             severity="warning",
         )
-
-
-def _problem(code: str, message: str, remedy: str, **more: Any) -> Problem:
-    return Problem(stage="engine", plugin="engines", code=code, message=message, remedy=remedy, **more)

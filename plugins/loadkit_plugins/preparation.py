@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from loadkit import (
@@ -20,6 +21,8 @@ from loadkit import (
 )
 from loadkit.plugins import input_embeddings
 from loadkit_plugins.model_types import OVER_A_CACHE
+
+_problem = partial(Problem, "preparation", "preparation")
 
 REENTRANT = {"use_reentrant": False}
 """torch's recommended checkpointing: it keeps working over frozen inputs, under DDP and under FSDP."""
@@ -113,23 +116,19 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     problems = []
     if plan.preparation.gradient_checkpointing and (reason := _unsupported(context, plan.model_class)):
         problems.append(
-            Problem(
-                stage="preparation",
-                plugin="preparation",
-                code="no-gradient-checkpointing",
-                message=f"gradient_checkpointing=True was asked for, but {reason}",
-                remedy="leave gradient_checkpointing out",
+            _problem(
+                "no-gradient-checkpointing",
+                f"gradient_checkpointing=True was asked for, but {reason}",
+                "leave gradient_checkpointing out",
             )
         )
     kwargs = context.request.asked("gradient_checkpointing_kwargs")
     if kwargs is not None and kwargs.demanded and not plan.preparation.gradient_checkpointing:
         problems.append(
-            Problem(
-                stage="preparation",
-                plugin="preparation",
-                code="checkpointing-kwargs-unused",
-                message="gradient_checkpointing_kwargs was given, but gradient checkpointing is off",
-                remedy="give gradient_checkpointing=True with it, or leave it out",
+            _problem(
+                "checkpointing-kwargs-unused",
+                "gradient_checkpointing_kwargs was given, but gradient checkpointing is off",
+                "give gradient_checkpointing=True with it, or leave it out",
             )
         )
     return problems
@@ -257,10 +256,10 @@ def _unsupported(context: Context, architecture: ModelClass) -> str:
 
 def _finding(code: str, what: str, planned: bool, effective: bool) -> Finding:
     return Finding(
-        stage="preparation",
-        plugin="preparation",
-        code=code,
-        message=f"{what} isn't as planned",
+        "preparation",
+        "preparation",
+        code,
+        f"{what} isn't as planned",
         planned=str(planned),
         effective=str(effective),
     )

@@ -47,12 +47,12 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
         return []
     return [
         Problem(
-            stage="quantization",
-            plugin="prequantized",
-            code="quantized-already",
-            message=f"you gave a quantization_config with {', '.join(other)}, and the checkpoint is stored quantized by "
+            "quantization",
+            "prequantized",
+            "quantized-already",
+            f"you gave a quantization_config with {', '.join(other)}, and the checkpoint is stored quantized by "
             f"{decided.method} without that",
-            remedy="leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from",
+            "leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from",
         )
     ]
 

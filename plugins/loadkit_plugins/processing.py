@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from loadkit import Claim, Context, ModelClass, Option, Plan, Problem, Processing, Strength, hookimpl
 from loadkit.plugins import ProcessingFacts, Template
+
+_problem = partial(Problem, "processing", "processing")
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -215,7 +218,3 @@ def _value(kind: Kind, context: Context) -> Processing:
         padding_side=request.value("padding_side"),
         options=backend,
     )
-
-
-def _problem(code: str, message: str, remedy: str, **more: Any) -> Problem:
-    return Problem(stage="processing", plugin="processing", code=code, message=message, remedy=remedy, **more)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from loadkit import Claim, Context, Plan, Problem, hookimpl
 from loadkit.plugins import did_you_mean
+
+_problem = partial(Problem, "engine", "tensor-parallel")
 
 QUERIES = ("q_proj", "qkv_proj", "query_key_value")
 KEYS = ("k_proj", "qkv_proj", "query_key_value")
@@ -159,9 +162,3 @@ def _quantized(plan: Plan) -> Iterator[Problem]:
             "load the unquantized checkpoint, or try it on a few layers first",
             severity="warning",
         )
-
-
-def _problem(code: str, message: str, remedy: str, **more: Any) -> Problem:
-    return Problem(
-        stage="engine", plugin="tensor-parallel", code=code, message=message, remedy=remedy, **more
-    )

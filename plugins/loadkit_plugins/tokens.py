@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 from loadkit import (
     Asked,
@@ -22,6 +23,8 @@ from loadkit import (
     hookimpl,
 )
 from loadkit.plugins import ProcessingFacts
+
+_problem = partial(Problem, "tokens", "tokens")
 
 PAD_NAMED = re.compile(
     r"[<\[|_]*(?:finetune_)?(?:right_|left_)?pad(?:ding)?(?:_token|_id)?[>\]|_]*", re.IGNORECASE
@@ -212,7 +215,3 @@ def _reserved(facts: ProcessingFacts, preferred: Sequence[str] = ()) -> list[str
     free = [t for t in free if t not in used and t not in template]
     named = [t for t in free if PAD_NAMED.fullmatch(t)]
     return named + [t for t in free if RESERVED.fullmatch(t)]
-
-
-def _problem(code: str, message: str, remedy: str, **more: Any) -> Problem:
-    return Problem(stage="tokens", plugin="tokens", code=code, message=message, remedy=remedy, **more)

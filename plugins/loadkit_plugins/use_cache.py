@@ -68,12 +68,12 @@ def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
         return []
     return [
         Problem(
-            stage="use_cache",
-            plugin="use-cache",
-            code="cache-with-checkpointing",
-            message="use_cache=True and gradient checkpointing exclude each other: "
+            "use_cache",
+            "use-cache",
+            "cache-with-checkpointing",
+            "use_cache=True and gradient checkpointing exclude each other: "
             f"the cache because {plan.why('use_cache').because}, checkpointing because {plan.why('preparation').because}",
-            remedy="give use_cache=False or gradient_checkpointing=False",
+            "give use_cache=False or gradient_checkpointing=False",
         )
     ]
 
@@ -84,10 +84,10 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
         return []
     return [
         Finding(
-            stage="use_cache",
-            plugin="use-cache",
-            code="use-cache",
-            message=f"{path or 'the config'} has another use_cache",
+            "use_cache",
+            "use-cache",
+            "use-cache",
+            f"{path or 'the config'} has another use_cache",
             planned=str(plan.use_cache),
             effective=str(config.use_cache),
         )

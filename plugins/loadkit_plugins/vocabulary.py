@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from loadkit import Finding, LoadError, Plan, Vocabulary, hookimpl
 from loadkit.plugins import base_of, input_embeddings, output_embeddings
+
+_finding = partial(Finding, "tokens", "vocabulary")
 
 
 @hookimpl
@@ -145,14 +148,3 @@ def _listed(value: Any) -> list[int]:
 
 def _multiple(count: int, of: int | None) -> int:
     return count if not of else math.ceil(count / of) * of
-
-
-def _finding(code: str, message: str, planned: str, effective: str) -> Finding:
-    return Finding(
-        stage="tokens",
-        plugin="vocabulary",
-        code=code,
-        message=message,
-        planned=planned,
-        effective=effective,
-    )

@@ -7,17 +7,9 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["AdapterFacts", "Checkpoint", "File", "ProcessingFacts", "TensorHeader"]
+from loadkit.schema.dtypes import SAFETENSORS_FLOATS
 
-DTYPE_NAMES: Mapping[str, str] = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
-"""Safetensors' names of floating-point dtypes to torch's."""
+__all__ = ["AdapterFacts", "Checkpoint", "File", "ProcessingFacts", "TensorHeader"]
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,8 +145,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         """The floating dtype that most bytes of the weight files have, in torch's spelling; "" where unknown."""
         sizes: dict[str, int] = {}
         for header in self.tensors.values():
-            if header.dtype in DTYPE_NAMES:
-                name = DTYPE_NAMES[header.dtype]
+            if header.dtype in SAFETENSORS_FLOATS:
+                name = SAFETENSORS_FLOATS[header.dtype]
                 sizes[name] = sizes.get(name, 0) + header.nbytes
         return max(sizes, key=lambda name: (sizes[name], name)) if sizes else ""
 

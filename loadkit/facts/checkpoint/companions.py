@@ -210,4 +210,4 @@ def _not_one(source: str, place: Place) -> Problem:
 
 
 def _problem(stage: str, code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage=stage, plugin="loadkit", code=code, message=message, remedy=remedy)
+    return Problem(stage, "loadkit", code, message, remedy)

@@ -9,7 +9,8 @@ import msgspec
 
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.folder import looks_like_path, missing_folder, open_folder, similar_folder
-from loadkit.facts.checkpoint.source import Place, Progress
+from loadkit.facts.checkpoint.source import Place
+from loadkit.schema.request import Progress, Token
 
 __all__ = ["Access", "open_place"]
 
@@ -24,7 +25,7 @@ class Access(NamedTuple):
         progress: called with a short sentence before something that takes long.
     """
 
-    token: str | bool | None = None
+    token: Token = None
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
     progress: Progress | None = None

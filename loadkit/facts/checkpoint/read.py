@@ -23,8 +23,9 @@ from loadkit.facts.checkpoint.config_files import read_configs
 from loadkit.facts.checkpoint.folder import looks_like_path
 from loadkit.facts.checkpoint.missing_files import no_config
 from loadkit.facts.checkpoint.open_source import Access, open_place
-from loadkit.facts.checkpoint.source import Place, Progress, checkpoint_problem
+from loadkit.facts.checkpoint.source import Place, checkpoint_problem
 from loadkit.facts.checkpoint.weight_files import read_weights
+from loadkit.schema.request import Progress, Token
 
 __all__ = ["read_checkpoint"]
 
@@ -36,7 +37,7 @@ def read_checkpoint(
     *,
     revision: str = "",
     adapter_revision: str = "",
-    token: str | bool | None = None,
+    token: Token = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,

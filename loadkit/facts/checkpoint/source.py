@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, Protocol
 
 from loadkit.errors import Problem, Severity
 
-__all__ = ["Place", "Progress", "checkpoint_problem"]
-
-Progress = Callable[[str], None]
+__all__ = ["Place", "checkpoint_problem"]
 
 
 class Place(Protocol):
@@ -61,6 +59,4 @@ class Place(Protocol):
 
 def checkpoint_problem(code: str, message: str, remedy: str, severity: Severity = "error") -> Problem:
     """A problem of the checkpoint that the core noticed."""
-    return Problem(
-        stage="checkpoint", plugin="loadkit", code=code, message=message, remedy=remedy, severity=severity
-    )
+    return Problem("checkpoint", "loadkit", code, message, remedy, severity=severity)

@@ -18,7 +18,8 @@ from loadkit.facts.checkpoint.safetensors_header import (
     parse_index,
     safe_path,
 )
-from loadkit.facts.checkpoint.source import Place, Progress, checkpoint_problem
+from loadkit.facts.checkpoint.source import Place, checkpoint_problem
+from loadkit.schema.request import Progress
 from loadkit.text.suggest import some_of
 
 __all__ = ["Weights", "has_full_weights", "read_headers", "read_weights"]

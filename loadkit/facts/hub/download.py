@@ -19,6 +19,7 @@ from loadkit.facts.checkpoint.source import checkpoint_problem
 from loadkit.facts.hub.hub_cache import cache_folder, snapshot_folder
 from loadkit.facts.hub.problems import hub_host, hub_problem
 from loadkit.facts.hub.retry import DOWN, THROTTLED, patiently
+from loadkit.schema.request import Token
 
 __all__ = ["RepositoryAt", "spoilt_files"]
 
@@ -42,7 +43,7 @@ class RepositoryAt:
         location: str,
         commit: str,
         *,
-        token: str | bool | None = None,
+        token: Token = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.location = location

@@ -16,7 +16,7 @@ import msgspec
 
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.folder import Folder, read_part
-from loadkit.facts.checkpoint.source import Place, Progress
+from loadkit.facts.checkpoint.source import Place
 from loadkit.facts.hub.hub_cache import (
     Snapshot,
     cache_folder,
@@ -28,11 +28,11 @@ from loadkit.facts.hub.hub_cache import (
 from loadkit.facts.hub.pinned_commits import agreed_commit, note_commit
 from loadkit.facts.hub.problems import hub_host, hub_problem
 from loadkit.facts.hub.retry import DOWN, THROTTLED, patiently
+from loadkit.schema.request import Progress, Token
 from loadkit.text.suggest import nearest_name, some_of
 
 __all__ = ["Repository", "open_repository"]
 
-Token = str | bool | None
 
 _ATTEMPTS = 3
 _WHOLE_REPOSITORY = frozenset(

@@ -23,6 +23,7 @@ from loadkit.cache.atomic_write import write_whole
 from loadkit.cache.cache_folder import cache_folder
 from loadkit.errors import LoadkitError
 from loadkit.facts.library.library import ConfigFacts, Family, Library, ModelFacts, ModuleFacts
+from loadkit.schema.request import Progress
 
 if TYPE_CHECKING:
     from loadkit.facts.library.reader import Reader
@@ -57,7 +58,7 @@ def read_indexed(
     config: Mapping[str, Any] | None,
     *,
     cache_dir: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Library:
     """`read_library`: see there."""
     root = _locate()
@@ -81,7 +82,7 @@ def read_indexed(
 class _Index:
     """The index of one installed transformers: each part from memory, else from disk, else from source."""
 
-    def __init__(self, root: Path, version: str, store: Path, progress: Callable[[str], None]) -> None:
+    def __init__(self, root: Path, version: str, store: Path, progress: Progress) -> None:
         self._root = root
         self._version = version
         self._store = store

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from loadkit.schema.request import Progress
 from loadkit.text.suggest import nearest_name
 
 __all__ = ["ConfigFacts", "Family", "Library", "ModelFacts", "ModuleFacts", "read_library"]
@@ -247,7 +248,7 @@ def read_library(
     config: Mapping[str, Any] | None,
     *,
     cache_dir: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Library:
     """Read what the installed transformers offers for a checkpoint, without importing it.
 

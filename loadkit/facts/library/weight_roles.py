@@ -12,22 +12,15 @@ from typing import Literal
 
 import msgspec
 
-from loadkit.facts.checkpoint.checkpoint import DTYPE_NAMES, Checkpoint, TensorHeader
+from loadkit.facts.checkpoint.checkpoint import Checkpoint, TensorHeader
 from loadkit.facts.library.library import Library, ModuleFacts
+from loadkit.schema.dtypes import SAFETENSORS_NAMES
 from loadkit.schema.values import ModelClass
 
 __all__ = ["Kind", "Weight", "read_weights"]
 
 Kind = Literal["linear", "linear subclass", "head", "embedding", "norm", "experts", "other"]
 
-STORED: Mapping[str, str] = {
-    **DTYPE_NAMES,
-    "U8": "uint8",
-    "I8": "int8",
-    "I64": "int64",
-    "I32": "int32",
-    "BOOL": "bool",
-}
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 NORM = re.compile(r"Norm(\d+d)?$")
 EXPERT = re.compile(r"\w+_projs?|w\d|weight\d|(gate|up|down)\w*")
@@ -101,7 +94,7 @@ def read_weights(checkpoint: Checkpoint, library: Library, model: ModelClass) ->
                 name=name,
                 module=name.rpartition(".")[0],
                 shape=header.shape[::-1] if turned else header.shape,
-                dtype=STORED.get(header.dtype, header.dtype.lower()),
+                dtype=SAFETENSORS_NAMES.get(header.dtype, header.dtype.lower()),
                 nbytes=header.nbytes,
                 kind=kind,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from loadkit.errors import Problem
 from loadkit.facts.machine.topology import Engine
 
 __all__ = ["EngineFacts", "read_engine"]
+
+_problem = partial(Problem, "topology", "loadkit")
 
 _TRUE = {"1", "true", "yes", "y", "on", "t"}
 _STAGES: Mapping[int, Engine] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
@@ -229,7 +232,3 @@ def _unreadable(code: str, path: str, error: str) -> Problem:
         f"ACCELERATE_DEEPSPEED_CONFIG_FILE names {path!r}, which can't be read as JSON: {error}",
         "name a DeepSpeed config file in accelerate's settings",
     )
-
-
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="topology", plugin="loadkit", code=code, message=message, remedy=remedy)

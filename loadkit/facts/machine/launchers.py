@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 
 from loadkit.errors import Problem
 
 __all__ = ["Processes", "read_processes"]
+
+_problem = partial(Problem, "topology", "loadkit")
 
 
 class Launcher(msgspec.Struct, frozen=True, kw_only=True):
@@ -265,7 +268,3 @@ def _disagreeing(env: Mapping[str, str], launchers: Sequence[Launcher], world: i
                 )
             ]
     return []
-
-
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="topology", plugin="loadkit", code=code, message=message, remedy=remedy)

@@ -121,9 +121,9 @@ def _nearest(what: str, several: list[str]) -> str:
 
 def _unknown(spec: str, more: str) -> Problem:
     return Problem(
-        stage="machine",
-        plugin="loadkit",
-        code="unknown-machine",
-        message=f"machine={spec!r} was asked for, which isn't a machine that loadkit knows{more}",
-        remedy=f"give {FORMS}; known are {', '.join(KNOWN)}",
+        "machine",
+        "loadkit",
+        "unknown-machine",
+        f"machine={spec!r} was asked for, which isn't a machine that loadkit knows{more}",
+        f"give {FORMS}; known are {', '.join(KNOWN)}",
     )

@@ -15,6 +15,7 @@ from loadkit.planning.pipeline import identity_of, this_machine
 from loadkit.schema.loading_aids import LoadingAid, Stored
 from loadkit.schema.plans import Plan
 from loadkit.schema.reports import Loading
+from loadkit.schema.request import Progress
 
 __all__ = ["Aided", "Lent", "LoadedModel", "Ready", "lend", "with_aids"]
 
@@ -62,7 +63,7 @@ class Lent(NamedTuple):
     first: Ready | None = None
 
 
-def lend(plan: Plan, manager: PluginManager, progress: Callable[[str], None] | None = None) -> Lent:
+def lend(plan: Plan, manager: PluginManager, progress: Progress | None = None) -> Lent:
     """Ask every plugin for an aid, and the aids for what lies ready. It needs no torch: what is stored can be read while that is imported.
 
     Parameters:

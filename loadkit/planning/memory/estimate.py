@@ -14,13 +14,11 @@ from loadkit.facts.library.weight_roles import Weight
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.planning.memory.per_rank import share
+from loadkit.schema.dtypes import ITEM_SIZES
 from loadkit.schema.plans import Memory, Plan
 from loadkit.schema.values import Packed
 
 __all__ = ["OPTIMIZERS", "Optimizer", "estimate", "optimizer_bytes"]
-
-ITEM_SIZES: Mapping[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of one value, for the dtypes that loading casts to."""
 
 REASONS: Mapping[str, str] = {
     "embedding": "embeddings",

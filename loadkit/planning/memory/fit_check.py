@@ -29,12 +29,12 @@ def _unknown_optimizer(context: Context) -> Sequence[Problem]:
         return []
     return [
         Problem(
-            stage="memory",
-            plugin="loadkit",
-            code="unknown-optimizer",
+            "memory",
+            "loadkit",
+            "unknown-optimizer",
+            f"{asked.by} named the optimizer {asked.value!r}, whose state loadkit doesn't know: AdamW's is counted",
+            f"known are {', '.join(sorted(OPTIMIZERS))}",
             severity="note",
-            message=f"{asked.by} named the optimizer {asked.value!r}, whose state loadkit doesn't know: AdamW's is counted",
-            remedy=f"known are {', '.join(sorted(OPTIMIZERS))}",
         )
     ]
 
@@ -75,12 +75,12 @@ def _needed(memory: Memory, rank: RankMemory, on_host: bool) -> tuple[int, int]:
 
 def _host(rank: RankMemory, room: int) -> Problem:
     return Problem(
-        stage="memory",
-        plugin="loadkit",
-        code="host-does-not-fit",
-        message=f"while loading, the {rank.processes} processes of a node take {size(rank.host_own)} of main memory, and it has {size(room)}: "
+        "memory",
+        "loadkit",
+        "host-does-not-fit",
+        f"while loading, the {rank.processes} processes of a node take {size(rank.host_own)} of main memory, and it has {size(room)}: "
         f"{rank.how}",
-        remedy="load in the dtype that the files have, which needs no copies, start fewer processes a node, or give check_memory=False to "
+        "load in the dtype that the files have, which needs no copies, start fewer processes a node, or give check_memory=False to "
         "try all the same",
     )
 
@@ -88,10 +88,10 @@ def _host(rank: RankMemory, room: int) -> Problem:
 def _problem(code: str, severity: Severity, what: str, remedy: str, memory: Memory) -> Problem:
     quantize = "" if memory.quantized else "quantize it (load_in_4bit=True), "
     return Problem(
-        stage="memory",
-        plugin="loadkit",
-        code=code,
+        "memory",
+        "loadkit",
+        code,
+        f"{what}, and {memory.where} has {size(memory.room)}",
+        f"{quantize}{remedy}, or give check_memory=False to try all the same",
         severity=severity,
-        message=f"{what}, and {memory.where} has {size(memory.room)}",
-        remedy=f"{quantize}{remedy}, or give check_memory=False to try all the same",
     )

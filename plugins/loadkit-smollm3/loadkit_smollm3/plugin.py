@@ -206,10 +206,10 @@ def _native(context: Context) -> ModelClass | None:
 
 def _problem(code: str, message: str, remedy: str, severity: str = "error") -> Problem:
     return Problem(
-        stage="architecture",
-        plugin="smollm3",
-        code=code,
-        message=message,
-        remedy=remedy,
+        "architecture",
+        "smollm3",
+        code,
+        message,
+        remedy,
         severity="warning" if severity == "warning" else "error",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from loadkit import Finding, Opened, Plan
@@ -10,6 +11,8 @@ from loadkit.plugins import base_of
 from loadkit_torchao.settings import INT8, METHOD
 
 __all__ = ["audit", "compare", "opened"]
+
+_finding = partial(Finding, "quantization", METHOD)
 
 CLASSES = {"Int8Tensor": "int8_weight_only", "Int4TilePackedTo4dTensor": "int4_weight_only"}
 TILE = 8
@@ -154,14 +157,3 @@ def _not_finite(packed: dict[str, Any]) -> Iterator[Finding]:
             "finite scales",
             f"{len(wrong)} layers without",
         )
-
-
-def _finding(code: str, message: str, planned: str, effective: str) -> Finding:
-    return Finding(
-        stage="quantization",
-        plugin=METHOD,
-        code=code,
-        message=message,
-        planned=planned,
-        effective=effective,
-    )

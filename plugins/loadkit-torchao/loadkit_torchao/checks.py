@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from loadkit import Context, Plan, Problem, Quantization
 from loadkit_torchao.memory import quantized
 from loadkit_torchao.settings import INT4, INT4_CAPABILITY, METHOD, described
 
 __all__ = ["check"]
+
+_problem = partial(Problem, "quantization", METHOD)
 
 OWN = ("torchao_quant_type", "torchao_group_size")
 INT4_GROUPS = (32, 64, 128, 256)
@@ -165,7 +168,3 @@ def _engine(context: Context) -> Iterator[Problem]:
             f"quantizing with torchao was asked for under {engine}, which would split its tensors; this plugin hasn't been tried so",
             "leave out the quantization, or launch with plain data parallelism",
         )
-
-
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="quantization", plugin=METHOD, code=code, message=message, remedy=remedy)

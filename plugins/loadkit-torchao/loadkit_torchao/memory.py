@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from loadkit import Context, Packed, Plan, Quantization, Weight
+from loadkit.plugins import FLOATS
 from loadkit_torchao.settings import INT8, METHOD
 
 __all__ = ["estimate", "quantized"]
 
-FLOATS = ("float64", "float32", "bfloat16", "float16")
 INPUTS, OUTPUTS = 1024, 8
 """int4: weights are padded to multiples of these (torchao 0.18, tile_packed_to_4d)."""
 

@@ -81,10 +81,5 @@ def _file(adapter: Adapter, cache: str | None) -> str | None:
 
 def _finding(code: str, planned: str, effective: str) -> Finding:
     return Finding(
-        stage="adapter",
-        plugin="adapter",
-        code=code,
-        message="the adapter isn't as planned",
-        planned=planned,
-        effective=effective,
+        "adapter", "adapter", code, "the adapter isn't as planned", planned=planned, effective=effective
     )

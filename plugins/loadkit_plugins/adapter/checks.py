@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
 
 from loadkit import Adapter, Adapters, Checkpoint, Context, Plan, Problem
 from loadkit.plugins import AdapterFacts, did_you_mean
 from loadkit_plugins.adapter.settings import LORA_OPTIONS, needs_weights
 
 __all__ = ["check"]
+
+_problem = partial(Problem, "adapter", "adapter")
 
 LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 NEEDS_DATA = ("eva", "corda", "lora_ga")
@@ -217,7 +219,3 @@ def _start(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]:
         yield _problem(
             "no-scipy", "init_lora_weights='loftq' needs scipy, which isn't installed", "pip install scipy"
         )
-
-
-def _problem(code: str, message: str, remedy: str, **more: Any) -> Problem:
-    return Problem(stage="adapter", plugin="adapter", code=code, message=message, remedy=remedy, **more)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loadkit import Adapter, Context, Plan, Weight
-from loadkit.plugins import AdapterFacts
+from loadkit.plugins import ITEM_SIZES, AdapterFacts
 
 __all__ = ["estimate"]
 
-ITEM_SIZES: Mapping[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 TOWERS = re.compile(r"(^|\.)\w*(vision|visual|audio|speech|image|vq|qformer)\w*\.")
 """Parts of a path that tell a tower beside the language model."""
 

@@ -7,10 +7,12 @@ class by the checkpoint's `architectures` and the user's `task`, the checkpoint'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
 
 from loadkit import Architecture, Asked, Claim, Context, ModelClass, Option, Plan, Problem, Strength, hookimpl
 from loadkit_plugins.architecture.tasks import TASKS
+
+_problem = partial(Problem, "architecture", "architecture")
 
 TEXT = "text"
 """The task that means: the language model alone, of a vision-language checkpoint too."""
@@ -351,10 +353,4 @@ def _explain(context: Context) -> Problem:
         f"nobody knows model type {model_type!r}{f' (did you mean {near!r}?)' if near else ''}: not transformers "
         f"{library.version}, no plugin, and the checkpoint brings no code of its own",
         "upgrade transformers, or install or write a loadkit plugin that registers it (loadkit_architectures)",
-    )
-
-
-def _problem(code: str, message: str, remedy: str, **more: Any) -> Problem:
-    return Problem(
-        stage="architecture", plugin="architecture", code=code, message=message, remedy=remedy, **more
     )

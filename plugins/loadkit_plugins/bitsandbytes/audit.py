@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from loadkit import Finding, Opened, Plan
 from loadkit.plugins import base_of, input_embeddings, output_embeddings
 
 __all__ = ["audit", "compare", "opened"]
+
+_finding = partial(Finding, "quantization", "bitsandbytes")
 
 MOST_UNQUANTIZED = 0.5
 """Share of the weight bytes, embeddings and output head aside, above which being left in 16 bits is a finding."""
@@ -163,15 +166,13 @@ def _share(model: Any, kind: type) -> Iterator[Finding]:
                 dtypes[family] = str(parameter.dtype).removeprefix("torch.")
     if left > MOST_UNQUANTIZED * (left + packed):
         family = max(largest, key=lambda f: largest[f])
-        yield Finding(
-            stage="quantization",
-            plugin="bitsandbytes",
-            code="mostly-unquantized",
-            severity="warning",
-            message=f"{left:,} bytes of weights ({left / (left + packed):.0%}) stay unquantized, {largest[family]:,} of them in "
+        yield _finding(
+            "mostly-unquantized",
+            f"{left:,} bytes of weights ({left / (left + packed):.0%}) stay unquantized, {largest[family]:,} of them in "
             f"{family}, in {dtypes[family]}: bitsandbytes replaces plain Linear layers only",
-            planned=f"at most {MOST_UNQUANTIZED:.0%}",
-            effective=f"{left / (left + packed):.0%}",
+            f"at most {MOST_UNQUANTIZED:.0%}",
+            f"{left / (left + packed):.0%}",
+            severity="warning",
             remedy="count on that much memory, or choose another quantizer for this architecture",
         )
 
@@ -179,14 +180,3 @@ def _share(model: Any, kind: type) -> Iterator[Finding]:
 def _adapters(name: str) -> bool:
     """Whether a module is an adapter's: a low-rank half, a module that it trains whole, rows of tokens."""
     return any(part in name for part in ("lora_", "modules_to_save", "token_adapter", "original_module"))
-
-
-def _finding(code: str, message: str, planned: str, effective: str) -> Finding:
-    return Finding(
-        stage="quantization",
-        plugin="bitsandbytes",
-        code=code,
-        message=message,
-        planned=planned,
-        effective=effective,
-    )

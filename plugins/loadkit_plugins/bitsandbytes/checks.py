@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from loadkit import Context, Plan, Problem, Quantization
 from loadkit_plugins.bitsandbytes.settings import EIGHT_BIT, FOUR_BIT, METHOD, UNSET, settings
 
 __all__ = ["check"]
+
+_problem = partial(Problem, "quantization", METHOD)
 
 ENDS = ("embeddings", "head")
 """What no method of bitsandbytes' kind is expected to quantize."""
@@ -97,14 +100,12 @@ def _nothing(plan: Plan) -> Iterable[Problem]:
         )
     elif sum(weights.values()) > MOST_UNQUANTIZED * (sum(weights.values()) + memory.quantized):
         share = sum(weights.values()) / (sum(weights.values()) + memory.quantized)
-        yield Problem(
-            stage="quantization",
-            plugin=METHOD,
-            code="mostly-unquantized",
-            severity="warning",
-            message=f"{share:.0%} of the weight bytes, embeddings and head aside, will stay unquantized ({said}): bitsandbytes replaces "
+        yield _problem(
+            "mostly-unquantized",
+            f"{share:.0%} of the weight bytes, embeddings and head aside, will stay unquantized ({said}): bitsandbytes replaces "
             "plain Linear layers only",
-            remedy="count with that memory (see memory below), or choose a method that quantizes them",
+            "count with that memory (see memory below), or choose a method that quantizes them",
+            severity="warning",
         )
 
 
@@ -133,18 +134,16 @@ def _platform(context: Context, plan: Plan, quantization: Quantization) -> Itera
         if storage == plan.dtype:
             return
         whole = engine == "fsdp2" and storage in ("uint8", "int8")
-        yield Problem(
-            stage="quantization",
-            plugin=METHOD,
-            code="stored-dtype-under-sharding",
-            severity="warning" if whole else "error",
-            message=f"the checkpoint's 4-bit weights are packed in {storage}, and {engine} "
+        yield _problem(
+            "stored-dtype-under-sharding",
+            f"the checkpoint's 4-bit weights are packed in {storage}, and {engine} "
             + (
                 "keeps integers whole on every device (accelerate 1.15), so that they aren't shared"
                 if whole
                 else f"shards floating point of one dtype only, here {plan.dtype}"
             ),
-            remedy=f"quantize while loading, from the checkpoint that it was made from: its weights are then packed in {plan.dtype}",
+            f"quantize while loading, from the checkpoint that it was made from: its weights are then packed in {plan.dtype}",
+            severity="warning" if whole else "error",
         )
 
 
@@ -202,7 +201,3 @@ def _contradiction(stored: Quantization, asked: str, has: str) -> Problem:
         f"you asked for {asked}, but the checkpoint is stored quantized by {stored.method}, with {has}",
         "leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from",
     )
-
-
-def _problem(code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage="quantization", plugin=METHOD, code=code, message=message, remedy=remedy)

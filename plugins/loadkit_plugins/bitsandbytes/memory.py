@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from loadkit import Context, Packed, Plan, Quantization, Weight
+from loadkit.plugins import FLOATS
 
 __all__ = ["estimate"]
 
@@ -16,7 +17,6 @@ CODES, NESTED_CODES = 16 * 4, 256 * 4 + 4
 """Bytes of a 4-bit code book; of the scales' code book with their offset."""
 
 CONSTANTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB")
-FLOATS = ("float64", "float32", "bfloat16", "float16")
 
 
 def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Mapping[str, Packed] | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from loadkit import Finding, Loading, Option, Plan, Problem, Severity, hookimpl
+from loadkit import Finding, Loading, Option, Plan, Problem, hookimpl
+from loadkit.plugins import HEADED_TASKS
 
-HEADED = ("sequence-classification", "token-classification")
-"""Tasks whose head is new when the checkpoint was made for another task."""
+_finding = partial(Finding, "weights", "weights")
+
 
 NEW_HEAD = "train the new head before using it"
 SHOWN = 5
@@ -50,11 +52,11 @@ def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
     patterns = plan.request.value("allow_weights", [])
     return [
         Problem(
-            stage="weights",
-            plugin="weights",
-            code="bad-pattern",
-            message=f"allow_weights names {pattern!r}, which isn't a regular expression: {fault}",
-            remedy="write a part of the tensors' names; a dot stands for any character",
+            "weights",
+            "weights",
+            "bad-pattern",
+            f"allow_weights names {pattern!r}, which isn't a regular expression: {fault}",
+            "write a part of the tensors' names; a dot stands for any character",
         )
         for pattern in patterns
         if (fault := _fault(pattern))
@@ -97,7 +99,7 @@ def _mismatched(plan: Plan, told: Sequence[str]) -> Iterator[Finding]:
 def _unexpected(plan: Plan, names: Sequence[str]) -> Iterator[Finding]:
     """Tensors without a place: an error, but for what a class that was chosen on purpose leaves out."""
     if names and not plan.model_class.config_key:
-        other_head = plan.model_class.task in HEADED and all(_output_head(name) for name in names)
+        other_head = plan.model_class.task in HEADED_TASKS and all(_output_head(name) for name in names)
         yield _finding(
             "unexpected-weights",
             f"{len(names)} tensors of the checkpoint have no place in the model: {_some(names)}",
@@ -119,7 +121,7 @@ def _output_head(name: str) -> bool:
 
 def _new_head(plan: Plan, names: Sequence[str]) -> bool:
     """Whether only the head is concerned, of a task whose head is trained anew."""
-    return plan.model_class.task in HEADED and all(_in_head(name) for name in names)
+    return plan.model_class.task in HEADED_TASKS and all(_in_head(name) for name in names)
 
 
 def _in_head(name: str) -> bool:
@@ -128,9 +130,3 @@ def _in_head(name: str) -> bool:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _finding(code: str, message: str, severity: Severity = "error", remedy: str = "") -> Finding:
-    return Finding(
-        stage="weights", plugin="weights", code=code, message=message, severity=severity, remedy=remedy
-    )

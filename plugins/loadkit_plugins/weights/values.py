@@ -102,9 +102,9 @@ def _some(names: Sequence[str]) -> str:
 
 def _finding(code: str, message: str) -> Finding:
     return Finding(
-        stage="weights",
-        plugin="weights",
-        code=code,
-        message=message,
+        "weights",
+        "weights",
+        code,
+        message,
         remedy="the checkpoint or the library that loaded it is at fault: compare with another copy, or another version",
     )

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from loadkit.errors import LoadkitError
-from loadkit.facts.library.library import Library, ModelFacts, read_library
 from loadkit.facts.library import index as library_index
+from loadkit.facts.library.library import Library, ModelFacts, read_library
 from loadkit.facts.library.literals import evaluate, execute
 from loadkit.facts.library.source_tree import SourceTree
 

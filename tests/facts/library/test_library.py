@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadkit.facts.library.library import ConfigFacts, Library, ModelFacts, read_library
 from loadkit.facts.library import index as library_index
+from loadkit.facts.library.library import ConfigFacts, Library, ModelFacts, read_library
 
 QUICK = (
     "mistral",  # the plain case

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from loadkit.loading.speed import page_release as releasing
 from safetensors.torch import load_file, save_file
 from torch.nn.modules import module
 
 import loadkit
+from loadkit.loading.speed import page_release as releasing
 from loadkit.loading.speed.page_release import release, released_while_loading, trim, weight_mappings
 
 pytestmark = pytest.mark.skipif(

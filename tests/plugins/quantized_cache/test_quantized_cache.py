@@ -168,6 +168,7 @@ def test_what_changes_no_bit_changes_no_key(tiny: Tiny, harmless: dict[str, Any]
 
 def test_another_version_is_another_entry(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     import msgspec
+
     from loadkit.loading.speed import run_aids as aids
 
     load(tiny("mistral"))

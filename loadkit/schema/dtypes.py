@@ -1,0 +1,33 @@
+"""dtypes by their names in torch: which are floating point, what they take, and what safetensors calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["FLOATS", "ITEM_SIZES", "SAFETENSORS_FLOATS", "SAFETENSORS_NAMES"]
+
+ITEM_SIZES: Mapping[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one value, for the dtypes that loading casts to."""
+
+FLOATS = tuple(ITEM_SIZES)
+"""The dtypes that weights are loaded in."""
+
+SAFETENSORS_FLOATS: Mapping[str, str] = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""Safetensors' names of floating-point dtypes to torch's."""
+
+SAFETENSORS_NAMES: Mapping[str, str] = {
+    **SAFETENSORS_FLOATS,
+    "U8": "uint8",
+    "I8": "int8",
+    "I64": "int64",
+    "I32": "int32",
+    "BOOL": "bool",
+}
+"""Safetensors' names of dtypes to torch's."""
