@@ -116,7 +116,7 @@ def test_the_plan_says_what_the_cache_will_do(tiny: Tiny, entries: Entries) -> N
     (entry,) = entries
     assert after.serves
     assert entry.record.key[:12] in after.line
-    assert loadkit.size(entry.bytes) in after.line
+    assert loadkit.plugins.size(entry.bytes) in after.line
     assert "less than a minute ago" in after.line
     assert after.line in " ".join(str(plan).split())
 
