@@ -13,12 +13,16 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 __all__ = ["Fork", "Forks"]
 
-LIBRARIES = ["accelerate", "bitsandbytes", "numba", "peft", "torch", "transformers.models.auto.modeling_auto"]
+LIBRARIES = (
+    *("accelerate", "bitsandbytes", "numba", "peft", "torch", "transformers.models.auto.modeling_auto"),
+    *("loadkit.cli.main", "loadkit.loading.load", "loadkit.planning.pipeline"),
+)
 TIMEOUT = 500.0
 """Seconds until a process counts as hung; a failure, never a measurement."""
 
@@ -73,7 +77,9 @@ class Forks:
             "spawn" if torch.cuda.is_available() else "forkserver"
         )
         if not torch.cuda.is_available():
-            self._context.set_forkserver_preload(LIBRARIES)
+            plugins = metadata.entry_points(group="loadkit")
+            own = [entry.module for entry in plugins if entry.dist and entry.dist.name == "loadkit"]
+            self._context.set_forkserver_preload([*LIBRARIES, *own])
 
     def start(
         self,
