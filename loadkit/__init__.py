@@ -147,6 +147,8 @@ _MOVED = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "plugins":
+        return importlib.import_module("loadkit.plugins")
     if name in _MOVED:
         now = _MOVED[name] or name
         warnings.warn(

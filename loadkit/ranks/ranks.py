@@ -16,6 +16,7 @@ import msgspec
 from loadkit.errors import Finding, RankError
 from loadkit.facts.hub.pinned_commits import noting_commits
 from loadkit.facts.machine.topology import Topology, read_topology
+from loadkit.planning.pipeline import Planned
 from loadkit.ranks.agreement import difference, digest_of, passport
 from loadkit.ranks.findings import merged
 from loadkit.ranks.heartbeat import Stopped
@@ -65,7 +66,7 @@ class Ranks:
         """What may be told of the load's progress: rank 0 tells."""
         return progress
 
-    def plan(self, planning: Callable[[], Plan]) -> Plan:
+    def plan(self, planning: Callable[[], Planned]) -> Planned:
         """Plan; every branch stands for the commit that rank 0 found."""
         return planning()
 
@@ -126,17 +127,17 @@ class LaunchedRank(Ranks):
     def reporting(self, progress: Progress | None) -> Progress | None:
         return progress if self._company.rank == 0 else None
 
-    def plan(self, planning: Callable[[], Plan]) -> Plan:
+    def plan(self, planning: Callable[[], Planned]) -> Planned:
         company = self._company
         if company.rank == 0:
             with noting_commits() as notes:
-                plan = planning()
+                planned = planning()
             company.tell("commits", notes)
         else:
             with noting_commits(company.told("commits", 0, dict[str, str])):
-                plan = planning()
-        self._compare(plan)
-        return plan
+                planned = planning()
+        self._compare(planned.plan)
+        return planned
 
     def _compare(self, plan: Plan) -> None:
         """Refuse to load where another rank would load something else; find out who shares this machine."""

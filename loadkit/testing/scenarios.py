@@ -13,7 +13,8 @@ from loadkit.facts.checkpoint.companions import Beside
 from loadkit.facts.context import Context
 from loadkit.facts.library.library import read_library
 from loadkit.hooks.manager import PluginManager
-from loadkit.planning.pipeline import make_request, plan_context
+from loadkit.planning.build_request import make_request
+from loadkit.planning.pipeline import plan_context
 from loadkit.schema.plans import Plan
 from loadkit.testing.machines import MACHINES, TOPOLOGIES
 

@@ -13,13 +13,14 @@ SPLIT = ("gemma3", "llama", "llava", "mistral", "mixtral", "qwen2", "qwen2-tied"
 LOAD = """
 import json, os, sys
 import loadkit
+from loadkit.facts.load_facts import read_load_facts
 from loadkit.loading.from_pretrained import load_model
 from loadkit.hooks.manager import default_manager
 
 found = {}
 for path in sys.argv[2:]:
     plan = loadkit.plan(path, tp_plan="auto")
-    model = load_model(plan, default_manager()).model
+    model = load_model(plan, read_load_facts(plan), default_manager()).model
     parts = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
     held = sum(p.numel() * p.element_size() for p in parts)
     found[path] = (held, plan.memory.per_rank.weights, plan.memory.model)

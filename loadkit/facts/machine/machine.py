@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -12,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Accelerator", "Machine", "read_machine"]
+__all__ = ["Accelerator", "Machine", "read_machine", "this_machine"]
 
 _DIST_INFO = re.compile(r"^(?P<name>[A-Za-z0-9._]+?)-(?P<version>[^-]+)(-.*)?\.(dist|egg)-info$")
 
@@ -78,6 +79,12 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         first = self.accelerators[0]
         capability = f"sm{first.capability[0]}{first.capability[1]}, " if first.kind == "cuda" else ""
         return f"{len(self.accelerators)} × {first.name} ({capability}{first.memory / 2**30:.1f} GiB)"
+
+
+@functools.lru_cache(maxsize=1)
+def this_machine() -> Machine:
+    """The facts of this machine, read once a process."""
+    return read_machine()
 
 
 def read_machine(environ: Mapping[str, str] | None = None, path: Sequence[str] | None = None) -> Machine:

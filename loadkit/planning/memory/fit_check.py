@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loadkit.errors import Problem, Severity
 from loadkit.facts.context import Context
-from loadkit.planning.memory.estimate import OPTIMIZERS
+from loadkit.planning.memory.optimizers import OPTIMIZERS
 from loadkit.schema.plans import Memory, Plan, RankMemory
 from loadkit.text.units import size
 
