@@ -18,7 +18,7 @@ __all__ = ["SAMPLED", "VALUES", "compare_with_files"]
 _finding = partial(Finding, "weights", "loadkit")
 
 SAMPLED, VALUES = 16, 32_768
-"""How many tensors are compared, and how many of the first values of each: about a megabyte, whatever the model's size."""
+"""How many tensors are compared, and how many first values of each: about a megabyte in all."""
 
 
 class Sampled(NamedTuple):

@@ -29,7 +29,8 @@ def command(profile: str, arch: str, steps: int) -> None:
     from loadkit.cli.demo_run import demo_checkpoint, train_a_few_steps
     from loadkit.cli.terminal import console, working
     from loadkit.loading.load import load
-    from loadkit.schema.plan_text import plan_table, report_table
+    from loadkit.schema.plan_text import plan_table
+    from loadkit.schema.report_text import report_table
 
     with working("looking for the demo's checkpoint") as progress:
         folder = demo_checkpoint(arch, cache_dir=cache_folder(), progress=progress)

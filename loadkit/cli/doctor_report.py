@@ -195,7 +195,7 @@ def _size(folder: Path) -> int:
 
 
 def _outlook(profile: str, manager: PluginManager, machine: Machine, topology: Topology) -> Outlook:
-    from loadkit.schema.plan_text import value_text
+    from loadkit.schema.value_text import value_text
     from loadkit.testing.scenarios import PLAIN, context_of, plan_of
 
     scenario = msgspec.structs.replace(PLAIN, profile=profile)

@@ -59,7 +59,8 @@ def command(
     Without MODEL, the one that --recipe names."""
     from loadkit.cli.terminal import console, working
     from loadkit.loading.load import load
-    from loadkit.schema.plan_text import plan_table, report_table
+    from loadkit.schema.plan_text import plan_table
+    from loadkit.schema.report_text import report_table
 
     with working(f"planning {model or recipe or replay}") as progress:
         loaded = load(

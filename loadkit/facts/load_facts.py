@@ -1,4 +1,4 @@
-"""What planning read and loading needs again. It goes with the plan from one to the other; the plan itself stays plain data."""
+"""What planning read and loading needs again; the plan that it goes with stays plain data."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Bring a plan's files onto this machine before the libraries that load look for them.
 
-transformers 5.23 takes a file that the Hub refuses (HTTP 503, a broken connection) for one that doesn't exist, wherever
-it can do without: a tokenizer then lacks its settings, in silence. What lies in the cache at the plan's commit is taken
-from there; so it is brought there first, by a call that fails loudly.
+transformers 5.23 takes a file that the Hub refuses (HTTP 503, a broken connection) for one that doesn't
+exist, wherever it can do without: a tokenizer then lacks its settings, in silence. What lies in the cache at
+the plan's commit is taken from there; so it is brought there first, by a call that fails loudly.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def plan_kwargs(plan: Plan) -> dict[str, Any]:
 
 
 def fetch_small_files(plan: Plan, listings: Listings, token: Token = None) -> None:
-    """Download what the tokenizer or processor and the configs are read from. Nothing where all weights are cached:
-    they are downloaded last.
+    """Download what the tokenizer or processor and the configs are read from. Nothing where all weights are
+    cached: they are downloaded last.
 
     Parameters:
         listings: the repositories that were listed while planning; others are listed here.
@@ -86,7 +86,8 @@ def fetch_weights(
         The safetensors files on this machine.
 
     Raises:
-        LoadError: a file can't be had, isn't what the Hub promised, or isn't cached and the Hub mayn't be asked.
+        LoadError: a file can't be had, isn't what the Hub promised, or isn't cached and the Hub mayn't be
+            asked.
     """
     checkpoint = plan.checkpoint
     if not checkpoint.commit or len(facts.weight_files) == len(checkpoint.weight_files):
@@ -121,7 +122,7 @@ def fetch_adapters(plan: Plan, listings: Listings, token: Token = None) -> Adapt
 
 
 def may_ask(plan: Plan) -> bool:
-    """Whether the Hub may be asked; what was planned from the cache, because the Hub was down, is loaded from it."""
+    """Whether the Hub may be asked; what was planned from the cache, as it was down, is loaded from it."""
     from huggingface_hub import is_offline_mode
 
     fell_back = any(problem.code == "hub-unreachable" for problem in plan.warnings)
@@ -133,7 +134,6 @@ def explain(error: BaseException, plan: Plan) -> Problem | None:
 
     Parameters:
         error: what the library raised; its causes are looked at.
-        plan: the plan.
     """
     import httpx2
     from huggingface_hub import errors
@@ -149,7 +149,7 @@ def explain(error: BaseException, plan: Plan) -> Problem | None:
 
 
 def unquoting(error: Exception, problem: Problem) -> Exception | None:
-    """The cause to name for an error: none where it may quote the token, as the HTTP library does with one that it can't send."""
+    """The cause to name for an error: none where it may quote the token, as the HTTP library does."""
     return None if problem.code == "bad-token" else error
 
 
@@ -198,5 +198,5 @@ def _raise(plan: Plan, problems: Sequence[Problem]) -> None:
 
 def _error(plan: Plan, what: str, problems: Sequence[Problem]) -> LoadError:
     checkpoint = plan.checkpoint
-    told = "\n".join(f"{p.message}\n    fix: {p.remedy}  [{p.code}]" for p in problems)
-    return LoadError(f"{what} of {checkpoint.source!r} at {checkpoint.commit} couldn't be fetched: {told}")
+    causes = "\n".join(f"{p.message}\n    fix: {p.remedy}  [{p.code}]" for p in problems)
+    return LoadError(f"{what} of {checkpoint.source!r} at {checkpoint.commit} couldn't be fetched: {causes}")

@@ -31,8 +31,8 @@ __all__ = ["load_config", "load_model", "load_processing_class"]
 FirstOnNode = Callable[[str, Callable[[], tuple[Path, ...]]], tuple[Path, ...]]
 
 NO_ADAPTER = {"subfolder": "loadkit-attaches-adapters"}
-"""Where transformers is sent to look for an adapter beside the weights: it finds none, and injects none (transformers 5.23:
-`maybe_load_adapters`). An adapter that the plan has is attached in its own phase."""
+"""Where transformers is sent to look for an adapter beside the weights: it finds none, and injects none
+(transformers 5.23: `maybe_load_adapters`). An adapter that the plan has is attached in its own phase."""
 
 
 def load_model(
@@ -93,7 +93,7 @@ def _load(
             location,
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told, not raised, so that the audit can name every tensor
+            ignore_mismatched_sizes=True,  # not raised, so that the audit can name every tensor
             **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind == "folder" or stored else {}),
             **kwargs,
         )
@@ -103,7 +103,7 @@ def _load(
 
 
 def _as_from(location: str, folder: str, model: Any) -> None:
-    """Have a model that was loaded from what is stored say the same of itself as one that was quantized while loading."""
+    """Have a model that was loaded from what is stored describe itself as one that was quantized just now."""
     model.hf_quantizer.pre_quantized = False
     named = [(module, "name_or_path") for module in model.modules()]
     for each, name in [*named, *((nested, "_name_or_path") for _, nested in configs(model.config))]:
@@ -113,10 +113,6 @@ def _as_from(location: str, folder: str, model: Any) -> None:
 
 def load_config(plan: Plan, token: Token = None) -> tuple[Any, dict[str, Any]]:
     """Load the config at the plan's commit.
-
-    Parameters:
-        plan: the plan.
-        token: the Hub token.
 
     Returns:
         The config that the model's class takes, and those further keyword arguments that aren't fields of it.
@@ -168,7 +164,7 @@ def load_processing_class(plan: Plan, token: Token = None) -> Any:
 
 
 def _access(plan: Plan, token: Token) -> dict[str, Any]:
-    """How transformers may ask the Hub: not where it was down while planning, for it would ask for minutes."""
+    """How transformers may ask the Hub: not if that was down while planning, as it would ask for minutes."""
     down = bool(plan.checkpoint.commit) and not may_ask(plan)
     return ({} if token is None else {"token": token}) | ({"local_files_only": True} if down else {})
 

@@ -1,4 +1,4 @@
-"""Load: plan the request, run the plan, hold the model against it. The one room that imports torch and transformers."""
+"""Load: plan the request, run the plan, hold the model against it."""
 
 from __future__ import annotations
 
@@ -53,11 +53,12 @@ def load(
 ) -> Loaded:
     """Load a model and its tokenizer or processor, exactly as planned.
 
-    Under a launcher (torchrun, accelerate, SLURM) all its processes call this, and load together: the same plan and
-    commit, one download a node, one verdict.
+    Under a launcher (torchrun, accelerate, SLURM) all its processes call this, and load together: the same
+    plan and commit, one download a node, one verdict.
 
     Parameters:
-        source: a folder, a Hub id, an adapter repository, or a `Plan` to run as it is; None for the model that the recipe names.
+        source: a folder, a Hub id, an adapter repository, or a `Plan` to run as it is; None for the model
+            that the recipe names.
         profile: a profile's name ("qlora"), or the path of a profile file.
         recipe: a training recipe (YAML) of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory.
         replay: a manifest (or its file) to load again as it was; nothing else is given then.
@@ -153,7 +154,8 @@ def load_processing_class(
     plugin_manager: PluginManager | None = None,
     **options: Any,
 ) -> Any:
-    """Load the tokenizer or processor alone, as `load` would: planned template, padding side and special tokens.
+    """Load the tokenizer or processor alone, as `load` would: planned template, padding side and special
+    tokens.
 
     Parameters:
         source, profile, recipe, token, plugin_manager, **options: as `load` takes them.
@@ -185,7 +187,7 @@ def _alone(replay: object, **given: Any) -> None:
 
 @contextmanager
 def _missing_named(plan: Plan, loading: Loading) -> Iterator[None]:
-    """A phase that fails over tensors that aren't there says so: the audit, which would, comes after the phases."""
+    """A phase that fails over missing tensors says so: the audit, which would, comes after the phases."""
     try:
         yield
     except LoadkitError as error:

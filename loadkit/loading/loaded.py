@@ -66,8 +66,8 @@ class Loaded:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Save the model (with an adapter: the adapter alone, as PEFT does) and its processing class.
 
-        The configs that are written hold the checkpoint's own `use_cache`, whatever training needed; so do those that a
-        trainer writes with `model.save_pretrained`.
+        The configs that are written hold the checkpoint's own `use_cache`, whatever training needed; so do
+        those that a trainer writes with `model.save_pretrained`.
 
         Parameters:
             folder: where to; made where it isn't there.
@@ -84,7 +84,8 @@ class Loaded:
         return target
 
     def manifest(self, progress: Progress | None = None) -> Manifest:
-        """Take down what was loaded, from what and by what, so that it can be loaded again. Every file is read, for its hash.
+        """Take down what was loaded, from what and by what, so that it can be loaded again. Every file is
+        read, for its hash.
 
         Parameters:
             progress: called with a short sentence for each file.
@@ -102,16 +103,18 @@ class Loaded:
     def reference(self, *, trained_in_full: bool | None = None) -> Any:
         """The frozen model as it was loaded, for preference training, without a second load.
 
-        With an adapter it is the same base with the adapter off, or, where the adapter isn't a fresh one, with a frozen copy of it on.
-        Without one it shares the policy's storage, and refuses to run once that has trained; a policy that is trained in full
-        gets a real copy instead. Call it before training.
+        With an adapter it is the same base with the adapter off, or, where the adapter isn't a fresh one,
+        with a frozen copy of it on. Without one it shares the policy's storage, and refuses to run once that
+        has trained; a policy that is trained in full gets a real copy instead. Call it before training.
 
         Parameters:
-            trained_in_full: whether the policy's own weights will train. By default as planned: training, without an adapter,
-                over a base that isn't quantized. Give False where the trainer injects an adapter itself.
+            trained_in_full: whether the policy's own weights will train. By default as planned: training,
+                without an adapter, over a base that isn't quantized. Give False where the trainer injects an
+                adapter itself.
 
         Returns:
-            A `torch.nn.Module` with `forward`, `generate` and `config`, in evaluation mode, without trainable parameters.
+            A `torch.nn.Module` with `forward`, `generate` and `config`, in evaluation mode, without trainable
+            parameters.
 
         Raises:
             LoadkitError: the reference is an adapter that has been trained since it was loaded.

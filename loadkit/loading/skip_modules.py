@@ -1,6 +1,7 @@
 """Which modules a quantizer leaves alone: the automatic ones and the user's, as full paths.
 
-transformers takes a list of the user's *instead of* the automatic one, so that naming "q_proj" quantizes the output head.
+transformers takes a list of the user's *instead of* the automatic one, so that naming "q_proj" quantizes the
+output head.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def modules_to_skip(plan: Plan, auto_class: Any, config: Any) -> list[str] | Non
         LoadError: an entry that was asked for names no module.
     """
     entries = plan.quantization.skip_modules if plan.quantization else ()
-    # transformers 5.23 means to leave the last module unquantized, and misses one that has a bias, as BERT's classifier:
-    # `get_keys_to_not_convert` strips ".weight" only.
+    # transformers 5.23 means to leave the last module unquantized, and misses one that has a bias, as BERT's
+    # classifier: `get_keys_to_not_convert` strips ".weight" only.
     if not entries and plan.model_class.task not in HEADED_TASKS:
         return None
     import copy

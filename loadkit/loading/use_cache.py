@@ -1,4 +1,4 @@
-"""`use_cache` at every depth of a config: set while loading, turned on for inference, and saved as the checkpoint had it."""
+"""`use_cache` at every depth of a config: set for the load, turned on for inference, saved as it was."""
 
 from __future__ import annotations
 

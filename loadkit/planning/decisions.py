@@ -67,7 +67,7 @@ class Decisions:
         self.check()
 
     def conclude(self, name: str, hook: Callable[..., Any], **given: Any) -> Any:
-        """Decide one stage. A stage in conflict goes on with one of the claims, to find the other problems too."""
+        """Decide one stage. A stage in conflict goes on with one claim, to find further problems."""
         stage = stage_named(name)
         assert stage is not None
         polled = self._guarded(name, lambda: self.manager.poll(hook, **given))

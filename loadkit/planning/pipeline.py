@@ -1,4 +1,4 @@
-"""From a request to a plan: read the facts, ask the stages in order, check the whole, report every problem at once."""
+"""From a request to a plan: read the facts, ask the stages in order, report every problem at once."""
 
 from __future__ import annotations
 
@@ -58,16 +58,19 @@ def make_plan(
     """Plan a load without loading anything. Public as `loadkit.plan`.
 
     Parameters:
-        source: a folder, a Hub id, or an adapter repository (its base is found); None for the one that the recipe names.
+        source: a folder, a Hub id, or an adapter repository (its base is found); None for the one that the
+            recipe names.
         profile: a profile's name, or the path of a profile file; None for none.
-        recipe: a training recipe of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory: its loading keys are
-            preferences, stronger than the profile's, weaker than your options.
+        recipe: a training recipe of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory: its
+            loading keys are preferences, stronger than the profile's, weaker than your options.
         token: the Hub token, as huggingface_hub takes it; it appears in no plan and no message.
-        machine: facts to plan for, or a name: "8xH100-80GB", "cpu-64GB", "8x80GB-sm90"; this machine's by default.
+        machine: facts to plan for, or a name: "8xH100-80GB", "cpu-64GB", "8x80GB-sm90"; this machine's by
+            default.
         nodes: how many such machines; by default those of this launch.
-        engine: what spreads the model over the processes: "ddp", "fsdp", "fsdp2", "zero1", "zero2", "zero3" or "tensor-parallel";
-            by default what this launch says.
-        topology: processes to plan for; by default those of this launch, or one for each accelerator of the machines named.
+        engine: what spreads the model over the processes: "ddp", "fsdp", "fsdp2", "zero1", "zero2", "zero3"
+            or "tensor-parallel"; by default what this launch says.
+        topology: processes to plan for; by default those of this launch, or one for each accelerator of the
+            machines named.
         plugin_manager: the plugins to ask; all installed ones by default.
         progress: called with a short sentence while something takes long.
         **options: what is wanted, by the options' names (`loadkit plan --help` lists them).

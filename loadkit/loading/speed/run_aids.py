@@ -1,4 +1,4 @@
-"""Load with the plugins' aids: from what is stored where it is there and proves whole, else from the checkpoint itself."""
+"""Load with the plugins' aids: what is stored where it is there and whole, else the checkpoint itself."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def with_aids(
     """Load the model, with the aids at their places.
 
     Parameters:
-        fetch: brings the checkpoint's weights here. Called before an aid is entered: one that waits for another process
-            mustn't keep that one waiting.
+        fetch: brings the checkpoint's weights here. Called before an aid is entered: one that waits for
+            another process mustn't keep that one waiting.
         load: loads the checkpoint from the files that were fetched.
         read: loads what is stored.
 
@@ -99,9 +99,9 @@ def with_aids(
     loaded = None if aids.ready is None else _proved(aids.ready, read)
     if loaded is None:
         files = fetch()
-        # In here an aid may wait for another process of this launch, which has got this far too. So nothing in here may
-        # wait for a rank: what ranks wait for each other with (the fetching, random numbers, findings) lies before and
-        # after. All enter their aids in one order.
+        # In here an aid may wait for another process of this launch, which has got this far too. So nothing
+        # in here may wait for a rank: what ranks wait for each other with (the fetching, random numbers,
+        # findings) lies before and after. All enter their aids in one order.
         with ExitStack() as stack:
             for plugin, aid in aids.every:
                 with _named(plugin):

@@ -35,8 +35,8 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
 
     Parameters:
         context: the facts, with the headers.
-        plan: all decisions.
-        manager: the plugins: the one that quantizes tells what that makes of the weights, the one that attaches adapters their size.
+        manager: the plugins: the one that quantizes tells what that makes of the weights, the one that
+            attaches adapters their size.
 
     Returns:
         Bytes by part; None where the checkpoint's files have no headers (pickles).
@@ -132,7 +132,7 @@ def _unquantized(dtypes: Sequence[tuple[Weight, str]]) -> dict[str, int]:
 
 
 def _room(context: Context, plan: Plan) -> tuple[str, int]:
-    """Where the weights go, and the bytes that are there; 0 where that isn't known or an engine spreads them."""
+    """Where the weights go, and the bytes there; 0 where that isn't known or an engine spreads them."""
     machine, device_map = context.machine, plan.placement.device_map
     accelerators = [a for a in machine.accelerators if a.memory]
     if plan.placement.max_memory:
