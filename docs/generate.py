@@ -1,7 +1,7 @@
-"""Write the reference pages from the code: hooks, options, profiles, command line, public names, codes of problems.
+"""Write what the code says: the reference pages, the trees of rooms in CONTRIBUTING.md and architecture.md, the picture.
 
-python docs/generate.py            write docs/reference/*.md
-python docs/generate.py --check    exit with 1 where a page is stale
+python docs/generate.py            write all of it
+python docs/generate.py --check    exit with 1 where something is stale
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from loadkit.request.profiles import find_profile
 sys.path.insert(0, str(Path(__file__).parent))
 from hook_pages import hook_pages
 from problem_codes import problem_codes
+from request_picture import PICTURE, picture
+from rooms import house, rooms, stack
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -232,17 +234,41 @@ PAGES = {
 }
 
 
-def pages() -> dict[str, str]:
-    """Every page, by its name below docs/reference."""
-    return {**{name: make() for name, make in PAGES.items()}, **hook_pages(_prose, NOTE)}
+MARKED: dict[str, dict[str, typing.Callable[[Path], str]]] = {
+    "CONTRIBUTING.md": {"rooms": rooms},
+    "docs/explanation/architecture.md": {"floors": stack, "rooms": house},
+}
+"""Pages written by hand with a made part between marks: name of the part to what makes it."""
+
+
+def pages() -> dict[Path, str]:
+    """Everything that is made, by the file that it belongs in."""
+    reference = {**{name: make() for name, make in PAGES.items()}, **hook_pages(_prose, NOTE)}
+    made = {REFERENCE / f"{name}.md": text for name, text in reference.items()}
+    return {
+        **made,
+        PICTURE: picture(),
+        **{ROOT / name: _filled(ROOT / name, parts) for name, parts in MARKED.items()},
+    }
+
+
+def _filled(page: Path, parts: typing.Mapping[str, typing.Callable[[Path], str]]) -> str:
+    """A page with its made parts as they should be."""
+    text = page.read_text(encoding="utf-8")
+    for name, make in parts.items():
+        begin, end = f"<!-- {name}: made by docs/generate.py -->\n", f"<!-- end of {name} -->"
+        before, mark, rest = text.partition(begin)
+        _, closing, after = rest.partition(end)
+        if not (mark and closing):
+            raise LookupError(f"{page} has no place for {name}: {begin}{end}")
+        text = f"{before}{begin}{make(ROOT)}\n{end}{after}"
+    return text
 
 
 def stale() -> list[str]:
-    """The pages that aren't what the code says, and those of hooks that are no more."""
-    made = {REFERENCE / f"{name}.md": text for name, text in pages().items()}
-    wrong = [
-        path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
-    ]
+    """The files that aren't what the code says, and those of hooks that are no more."""
+    made = pages()
+    wrong = [p for p, text in made.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     return [path.relative_to(ROOT).as_posix() for path in (*wrong, *_leftover(made))]
 
 
@@ -251,8 +277,8 @@ def _leftover(made: typing.Container[Path]) -> list[Path]:
 
 
 def write() -> None:
-    """Write every page, and take away those of hooks that are no more."""
-    made = {REFERENCE / f"{name}.md": text for name, text in pages().items()}
+    """Write every file, and take away those of hooks that are no more."""
+    made = pages()
     for path, text in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

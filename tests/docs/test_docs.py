@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -36,15 +37,6 @@ PAGES_THAT_RUN = (
 )
 
 
-def generator():
-    spec = importlib.util.spec_from_file_location("generate_docs", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # trl 1.16 sets gradient_checkpointing, which transformers 5.23 calls activation_checkpointing.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("page", PAGES_THAT_RUN)
@@ -70,8 +62,19 @@ def test_a_page_works_when_typed_in(page: str, tmp_path: Path, monkeypatch: pyte
     assert ran
 
 
-def test_the_reference_is_fresh() -> None:
-    assert generator().stale() == [], "run python docs/generate.py"
+def test_what_is_made_is_fresh(script: Callable[[str], ModuleType]) -> None:
+    assert script("generate").stale() == [], "run python docs/generate.py"
+
+
+def test_what_is_stale_is_noticed(
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = script("generate")
+    made = {
+        path: text + ("more" if path.name == "request.svg" else "") for path, text in generate.pages().items()
+    }
+    monkeypatch.setattr(generate, "pages", lambda: made)
+    assert generate.stale() == ["docs/explanation/request.svg"]
 
 
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("loadkit_")}
@@ -96,7 +99,7 @@ def test_a_hook_is_documented(name: str) -> None:
 
 
 def test_hooks_are_in_the_order_of_their_pages() -> None:
-    """That each is exercised too is what tests/core/test_faults.py fails without."""
+    """That each is exercised too is what tests/hooks/test_faults.py fails without."""
     navigation = re.findall(
         r"reference/hooks/(loadkit_\w+)\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     )
