@@ -70,11 +70,13 @@ def test_what_is_stale_is_noticed(
     script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate = script("generate")
-    made = {
-        path: text + ("more" if path.name == "request.svg" else "") for path, text in generate.pages().items()
-    }
-    monkeypatch.setattr(generate, "pages", lambda: made)
-    assert generate.stale() == ["docs/explanation/request.svg"]
+    hooks = {page: page.read_text(encoding="utf-8") for page in (generate.REFERENCE / "hooks").glob("*.md")}
+    gone = hooks.popitem()[0]
+    monkeypatch.setattr(generate, "pages", lambda: {**hooks, generate.PICTURE: "another one"})
+    assert generate.stale() == [
+        "docs/explanation/request.svg",
+        f"docs/reference/hooks/{gone.name}",
+    ]
 
 
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("loadkit_")}
@@ -107,7 +109,8 @@ def test_hooks_are_in_the_order_of_their_pages() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    pages = [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    elsewhere = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/benchmarks/README.md")
+    pages = [*DOCS.rglob("*.md"), *ROOT.glob("plugins/*/README.md"), *(ROOT / name for name in elsewhere)]
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if not target.startswith(("http:", "https:")):
@@ -118,3 +121,19 @@ def test_the_readme_shows_what_is_printed() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for placeholder in ("\nPLAN\n", "\nPROBLEMS\n", "\nPROFILES\n"):
         assert placeholder not in text
+
+
+def test_benchmarks_write_into_the_page() -> None:
+    """`python tests/benchmarks/suite.py` puts its tables between marks of the page, from wherever it is called."""
+    code = "import figures, suite; print(suite.PAGE, *figures.MARKS, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "tests" / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    page, *marks = done.stdout.splitlines()
+    assert Path(page) == DOCS / "explanation" / "performance.md"
+    text = Path(page).read_text(encoding="utf-8")
+    assert [text.count(mark) for mark in marks] == [1, 1]

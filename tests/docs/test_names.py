@@ -23,7 +23,7 @@ NAMED = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to
 PATH = re.compile(r"(?<![\w./-])(?:loadkit|loadkit_\w+|plugins|tests|docs)/(?:[\w-]+/)*(?:[\w-]+(?:\.\w+)*)?")
 TEST = re.compile(r"((?:tests|plugins)/[\w./-]+\.py)::(\w+)")
 DOTTED = re.compile(r"(?<![\w./@-])(?:loadkit|loadkit_plugins)(?:\.[A-Za-z_]\w*)+")
-IMPORT = re.compile(r"^from (loadkit[\w.]*) import (?:\(([^)]*)\)|(.+))$", re.MULTILINE)
+IMPORT = re.compile(r"^from (loadkit(?:_plugins)?(?:\.\w+)*) import (?:\(([^)]*)\)|(.+))$", re.MULTILINE)
 STANDS_FOR_ANY = re.compile(r"\.NAME\b")
 
 
