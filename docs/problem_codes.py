@@ -80,10 +80,13 @@ def _called(call: ast.Call) -> str:
 
 
 def _codes(node: ast.AST, makers: Makers) -> Iterator[str]:
+    """The codes in a call of a maker; a partial of one may give it too."""
     if isinstance(node, ast.Call):
-        place = makers.get(_called(node), len(node.args))
-        given = [k.value for k in node.keywords if k.arg == "code"] + node.args[place : place + 1]
-        for value in given:
+        partial = _called(node) == "partial" and bool(node.args)
+        name = getattr(node.args[0], "id", "") if partial else _called(node)
+        given = node.args[partial:]
+        place = makers.get(name, len(given))
+        for value in [k.value for k in node.keywords if k.arg == "code"] + given[place : place + 1]:
             for constant in (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,):
                 if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
                     yield constant.value
