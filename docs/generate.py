@@ -94,7 +94,8 @@ def plugin_api() -> str:
         "Everything here is `loadkit.plugins.NAME`: facts in detail, kept entries, loading aids, words for messages. "
         "It is as public as [`loadkit` itself](api.md), and apart because few plugins need it."
     )
-    moved = ", ".join(f"`{old}`" + (f" (now `{new}`)" if new else "") for old, new in loadkit._MOVED.items())
+    renamed = [f"`{old}` (now `{new}`)" for old, new in loadkit._RENAMED.items()]
+    moved = ", ".join([*(f"`{name}`" for name in loadkit._MOVED), *renamed])
     before = (
         f"## Names that were in `loadkit` before\n\nThey work there until version 2, with a warning: {moved}."
     )
