@@ -17,7 +17,7 @@ import msgspec
 from loadkit.errors import LoadError, Problem
 from loadkit.facts.hub.download import RepositoryAt, spoilt_files
 from loadkit.facts.hub.problems import hub_problem
-from loadkit.facts.hub.retry import patiently
+from loadkit.facts.hub.retry import with_retries
 from loadkit.schema.plans import KWARGS, Plan
 from loadkit.schema.request import Progress, Token
 from loadkit.schema.values import Adapter, Adapters
@@ -164,7 +164,7 @@ def _fetched(plan: Plan, adapter: Adapter, token: Token) -> Adapter:
     weights = ("adapter_model.safetensors",)
     new = repository.missing(weights)
     try:
-        folder = patiently(
+        folder = with_retries(
             lambda: snapshot_download(
                 adapter.source, revision=adapter.revision, token=token, allow_patterns=["adapter_*"], **kwargs
             )

@@ -18,7 +18,7 @@ from loadkit.facts.checkpoint.fingerprint import identify
 from loadkit.facts.checkpoint.open_source import Access
 from loadkit.facts.checkpoint.read import read_checkpoint
 from loadkit.facts.context import Context
-from loadkit.facts.library.library import read_library
+from loadkit.facts.library.index import read_library
 from loadkit.facts.machine.machine import Machine, read_machine
 from loadkit.facts.machine.topology import Topology, read_topology
 from loadkit.hooks import hookspecs as hooks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from loadkit.errors import Problem
 from loadkit.facts.checkpoint.adapters import has_adapter, read_adapter, same_base
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, Checkpoint, ProcessingFacts
 from loadkit.facts.checkpoint.config_files import read_processing
-from loadkit.facts.checkpoint.open_source import Access, open_place
-from loadkit.facts.checkpoint.source import Place
+from loadkit.facts.checkpoint.open_source import Access, open_source
+from loadkit.facts.checkpoint.source import CheckpointFiles
 from loadkit.schema.request import Request
 
 __all__ = ["Beside", "Template", "read_beside"]
+
+_adapter_problem = partial(Problem, "adapter", "loadkit")
+_processing_problem = partial(Problem, "processing", "loadkit")
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +43,9 @@ class Beside(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         tokenizer: the tokenizer or processor that the option `tokenizer` names; None where nobody named one.
         template: the chat template that the option `chat_template` gives or names.
-        code: the checkpoint's own Python files to their SHA-256, where they are allowed to run; empty elsewhere.
-        adapters: the existing adapters, by name: the source itself where it is one ("default"), and those that the option
-            `adapter` names.
+        code: the checkpoint's own Python files to their SHA-256, where they may run; empty elsewhere.
+        adapters: the existing adapters by name: the source itself where it is one ("default"), and those that the
+            option `adapter` names.
     """
 
     tokenizer: ProcessingFacts | None = None
@@ -55,49 +59,52 @@ def read_beside(
 ) -> tuple[Beside, list[Problem]]:
     """Read the small files of everything that the request names beside the checkpoint.
 
-    Parameters:
-        request: its options `tokenizer`, `chat_template`, `adapter` and `adapter_revision` are read.
-        checkpoint: the checkpoint, which may have come with an adapter.
-        access: how the Hub may be asked.
-        allow_pickle: whether pickled weights of an adapter are no problem.
+    Its options `tokenizer`, `chat_template`, `trust_remote_code`, `adapter` and `adapter_revision` are read.
     """
     problems: list[Problem] = []
     tokenizer = template = None
     if named := request.value("tokenizer", ""):
-        place = _opened("processing", "tokenizer", named, access, problems)
-        if place is not None:
-            tokenizer, found = read_processing(place)
-            problems += found
+        files = _opened("processing", "tokenizer", named, access, problems)
+        if files is not None:
+            tokenizer, unread = read_processing(files)
+            problems += unread
     if given := request.value("chat_template", ""):
         template = _template(given, access, problems)
     code: dict[str, str] = {}
     if checkpoint.auto_map and request.value("trust_remote_code", False):
-        place, found = open_place(checkpoint.location, checkpoint.commit, access)
-        code, unread = ({}, found) if place is None else _code(place)
+        files, unread = open_source(checkpoint.location, checkpoint.commit, access)
+        if files is not None:
+            code, unread = _code(files)
         problems += unread
     own = checkpoint.adapter  # its base was found by what it names
     adapters = {} if own is None else {"default": msgspec.structs.replace(own, base_is_same=True)}
     for name, source in _named_adapters(request, taken=bool(adapters), problems=problems).items():
-        place = _opened("adapter", "adapter", source, access, problems)
-        if place is None:
+        files = _opened("adapter", "adapter", source, access, problems)
+        if files is None:
             continue
-        if not has_adapter(place):
-            problems.append(_not_one(source, place))
+        if not has_adapter(files):
+            problems.append(
+                _adapter_problem(
+                    "not-an-adapter",
+                    f"adapter={source!r} was asked for, but {files} has no adapter_config.json",
+                    "give the folder or Hub id of an adapter that PEFT saved, or adapter=True for a new one",
+                )
+            )
             continue
-        facts, found = read_adapter(place, source, allow_pickle=allow_pickle)
-        problems += found
+        facts, unread = read_adapter(files, source, allow_pickle=allow_pickle)
+        problems += unread
         same = same_base(facts.config.get("base_model_name_or_path"), checkpoint)
         adapters[name] = msgspec.structs.replace(facts, base_is_same=same)
     return Beside(tokenizer=tokenizer, template=template, code=code, adapters=adapters), problems
 
 
-def _code(place: Place) -> tuple[dict[str, str], list[Problem]]:
+def _code(files: CheckpointFiles) -> tuple[dict[str, str], list[Problem]]:
     """The hashes of the Python files beside config.json, which may import each other."""
     hashes: dict[str, str] = {}
     problems: list[Problem] = []
-    for name in place.sizes:
+    for name in files.sizes:
         if name.endswith(".py") and "/" not in name:
-            data = place.read(name)
+            data = files.read(name)
             if isinstance(data, Problem):
                 problems.append(data)
             else:
@@ -105,17 +112,18 @@ def _code(place: Place) -> tuple[dict[str, str], list[Problem]]:
     return hashes, problems
 
 
-def _opened(stage: str, option: str, source: str, access: Access, problems: list[Problem]) -> Place | None:
-    """The place that "folder", "owner/name" or "owner/name@revision" names."""
-    name, _, revision = (
-        (source, "", "") if os.path.exists(os.path.expanduser(source)) else source.partition("@")
-    )
-    place, found = open_place(name, revision, access)
+def _opened(
+    stage: str, option: str, source: str, access: Access, problems: list[Problem]
+) -> CheckpointFiles | None:
+    """The files that "folder", "owner/name" or "owner/name@revision" names."""
+    is_path = os.path.exists(os.path.expanduser(source))
+    name, _, revision = (source, "", "") if is_path else source.partition("@")
+    files, found = open_source(name, revision, access)
     problems += [
         msgspec.structs.replace(p, stage=stage, message=f"{option}={source!r} was asked for: {p.message}")
         for p in found
     ]
-    return place
+    return files
 
 
 def _template(given: str, access: Access, problems: list[Problem]) -> Template | None:
@@ -125,23 +133,22 @@ def _template(given: str, access: Access, problems: list[Problem]) -> Template |
     path = Path(given).expanduser()
     if path.is_file():
         return _template_file(path, problems)
-    place = _opened("processing", "chat_template", given, access, problems)
-    if place is None:
+    files = _opened("processing", "chat_template", given, access, problems)
+    if files is None:
         return None
-    processing, found = read_processing(place)
-    problems += found
+    processing, unread = read_processing(files)
+    problems += unread
     if processing.chat_template is None:
         problems.append(
-            _problem(
-                "processing",
+            _processing_problem(
                 "no-template-there",
-                f"chat_template={given!r} was asked for, and {place} has no chat template",
+                f"chat_template={given!r} was asked for, and {files} has no chat template",
                 "name a checkpoint that has one, a file, or give the template's text",
             )
         )
         return None
-    at = f"@{place.commit[:12]}" if place.commit else ""
-    return Template(text=processing.chat_template, origin=f"{place.location}{at}")
+    at = f"@{files.commit[:12]}" if files.commit else ""
+    return Template(text=processing.chat_template, origin=f"{files.location}{at}")
 
 
 def _template_file(path: Path, problems: list[Problem]) -> Template | None:
@@ -157,8 +164,7 @@ def _template_file(path: Path, problems: list[Problem]) -> Template | None:
     except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         fault = str(error)
     problems.append(
-        _problem(
-            "processing",
+        _processing_problem(
             "bad-template-file",
             f"chat_template={str(path)!r} was asked for, and can't be read: {fault}",
             "give a text file with the Jinja template, or a JSON file with a chat_template in it",
@@ -176,8 +182,7 @@ def _named_adapters(request: Request, *, taken: bool, problems: list[Problem]) -
     wrong = [name for name, source in named.items() if not isinstance(source, str) or not source]
     if wrong:
         problems.append(
-            _problem(
-                "adapter",
+            _adapter_problem(
                 "bad-adapter",
                 f"adapter={given!r} was asked for, and {', '.join(wrong)} isn't a folder or Hub id",
                 'name each adapter and its source: {"style": "folder", "facts": "owner/name@revision"}',
@@ -186,8 +191,7 @@ def _named_adapters(request: Request, *, taken: bool, problems: list[Problem]) -
         return {}
     if taken and "default" in named:
         problems.append(
-            _problem(
-                "adapter",
+            _adapter_problem(
                 "adapter-name-taken",
                 f"the source {request.source!r} is itself an adapter, and adapter={given!r} was asked for beside it; both would be called 'default'",
                 f'give the other one a name: adapter={{"other": {named["default"]!r}}}, or name the base as the source',
@@ -198,16 +202,3 @@ def _named_adapters(request: Request, *, taken: bool, problems: list[Problem]) -
     if isinstance(given, str) and revision and not taken:
         return {"default": f"{given}@{revision}"}
     return dict(named)
-
-
-def _not_one(source: str, place: Place) -> Problem:
-    return _problem(
-        "adapter",
-        "not-an-adapter",
-        f"adapter={source!r} was asked for, but {place} has no adapter_config.json",
-        "give the folder or Hub id of an adapter that PEFT saved, or adapter=True for a new one",
-    )
-
-
-def _problem(stage: str, code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage, "loadkit", code, message, remedy)

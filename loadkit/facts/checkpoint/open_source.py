@@ -1,4 +1,4 @@
-"""Find the place that a source names: an existing folder is a folder, anything else is asked for on the Hub."""
+"""Find the files that a source names: an existing folder is a folder, anything else is asked for on the Hub."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import msgspec
 
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.folder import looks_like_path, missing_folder, open_folder, similar_folder
-from loadkit.facts.checkpoint.source import Place
+from loadkit.facts.checkpoint.source import CheckpointFiles
 from loadkit.schema.request import Progress, Token
 
-__all__ = ["Access", "open_place"]
+__all__ = ["Access", "open_source"]
 
 
 class Access(NamedTuple):
@@ -31,18 +31,13 @@ class Access(NamedTuple):
     progress: Progress | None = None
 
 
-def open_place(
+def open_source(
     source: str | os.PathLike[str], revision: str, access: Access
-) -> tuple[Place | None, list[Problem]]:
-    """Find the folder or repository that a source names.
-
-    Parameters:
-        source: a folder or a Hub id.
-        revision: branch, tag or commit; "" for the default branch. Folders ignore it.
-        access: how the Hub may be asked.
+) -> tuple[CheckpointFiles | None, list[Problem]]:
+    """Find the folder or repository that a source names; folders ignore the revision.
 
     Returns:
-        The place, None where there is none; and what is wrong.
+        Its files, None where there are none; and what is wrong.
     """
     folder = open_folder(source)
     if folder is not None:
@@ -53,8 +48,8 @@ def open_place(
 
     name = os.fspath(source)
     about: dict[str, Any] = access._asdict()
-    place, problems = open_repository(name, revision=revision, **about)
-    return place, [_with_folder(p, name) if p.code == "no-such-repository" else p for p in problems]
+    files, problems = open_repository(name, revision=revision, **about)
+    return files, [_with_folder(p, name) if p.code == "no-such-repository" else p for p in problems]
 
 
 def _with_folder(problem: Problem, source: str) -> Problem:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Literal, Protocol
 
-from loadkit.errors import Problem, Severity
+from loadkit.errors import Problem
 
-__all__ = ["Place", "checkpoint_problem"]
+__all__ = ["CheckpointFiles", "checkpoint_problem"]
+
+checkpoint_problem = partial(Problem, "checkpoint", "loadkit")
+"""A problem of the checkpoint that the core noticed: code, message, remedy, severity."""
 
 
-class Place(Protocol):
-    """The files of one checkpoint at one moment. What can't be read is answered with a problem, not raised."""
+class CheckpointFiles(Protocol):
+    """The files of one checkpoint at one moment. For what can't be read they give a problem, and raise nothing."""
 
     @property
     def kind(self) -> Literal["folder", "hub"]:
@@ -51,12 +55,7 @@ class Place(Protocol):
         """Bytes `start` to `stop` (exclusive) of a file; fewer where the file ends before."""
 
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
-        """The problem to report where these files are needed and not there; most places give `otherwise`."""
+        """The problem to report where these files are needed and not there; most give `otherwise`."""
 
     def __str__(self) -> str:
-        """The place in a sentence, such as "folder '/models/tiny'"."""
-
-
-def checkpoint_problem(code: str, message: str, remedy: str, severity: Severity = "error") -> Problem:
-    """A problem of the checkpoint that the core noticed."""
-    return Problem("checkpoint", "loadkit", code, message, remedy, severity=severity)
+        """What they are, for a sentence, such as "folder '/models/tiny'"."""

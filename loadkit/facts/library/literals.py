@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["CONTAINERS", "evaluate", "execute"]
+__all__ = ["CONTAINERS", "evaluate", "execute", "known", "text", "text_items"]
 
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -30,12 +30,8 @@ CONTAINERS: Mapping[str, Callable[..., object]] = {
 def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
     """The value of an expression made of literals, known names, containers and arithmetic.
 
-    A conditional whose test isn't known gives what its branches can give: the one value, or a tuple of all,
-    the preferred one first, without None.
-
-    Parameters:
-        node: the expression.
-        names: values of names; callables among them may be called.
+    A conditional whose test isn't known gives what its branches can give: the one value, or a tuple of all, the
+    preferred one first, without None. Callables among the names may be called.
 
     Raises:
         ValueError: for any other expression.
@@ -68,29 +64,22 @@ def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
             return list(_dictionary(evaluate(owner, names)).items())
         case ast.Call(func=func, args=args, keywords=keywords) if callable(function := evaluate(func, names)):
             given = [*_elements(args, names)]
+            named = dict(_items(map(_key, keywords), [k.value for k in keywords], names))
             try:
-                return function(
-                    *given, **dict(_items(map(_key, keywords), [k.value for k in keywords], names))
-                )
+                return function(*given, **named)
             except TypeError as error:
-                raise ValueError(
-                    f"line {node.lineno} calls a known function in an unknown way: {error}"
-                ) from error
+                raise ValueError(f"line {node.lineno} calls a function in an unknown way: {error}") from error
     raise ValueError(f"line {node.lineno} isn't a literal")
 
 
 def execute(
     body: Iterable[ast.stmt], names: dict[str, Any], imported: Callable[[ast.ImportFrom], Mapping[str, Any]]
 ) -> None:
-    """Follow statements in order: what they assign to names, as far as `evaluate` can tell.
+    """Follow statements in order, and change `names` in place to what they assign, as far as `evaluate` knows.
 
-    A name whose value can't be told is taken out, for better no map than one that lacks entries. What asks for
-    an optional package is taken as if it were installed.
-
-    Parameters:
-        body: the statements.
-        names: values of names; changed in place.
-        imported: the names of the module that a `from … import …` imports from.
+    A name whose value isn't known is taken out, for better no map than one that lacks entries. What asks for an
+    optional package is taken as if it were installed. `imported` gives the names of the module that a
+    `from … import …` imports from.
     """
     for statement in body:
         match statement:
@@ -104,14 +93,32 @@ def execute(
             case ast.If(test=test, body=inner, orelse=other):
                 execute(inner if _holds(test, names) else other, names, imported)
             case ast.For(target=ast.Name(id=name), iter=several, body=inner):
-                for each in _known(several, names, ()):
+                for each in known(several, names, ()):
                     names[name] = each
                     execute(inner, names, imported)
             case ast.Try(body=inner):
                 execute(inner, names, imported)
             case ast.ImportFrom(names=aliases):
-                known = imported(statement)
-                names |= {a.asname or a.name: known[a.name] for a in aliases if a.name in known}
+                theirs = imported(statement)
+                names |= {a.asname or a.name: theirs[a.name] for a in aliases if a.name in theirs}
+
+
+def known(node: ast.expr | None, names: Mapping[str, Any] | None = None, otherwise: Any = None) -> Any:
+    """The value of an expression, or another where it has none."""
+    try:
+        return otherwise if node is None else evaluate(node, names)
+    except ValueError:
+        return otherwise
+
+
+def text(value: Any) -> str:
+    """The value where it is a text; "" for any other."""
+    return value if isinstance(value, str) else ""
+
+
+def text_items(value: Any) -> dict[str, str]:
+    """A dictionary's items as texts; empty for any other value."""
+    return {text(key): text(each) for key, each in value.items()} if isinstance(value, dict) else {}
 
 
 def _key(keyword: ast.keyword) -> ast.expr | None:
@@ -165,18 +172,11 @@ def _either(node: ast.IfExp, names: Mapping[str, Any]) -> Any:
     return found if len(found) > 1 else next(iter(found), None)
 
 
-def _known(node: ast.expr, names: Mapping[str, Any], otherwise: Any) -> Any:
-    try:
-        return evaluate(node, names)
-    except ValueError:
-        return otherwise
-
-
 def _holds(test: ast.expr, names: Mapping[str, Any]) -> bool:
-    """Whether a branch is run: what asks for an optional package does, what is for type checkers only doesn't."""
+    """Whether a branch is run: what asks for an optional package is, what is for type checkers only isn't."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return not _holds(test.operand, names)
-    return bool(_known(test, {**names, "TYPE_CHECKING": False}, True))
+    return bool(known(test, {**names, "TYPE_CHECKING": False}, True))
 
 
 def _assign(names: dict[str, Any], target: ast.expr, value: ast.expr) -> None:
@@ -186,17 +186,17 @@ def _assign(names: dict[str, Any], target: ast.expr, value: ast.expr) -> None:
                 names[name] = evaluate(value, names)
             except ValueError:
                 names.pop(name, None)
-        case ast.Subscript(value=ast.Name(id=name), slice=key) if isinstance(known := names.get(name), dict):
+        case ast.Subscript(value=ast.Name(id=name), slice=key) if isinstance(table := names.get(name), dict):
             try:
-                known[evaluate(key, names)] = evaluate(value, names)
+                table[evaluate(key, names)] = evaluate(value, names)
             except ValueError:
                 names.pop(name)
 
 
 def _update(names: dict[str, Any], call: ast.Call, given: ast.expr) -> None:
     match call.func:
-        case ast.Attribute(value=ast.Name(id=name)) if isinstance(known := names.get(name), dict):
+        case ast.Attribute(value=ast.Name(id=name)) if isinstance(table := names.get(name), dict):
             try:
-                known.update(evaluate(given, names))
+                table.update(evaluate(given, names))
             except (TypeError, ValueError):
                 names.pop(name)
