@@ -1,4 +1,4 @@
-"""What launchers tell each process in the environment: its number, and how many there are."""
+"""What launchers set in each process's environment: its number, and how many there are."""
 
 from __future__ import annotations
 
@@ -105,14 +105,7 @@ class Processes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_processes(env: Mapping[str, str]) -> Processes:
-    """Read the first launcher's variables that are set.
-
-    Parameters:
-        env: the environment.
-
-    Returns:
-        The numbers; with problems, and those of a single process, where they can't be right.
-    """
+    """Read the first launcher's variables that are set; where they can't be right, a single process with problems."""
     launchers = [one for one in LAUNCHERS if _set(env, one.world) and (not one.needs or env.get(one.needs))]
     if not launchers:
         return _stray(env)
@@ -123,29 +116,18 @@ def read_processes(env: Mapping[str, str]) -> Processes:
     local_rank = read.number(launcher.local_rank)
     node = read.number(launcher.node)
     local_world = read.per_node(launcher.local_world, node or 0)
-    problems = [*read.problems]
-    if not problems and not world:
-        problems.append(
-            _problem(
-                "rank-out-of-range",
-                f"{launcher.name}'s {launcher.world[0]} says that there are no processes",
-                REMEDY.format(launcher.world[0]),
-            )
-        )
-    if not problems and world > 1:
-        problems += _missing(launcher, world, rank, local_rank, local_world)
-    if not problems and world == 1 and not rank:
-        return Processes()
+    problems = read.problems or _missing(launcher, world, rank, local_rank, local_world)
     if problems:
         return Processes(problems=tuple(problems))
     rank = rank or 0
+    if world == 1 and rank == 0:
+        return Processes()
+    assumed = "" if local_world is not None else f"; {launcher.local_world[0]} isn't set: one node is assumed"
     if local_rank is None:
         local_rank = rank % max(local_world or 1, 1)
-    assumed = "" if local_world is not None else f"; {launcher.local_world[0]} isn't set: one node is assumed"
     if local_world is None:
         local_world = world
-    problems += _ranges(launcher, world, rank, local_rank, local_world)
-    problems += _disagreeing(env, launchers, world)
+    problems = _ranges(launcher, world, rank, local_rank, local_world) + _disagreeing(env, launchers, world)
     if problems:
         return Processes(problems=tuple(problems))
     return Processes(
@@ -216,6 +198,11 @@ def _stray(env: Mapping[str, str]) -> Processes:
 def _missing(
     launcher: Launcher, world: int, rank: int | None, local_rank: int | None, local_world: int | None
 ) -> list[Problem]:
+    if not world:
+        message = f"{launcher.name}'s {launcher.world[0]} says that there are no processes"
+        return [_problem("rank-out-of-range", message, REMEDY.format(launcher.world[0]))]
+    if world == 1:
+        return []
     absent = [] if rank is not None else [launcher.rank[0]]
     if local_rank is None and local_world is None:
         absent.append(launcher.local_rank[0])

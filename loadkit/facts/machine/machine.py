@@ -64,7 +64,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         return min(found, default=(0, 0))
 
     def version(self, package: str) -> tuple[int, ...] | None:
-        """A package's version as leading numbers, (2, 7, 4) for "2.7.4.post1"; None where it isn't installed."""
+        """A package's version as leading numbers, (2, 7, 4) for "2.7.4.post1"; None where it is missing."""
         text = self.packages.get(_normalised(package))
         if text is None:
             return None
@@ -104,7 +104,7 @@ def read_machine(environ: Mapping[str, str] | None = None, path: Sequence[str] |
 
 
 def _distributions(path: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Read names and versions off the metadata folders' names: importlib.metadata would open hundreds of files."""
+    """Read names and versions off metadata folders' names: importlib.metadata would open hundreds of files."""
     for folder in reversed([p for p in path if p]):  # earlier folders shadow later ones
         try:
             entries = sorted(os.listdir(folder))
@@ -173,7 +173,7 @@ def _nvidia(env: Mapping[str, str]) -> tuple[tuple[Accelerator, ...], str]:
 
 
 def _visible(spec: str, devices: Sequence[Accelerator], uuids: Sequence[str]) -> Iterator[Accelerator]:
-    """CUDA's rule: entries in order, by index or by the start of a UUID; the first invalid one ends the list."""
+    """CUDA's rule: entries in order, by index or the start of a UUID; the first invalid one ends the list."""
     for entry in (part.strip() for part in spec.split(",")):
         if entry.isdigit() and int(entry) < len(devices):
             yield devices[int(entry)]
