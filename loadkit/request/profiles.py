@@ -56,9 +56,7 @@ def read_profile(path: Path) -> Profile:
         msgspec.ValidationError: it has other fields.
     """
     content = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
-    return Profile(
-        name=path.stem, description=content.description, extends=content.extends, options=content.options
-    )
+    return Profile(name=path.stem, **msgspec.structs.asdict(content))
 
 
 def read_profiles(folder: Path) -> list[Profile]:
