@@ -15,8 +15,8 @@ from loadkit.errors import PlanError, PluginError, Problem
 from loadkit.facts.checkpoint.checkpoint import Checkpoint
 from loadkit.facts.checkpoint.companions import read_beside
 from loadkit.facts.checkpoint.fingerprint import identify
-from loadkit.facts.checkpoint.open_source import Access
 from loadkit.facts.checkpoint.read import read_checkpoint
+from loadkit.facts.checkpoint.source import Access
 from loadkit.facts.context import Context
 from loadkit.facts.library.index import read_library
 from loadkit.facts.machine.machine import Machine, read_machine

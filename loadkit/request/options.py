@@ -157,8 +157,7 @@ SKIPPING = next((o.name, *o.aliases) for o in CORE_OPTIONS if o.name == "skip_mo
 def plain(value: object) -> Any:
     """Turn an option's value into plain data, without importing the library it comes from.
 
-    A torch dtype becomes its name, a configuration object its `to_dict()`, an enum its value, a path a string,
-    sets sorted lists.
+    A torch dtype becomes its name, a configuration its `to_dict()`, an enum its value, sets sorted lists.
 
     Raises:
         TypeError: the value has no plain form.
@@ -242,13 +241,9 @@ def _undeclared(
 ) -> Problem:
     if name in conflicts:
         plugins = conflicts[name]
-        return _problem(
-            "conflict",
-            f"{by} gave {name!r}, which several plugins declare as theirs: {', '.join(plugins)}",
-            f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}",
-        )
-    return _problem(
-        "unknown-option",
-        f"{by} gave {name!r}, which isn't an option{did_you_mean(name, declared)}",
-        "`loadkit plan --help` lists the options; pass anything else that from_pretrained takes in model_kwargs",
-    )
+        message = f"{by} gave {name!r}, which several plugins declare as theirs: {', '.join(plugins)}"
+        remedy = f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}"
+        return _problem("conflict", message, remedy)
+    message = f"{by} gave {name!r}, which isn't an option{did_you_mean(name, declared)}"
+    remedy = "`loadkit plan --help` lists the options; pass anything else that from_pretrained takes in model_kwargs"
+    return _problem("unknown-option", message, remedy)

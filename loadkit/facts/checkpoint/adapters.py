@@ -40,8 +40,9 @@ def has_adapter(files: CheckpointFiles) -> bool:
 def is_adapter(files: CheckpointFiles) -> bool:
     """Whether the base lies elsewhere.
 
-    On the Hub an adapter_config.json always sends transformers to the base it names. In a folder a config.json
-    keeps it there; but trainers write one beside an adapter too, so here it takes the whole model's weights.
+    On the Hub an adapter_config.json always sends transformers to the base it names. In a folder a
+    config.json keeps it there; but trainers write one beside an adapter too, so a whole model's weights must
+    be there.
     """
     if files.size(_CONFIG) is None:
         return False
@@ -60,8 +61,8 @@ def base_path(files: CheckpointFiles, named: str) -> str:
 def same_base(named: object, checkpoint: Checkpoint) -> bool | None:
     """Whether the base that an adapter's config names is the checkpoint.
 
-    `base_model_name_or_path` is a Hub id, or a path on the machine that the adapter was trained on. None where it may
-    or may not be: a path that isn't on this machine, or a folder that may be a copy of a repository.
+    `base_model_name_or_path` is a Hub id, or a path on the machine that it was trained on. None where that
+    isn't known: a path that isn't on this machine, or a folder that may be a copy of a repository.
     """
     if not isinstance(named, str) or not named:
         return None
@@ -111,11 +112,9 @@ def read_adapter(
 
 def not_an_adapter(files: CheckpointFiles, revision: str) -> Problem:
     """The problem of an adapter's revision asked of files without an adapter."""
-    return checkpoint_problem(
-        "not-an-adapter",
-        f"adapter_revision {revision!r} was asked for, but {files} has no {_CONFIG}",
-        "use revision=… for a model, or give the adapter's folder or repository as the source",
-    )
+    message = f"adapter_revision {revision!r} was asked for, but {files} has no {_CONFIG}"
+    remedy = "use revision=… for a model, or give the adapter's folder or repository as the source"
+    return checkpoint_problem("not-an-adapter", message, remedy)
 
 
 def _unused_model(files: CheckpointFiles) -> Problem:
@@ -129,28 +128,24 @@ def _unused_model(files: CheckpointFiles) -> Problem:
 
 
 def _no_weights(files: CheckpointFiles) -> Problem:
-    return checkpoint_problem(
-        "no-weights",
-        f"{files} has an {_CONFIG}, but no {_WEIGHTS} (it holds {some_of(files.sizes)})",
-        "save the adapter again with save_pretrained, or download it whole",
-    )
+    message = f"{files} has an {_CONFIG}, but no {_WEIGHTS} (it holds {some_of(files.sizes)})"
+    remedy = "save the adapter again with save_pretrained, or download it whole"
+    return checkpoint_problem("no-weights", message, remedy)
 
 
 def _pickled(files: CheckpointFiles) -> Problem:
-    return checkpoint_problem(
-        "pickle-weights",
-        f"the adapter in {files} is pickled ({_PICKLE}), and loading a pickle can run code that it holds",
-        "save it as safetensors with a current PEFT, or pass allow_pickle=True if you trust its maker",
+    message = (
+        f"the adapter in {files} is pickled ({_PICKLE}), and loading a pickle can run code that it holds"
     )
+    remedy = "save it as safetensors with a current PEFT, or pass allow_pickle=True if you trust its maker"
+    return checkpoint_problem("pickle-weights", message, remedy)
 
 
 def no_base(files: CheckpointFiles) -> Problem:
     """The problem of an adapter that doesn't say what it was made for."""
-    return checkpoint_problem(
-        "missing-base",
-        f"{files} is an adapter, but its {_CONFIG} names no base (base_model_name_or_path)",
-        f"write the folder or Hub id of the model it was trained on into {_CONFIG}",
-    )
+    message = f"{files} is an adapter, but its {_CONFIG} names no base (base_model_name_or_path)"
+    remedy = f"write the folder or Hub id of the model it was trained on into {_CONFIG}"
+    return checkpoint_problem("missing-base", message, remedy)
 
 
 def base_unreadable(problem: Problem, files: CheckpointFiles, named: str) -> Problem:
@@ -165,8 +160,6 @@ def base_unreadable(problem: Problem, files: CheckpointFiles, named: str) -> Pro
 
 def adapter_of_adapter(files: CheckpointFiles, base: CheckpointFiles) -> Problem:
     """The problem of an adapter whose base is an adapter."""
-    return checkpoint_problem(
-        "adapter-of-adapter",
-        f"{files} is an adapter of {base}, which is an adapter itself; only an adapter of a model can be loaded",
-        f"merge {base} into its own base and save that, or name a whole model as base_model_name_or_path",
-    )
+    message = f"{files} is an adapter of {base}, which is an adapter itself; only an adapter of a model can be loaded"
+    remedy = f"merge {base} into its own base and save that, or name a whole model as base_model_name_or_path"
+    return checkpoint_problem("adapter-of-adapter", message, remedy)

@@ -1,4 +1,4 @@
-"""The checkpoint as a frozen fact: its config, its files and the headers of its weights, never the weights."""
+"""The checkpoint as a frozen fact: its config, its files and its weights' headers, never the weights."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class ProcessingFacts(msgspec.Struct, frozen=True, kw_only=True):
         tokenizer_config: tokenizer_config.json over special_tokens_map.json, empty where there is neither.
         processor_config: processor_config.json over preprocessor_config.json, empty where there is neither.
         chat_template: the template in its files; None where there is none.
-        added_tokens: tokens beside the trained vocabulary, special ones among them, to their ids, as far as the
-            beginning of tokenizer.json goes.
+        added_tokens: tokens beside the trained vocabulary, special ones among them, to their ids, as far as
+            the beginning of tokenizer.json goes.
     """
 
     location: str = ""

@@ -30,7 +30,7 @@ _JSON_FILES = (
 _TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER_FILE = "tokenizer.json"
 _TOKENIZER_HEAD = 128 * 1024
-"""Bytes of tokenizer.json to read: added tokens stand before the vocabulary, which may be tens of megabytes."""
+"""Bytes of tokenizer.json to read: added tokens stand before the vocabulary of perhaps tens of megabytes."""
 
 
 class Configs(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +94,7 @@ def read_json(files: CheckpointFiles, name: str) -> dict[str, Any] | Problem:
 def parse_json(name: str, text: str) -> dict[str, Any] | Problem:
     """Decode JSON text that must be an object.
 
-    Python's own decoder has the last word, because transformers reads with it: it takes NaN and Infinity, which
+    Python's own decoder, which transformers reads with, has the last word: it takes NaN and Infinity, which
     configs of state-space models hold and msgspec refuses.
     """
     try:
@@ -110,11 +110,9 @@ def parse_json(name: str, text: str) -> dict[str, Any] | Problem:
             return _bad_json(name, f"it holds a number that is too long: {error}")
     if not isinstance(found, dict):
         kind = {list: "a list", str: "a string", type(None): "null"}.get(type(found), "a bare value")
-        return checkpoint_problem(
-            "config-not-object",
-            f"{name} holds {kind}, where an object ({{…}}) belongs",
-            f"restore {name} from where the checkpoint came from",
-        )
+        message = f"{name} holds {kind}, where an object ({{…}}) belongs"
+        remedy = f"restore {name} from where the checkpoint came from"
+        return checkpoint_problem("config-not-object", message, remedy)
     return found
 
 
@@ -193,8 +191,6 @@ def _decode(name: str, data: bytes) -> str | Problem:
 
 def _bad_json(name: str, fault: str) -> Problem:
     kind = "JSON" if name.endswith(".json") else "text"
-    return checkpoint_problem(
-        "bad-json",
-        f"{name} isn't valid {kind} {fault}",
-        f"correct {name}, or restore it from where the checkpoint came from",
-    )
+    message = f"{name} isn't valid {kind} {fault}"
+    remedy = f"correct {name}, or restore it from where the checkpoint came from"
+    return checkpoint_problem("bad-json", message, remedy)

@@ -32,8 +32,8 @@ _REPOSITORY_ID = re.compile(r"(?:\w(?:[\w.-]{0,94}\w)?/)?\w(?:[\w.-]{0,94}\w)?",
 class Folder:
     """A folder, by its absolute path, and its files, listed when first asked for.
 
-    Four levels deep and up to 20 000 files are listed, hidden folders left out, so that a folder given by mistake
-    (a home, a disk) takes no long walk. Files are read by their path, listed or not.
+    Four levels deep and up to 20 000 files are listed, hidden folders left out, so that a folder given by
+    mistake (a home, a disk) takes no long walk. Files are read by their path, listed or not.
     """
 
     kind: Literal["folder", "hub"] = "folder"
@@ -81,11 +81,9 @@ class Folder:
         repository, found, _ = root.partition(f"{os.sep}snapshots{os.sep}")
         if found and real.startswith(f"{repository}{os.sep}blobs{os.sep}"):
             return None
-        return checkpoint_problem(
-            "link-outside",
-            f"{path!r} is a link that leads out of the folder, to {real!r}",
-            f"copy the file into {self.location!r}, if you mean it to be read",
-        )
+        message = f"{path!r} is a link that leads out of the folder, to {real!r}"
+        remedy = f"copy the file into {self.location!r}, if you mean it to be read"
+        return checkpoint_problem("link-outside", message, remedy)
 
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
         """A folder is all there is: what isn't in it doesn't exist."""
@@ -159,11 +157,9 @@ def read_part(path: str, start: int = 0, stop: int | None = None) -> bytes | Pro
                 start += len(part)
             return b"".join(parts)
     except OSError as error:
-        return checkpoint_problem(
-            "unreadable-file",
-            f"{path!r} can't be read: {error.strerror or type(error).__name__}",
-            "check the file's permissions and the disk it lies on",
-        )
+        message = f"{path!r} can't be read: {error.strerror or type(error).__name__}"
+        remedy = "check the file's permissions and the disk it lies on"
+        return checkpoint_problem("unreadable-file", message, remedy)
 
 
 def _walk(root: str) -> Iterator[tuple[str, int]]:

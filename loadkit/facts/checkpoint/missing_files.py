@@ -83,7 +83,7 @@ def _look(files: CheckpointFiles, table: Sequence[tuple[str, str, str]], otherwi
 
 
 def _inside(files: CheckpointFiles) -> str:
-    """Point to checkpoints in folders further in: the output folder of a training run is no checkpoint itself."""
+    """Point to checkpoints further in: the output folder of a training run is no checkpoint itself."""
     inside = [
         posixpath.dirname(name)
         for name in files.sizes

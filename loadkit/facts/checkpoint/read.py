@@ -22,8 +22,8 @@ from loadkit.facts.checkpoint.checkpoint import AdapterFacts, Checkpoint, File
 from loadkit.facts.checkpoint.config_files import read_configs
 from loadkit.facts.checkpoint.folder import looks_like_path
 from loadkit.facts.checkpoint.missing_files import no_config
-from loadkit.facts.checkpoint.open_source import Access, open_source
-from loadkit.facts.checkpoint.source import CheckpointFiles, checkpoint_problem
+from loadkit.facts.checkpoint.open_source import open_source
+from loadkit.facts.checkpoint.source import Access, CheckpointFiles, checkpoint_problem
 from loadkit.facts.checkpoint.weight_files import read_weight_files
 from loadkit.schema.request import Progress, Token
 
@@ -43,11 +43,12 @@ def read_checkpoint(
     allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Checkpoint, tuple[Problem, ...]]:
-    """Read what a checkpoint's small files and the headers of its weight files say; weights are never downloaded.
+    """Read what a checkpoint's small files and its weight files' headers say. Weights are never downloaded.
 
-    A source is an adapter where it has an adapter_config.json, unless it is a folder that also holds a whole model
-    (an embedded adapter). The checkpoint then is the base that the config names, and its `adapter` the source.
-    A base path is looked up from the current directory, as transformers does, then from the adapter's folder.
+    A source is an adapter where it has an adapter_config.json, unless it is a folder that also holds a whole
+    model (an embedded adapter). The checkpoint is the base that the config names then, and the source its
+    `adapter`. A base's path starts at the current directory, as in transformers, else at the adapter's
+    folder.
 
     Parameters:
         source: a folder, a Hub id, or either of an adapter.
@@ -94,7 +95,7 @@ class _Reader:
     def find(self, revision: str, adapter_revision: str) -> tuple[CheckpointFiles | None, str, list[Problem]]:
         """The files that the source names, and the revision wanted of its base if that is an adapter.
 
-        Whether the source is an adapter, and which of the two revisions is its own, shows when it has been opened.
+        Whether the source is an adapter, and which of the revisions is its own, shows once it is open.
         """
         files, problems = open_source(self.source, adapter_revision or revision, self.access)
         if adapter_revision:
@@ -153,13 +154,9 @@ class _Reader:
     def refuse_revision(self, files: CheckpointFiles, option: str, revision: str) -> None:
         """A folder has no revisions; "main" is what recipes ask for by default, and harmless."""
         if files.kind == "folder" and revision not in ("", "main"):
-            self.problems.append(
-                checkpoint_problem(
-                    "no-such-revision",
-                    f"{option} {revision!r} was asked for, but {files} has no revisions",
-                    f"leave {option} out, or give the Hub id of the repository",
-                )
-            )
+            message = f"{option} {revision!r} was asked for, but {files} has no revisions"
+            remedy = f"leave {option} out, or give the Hub id of the repository"
+            self.problems.append(checkpoint_problem("no-such-revision", message, remedy))
 
 
 def _opened(files: CheckpointFiles) -> dict[str, Any]:

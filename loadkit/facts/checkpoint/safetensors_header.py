@@ -1,8 +1,8 @@
 """What weight files say without their tensors' bytes: headers of safetensors files, and the index of shards.
 
 The layout is the one of https://huggingface.co/docs/safetensors: eight bytes with the header's length
-(little-endian), the header as JSON, then the tensors' bytes without gaps. `file` is a file's name, for messages,
-and `size` its bytes, -1 where unknown.
+(little-endian), the header as JSON, then the tensors' bytes without gaps. `file` is a file's name, for
+messages, and `size` its bytes, -1 where unknown.
 """
 
 from __future__ import annotations
@@ -49,13 +49,11 @@ class _Entry(msgspec.Struct):
 
 
 def header_bytes(file: str, start: bytes, size: int) -> int | Problem:
-    """Bytes of the header, without the eight in front of it, as a file that starts so says, or the problem with it."""
+    """Bytes of the header, without the eight in front of it, of a file that starts so; else a problem."""
     if start.startswith(_LFS_POINTER):
-        return checkpoint_problem(
-            "lfs-pointer",
-            f"{file} is a Git LFS pointer, {size} bytes of text that stand for the real file",
-            "run `git lfs install` and `git lfs pull` in the folder, or download it with `hf download`",
-        )
+        message = f"{file} is a Git LFS pointer, {size} bytes of text that stand for the real file"
+        remedy = "run `git lfs install` and `git lfs pull` in the folder, or download it with `hf download`"
+        return checkpoint_problem("lfs-pointer", message, remedy)
     if len(start) < PREFIX_BYTES:
         return _truncated(file, "at least 8 bytes in front of its header", len(start))
     length = int.from_bytes(start[:PREFIX_BYTES], "little")
@@ -116,7 +114,7 @@ def parse_header(file: str, header: bytes, size: int) -> dict[str, TensorHeader]
 
 
 def parse_index(file: str, index: Mapping[str, Any]) -> dict[str, str] | Problem:
-    """Read the index of shards: tensor name to the shard that holds it, a path inside the checkpoint; or a problem."""
+    """Read the index of shards: tensor name to its shard, a path inside the checkpoint; or a problem."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         return _bad_index(file, 'has no "weight_map" of tensor names to files')
@@ -143,11 +141,9 @@ def safe_path(file: str, path: str) -> str | Problem:
         or "\0" in path
         or re.match(r"[A-Za-z]:", path)
     ):
-        return checkpoint_problem(
-            "path-escape",
-            f"{file} names the file {path!r}, which isn't a path inside the checkpoint",
-            f"don't load it unless you know who wrote it; a sound {file} names files beside itself",
-        )
+        message = f"{file} names the file {path!r}, which isn't a path inside the checkpoint"
+        remedy = f"don't load it unless you know who wrote it; a sound {file} names files beside itself"
+        return checkpoint_problem("path-escape", message, remedy)
     return short
 
 

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Literal, Protocol
+from os import PathLike
+from typing import Literal, NamedTuple, Protocol
 
 from loadkit.errors import Problem
+from loadkit.schema.request import Progress, Token
 
-__all__ = ["CheckpointFiles", "checkpoint_problem"]
+__all__ = ["Access", "CheckpointFiles", "checkpoint_problem"]
 
 checkpoint_problem = partial(Problem, "checkpoint", "loadkit")
 """A problem of the checkpoint that the core noticed: code, message, remedy, severity."""
 
 
+class Access(NamedTuple):
+    """How the Hub may be asked.
+
+    Parameters:
+        token: as huggingface_hub takes it.
+        cache_dir: the Hub cache; huggingface_hub's own by default.
+        local_files_only: use what is cached, don't ask the Hub.
+        progress: called with a short sentence before something that takes long.
+    """
+
+    token: Token = None
+    cache_dir: str | PathLike[str] | None = None
+    local_files_only: bool = False
+    progress: Progress | None = None
+
+
 class CheckpointFiles(Protocol):
-    """The files of one checkpoint at one moment. For what can't be read they give a problem, and raise nothing."""
+    """The files of one checkpoint at one moment. What can't be read is a problem, and nothing is raised."""
 
     @property
     def kind(self) -> Literal["folder", "hub"]:

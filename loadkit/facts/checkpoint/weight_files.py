@@ -54,7 +54,7 @@ def read_weight_files(
     allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> tuple[WeightFiles, list[Problem]]:
-    """Find the weight files, one of which config.json may name, and read their headers; pickles' tensors stay unknown."""
+    """Find the weight files, which config.json may name, and read their headers; pickles have none."""
     chosen = _choose(files, config)
     if isinstance(chosen, Problem):
         return WeightFiles(), [chosen]
@@ -75,7 +75,7 @@ def read_weight_files(
 def read_headers(
     files: CheckpointFiles, names: Sequence[str]
 ) -> tuple[dict[str, dict[str, TensorHeader]], list[Problem]]:
-    """Read the headers of safetensors files that exist: file to tensor name to header, and problems for the others."""
+    """Read safetensors files' headers: file to tensor name to header, without those that have problems."""
     headers: dict[str, dict[str, TensorHeader]] = {}
     problems: list[Problem] = []
     for name, found in read_each(files.workers, names, lambda name: _read_header(files, name)):
@@ -127,13 +127,11 @@ def _read_shards(
         elif shard in headers and name not in tensors:
             lost.append(name)
     if lost:
-        problems.append(
-            checkpoint_problem(
-                "index-mismatch",
-                f"{index} lists {len(lost)} tensors that no weight file holds: {some_of(lost)}",
-                "download the index and the weight files again, from one commit; loading would leave these random",
-            )
+        message = f"{index} lists {len(lost)} tensors that no weight file holds: {some_of(lost)}"
+        remedy = (
+            "download the index and the weight files again, from one commit; loading would leave these random"
         )
+        problems.append(checkpoint_problem("index-mismatch", message, remedy))
     return WeightFiles(weight_format="safetensors", weight_files=tuple(shards), tensors=tensors), problems
 
 
@@ -153,33 +151,23 @@ def _read_header(files: CheckpointFiles, name: str) -> dict[str, TensorHeader] |
             return rest
         start += rest
     if len(start) < stop:
-        return checkpoint_problem(
-            "truncated-weights",
-            f"{name} is cut short: expected {stop} bytes for its header alone, found {len(start)} bytes",
-            "fetch the file again",
-        )
+        message = f"{name} is cut short: expected {stop} bytes for its header alone, found {len(start)} bytes"
+        return checkpoint_problem("truncated-weights", message, "fetch the file again")
     return parse_header(name, start[PREFIX_BYTES:stop], size)
 
 
 def _missing(files: CheckpointFiles, named_by: str, names: Sequence[str]) -> Problem:
-    return files.absent(
-        names,
-        checkpoint_problem(
-            "missing-weight-file",
-            f"{named_by} names {some_of(names)}, which {files} doesn't have",
-            f"fetch what is missing, or correct {named_by}",
-        ),
-    )
+    message = f"{named_by} names {some_of(names)}, which {files} doesn't have"
+    remedy = f"fetch what is missing, or correct {named_by}"
+    return files.absent(names, checkpoint_problem("missing-weight-file", message, remedy))
 
 
 def _pickled(names: tuple[str, ...], shown: str, allow_pickle: bool) -> tuple[WeightFiles, list[Problem]]:
     weights = WeightFiles(weight_format="pickle", weight_files=names)
-    if allow_pickle:
-        return weights, []
-    return weights, [
-        checkpoint_problem(
-            "pickle-weights",
-            f"the weights are pickled ({shown}), and loading a pickle can run code that it holds (CVE-2025-32434)",
-            "use a revision with safetensors, convert them, or pass allow_pickle=True if you trust their maker",
-        )
-    ]
+    message = (
+        f"the weights are pickled ({shown}), and loading a pickle can run code that it holds (CVE-2025-32434)"
+    )
+    remedy = (
+        "use a revision with safetensors, convert them, or pass allow_pickle=True if you trust their maker"
+    )
+    return weights, [] if allow_pickle else [checkpoint_problem("pickle-weights", message, remedy)]

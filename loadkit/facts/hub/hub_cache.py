@@ -13,6 +13,7 @@ from loadkit.cache.atomic_write import write_whole
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.folder import Folder
 from loadkit.facts.checkpoint.source import checkpoint_problem
+from loadkit.facts.hub.pinned_commits import note_commit
 from loadkit.text.suggest import some_of
 
 __all__ = [
@@ -41,7 +42,7 @@ def snapshot_folder(cache: Path, commit: str) -> Folder:
 
 
 class CachedSnapshot:
-    """What the cache holds of a repository at one commit, for when the Hub can't or mayn't be asked, which is `why`."""
+    """What the cache holds of a repository at one commit; `why` says why the Hub isn't asked."""
 
     kind: Literal["folder", "hub"] = "hub"
     workers = 1
@@ -62,24 +63,25 @@ class CachedSnapshot:
 
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
         """Files that aren't cached may well exist on the Hub."""
-        return checkpoint_problem(
-            "offline-not-cached",
-            f"{self}: {some_of(names)} isn't cached, and the Hub can't be asked: {self._why}",
-            f"fetch it while online: `hf download {self.location} --revision {self.commit}`",
-        )
+        message = f"{self}: {some_of(names)} isn't cached, and the Hub can't be asked: {self._why}"
+        remedy = f"fetch it while online: `hf download {self.location} --revision {self.commit}`"
+        return checkpoint_problem("offline-not-cached", message, remedy)
 
 
-def find_snapshot(cache: Path, repository: str, revision: str, why: str) -> CachedSnapshot | None:
-    """The snapshot that a revision is cached as; None where there is none."""
-    commit = revision
-    if not _COMMIT.fullmatch(revision):
+def find_snapshot(
+    cache: Path, repository: str, revision: str, wanted: str, why: str
+) -> CachedSnapshot | None:
+    """The cached snapshot of the wanted branch, tag or commit, which is what the revision stands for from now on."""
+    commit = wanted
+    if not _COMMIT.fullmatch(wanted):
         try:
-            commit = _reference(cache, revision or "main").read_text().strip()
+            commit = _reference(cache, wanted or "main").read_text().strip()
         except (OSError, ValueError):
             return None
     folder = snapshot_folder(cache, commit)
     if not _COMMIT.fullmatch(commit) or not os.path.isdir(folder.location):
         return None
+    note_commit(repository, revision, commit)
     return CachedSnapshot(repository, revision, commit, folder, why)
 
 

@@ -1,6 +1,6 @@
 """What went wrong with the Hub, as problems with a remedy: one table, and a default.
 
-Messages of exceptions are left out on purpose: an HTTP library that refuses a header quotes it, token included.
+Exceptions' messages are left out on purpose: an HTTP library that refuses a header quotes it with the token.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ ROWS = (
         remedy="load again; if it comes again, a proxy or mirror (HF_ENDPOINT) cuts it off",
     ),
 )
-"""The first row with a sign of the exception counts: a class by name, an HTTP status, or one of the two above."""
+"""The first row with a sign of the exception counts: a class, an HTTP status, or one of those above."""
 
 OTHERWISE = _unreachable(found="{host} answered in a way that huggingface_hub doesn't understand ({error})")
 
@@ -127,7 +127,7 @@ def hub_host() -> str:
 
 
 def hub_problem(error: BaseException, repository: str, revision: str) -> Problem:
-    """Turn what huggingface_hub raised into a problem; `revision` is the one asked for, "" for the default branch."""
+    """Turn what huggingface_hub raised into a problem; `revision` is the one that was asked for."""
     if error.__cause__ is not None and "LocalEntryNotFoundError" in class_names(error):
         return hub_problem(error.__cause__, repository, revision)
     signs = _signs(error)

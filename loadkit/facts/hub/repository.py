@@ -1,12 +1,11 @@
 """A checkpoint in a repository on the Hub, or in the cache that huggingface_hub keeps of it.
 
-Everything goes through huggingface_hub, so that HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, proxies and progress
-bars work as everywhere else. The repository is asked once which commit it is at; that commit serves everything.
+Everything goes through huggingface_hub, so that HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, proxies and
+progress bars work as everywhere else. The repository is asked once for its commit, which serves everything.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -14,10 +13,9 @@ from typing import Literal
 import msgspec
 
 from loadkit.errors import Problem
-from loadkit.facts.checkpoint.folder import Folder, read_part
-from loadkit.facts.checkpoint.source import CheckpointFiles
+from loadkit.facts.checkpoint.folder import read_part
+from loadkit.facts.checkpoint.source import Access, CheckpointFiles
 from loadkit.facts.hub.hub_cache import (
-    CachedSnapshot,
     find_snapshot,
     not_cached,
     remember,
@@ -27,7 +25,7 @@ from loadkit.facts.hub.hub_cache import (
 from loadkit.facts.hub.pinned_commits import agreed_commit, note_commit
 from loadkit.facts.hub.problems import hub_host, hub_problem
 from loadkit.facts.hub.retry import DOWN, THROTTLED, with_retries
-from loadkit.schema.request import Progress, Token
+from loadkit.schema.request import Token
 from loadkit.text.suggest import nearest_name, some_of
 
 __all__ = ["HubRepository", "open_repository"]
@@ -42,37 +40,29 @@ _WHOLE_REPOSITORY = frozenset(
 
 
 def open_repository(
-    repository: str,
-    *,
-    revision: str = "",
-    token: Token = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    progress: Progress | None = None,
+    repository: str, revision: str, access: Access
 ) -> tuple[CheckpointFiles | None, list[Problem]]:
-    """Find out which commit a repository is at, and which files it has.
+    """Find out which commit a repository is at, and which files it has; None where there are none to read.
 
-    Returns:
-        The files, None where there are none to read; and the problems found. A snapshot that stands in for an
-        unreachable Hub comes with a warning.
+    A snapshot that stands in for an unreachable Hub comes with a warning.
     """
     from huggingface_hub import HfApi, constants, is_offline_mode
 
-    cache = repository_cache(repository, cache_dir)
+    cache = repository_cache(repository, access.cache_dir)
     wanted = agreed_commit(repository, revision) or revision
-    if local_files_only or is_offline_mode():
-        why = "local_files_only is set" if local_files_only else "HF_HUB_OFFLINE is set"
-        snapshot = _cached(cache, repository, revision, wanted, why)
+    if access.local_files_only or is_offline_mode():
+        why = "local_files_only is set" if access.local_files_only else "HF_HUB_OFFLINE is set"
+        snapshot = find_snapshot(cache, repository, revision, wanted, why)
         return (snapshot, []) if snapshot else (None, [not_cached(cache, repository, revision, why)])
-    if progress:
-        progress(f"asking {hub_host()} about {repository}")
+    if access.progress:
+        access.progress(f"asking {hub_host()} about {repository}")
     try:
         info = with_retries(
             lambda: HfApi().model_info(
                 repository,
                 revision=wanted or None,
                 files_metadata=True,
-                token=token,
+                token=access.token,
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
             ),
             statuses=(THROTTLED, *DOWN),
@@ -80,10 +70,10 @@ def open_repository(
     except Exception as error:  # whatever it is, it is reported beside the other problems of the request
         problem = hub_problem(error, repository, revision)
         if problem.code == "no-such-revision":
-            problem = _with_refs(problem, repository, revision, token)
+            problem = _with_refs(problem, repository, revision, access.token)
         if problem.code != "hub-unreachable":
             return None, [problem]
-        snapshot = _cached(cache, repository, revision, wanted, problem.message)
+        snapshot = find_snapshot(cache, repository, revision, wanted, problem.message)
         if snapshot is None:
             return None, [problem]
         used = f"the cached commit {snapshot.commit[:12]} is used, though there may be a newer one"
@@ -94,29 +84,11 @@ def open_repository(
     remember(cache, revision or constants.DEFAULT_REVISION, info.sha)
     note_commit(repository, revision, info.sha)
     sizes = {s.rfilename: -1 if s.size is None else s.size for s in info.siblings or ()}
-    return HubRepository(repository, revision, info.sha, sizes, token=token, cache=cache), []
-
-
-def _cached(cache: Path, repository: str, revision: str, wanted: str, why: str) -> CachedSnapshot | None:
-    """What is cached of the wanted commit, as what the revision stands for."""
-    snapshot = find_snapshot(cache, repository, wanted, why)
-    if snapshot is not None:
-        snapshot.revision = revision
-        note_commit(repository, revision, snapshot.commit)
-    return snapshot
+    return HubRepository(repository, revision, info.sha, sizes, token=access.token, cache=cache), []
 
 
 class HubRepository:
-    """A repository at one commit. Small files are downloaded into the cache, of weight files only ranges are read.
-
-    Parameters:
-        location: its id.
-        revision: the revision asked for.
-        commit: the commit that serves everything.
-        sizes: every file to its bytes, -1 where unknown.
-        token: as huggingface_hub takes it.
-        cache: what is cached of it lies there, and downloads go there.
-    """
+    """A repository at one commit. Small files go into its cache, of weight files only ranges are read."""
 
     kind: Literal["folder", "hub"] = "hub"
     workers = 8
@@ -138,7 +110,7 @@ class HubRepository:
         self.sizes = dict(sorted(sizes.items()))
         self._token = token
         self._cache_dir = cache.parent
-        self._cached: Folder = snapshot_folder(cache, commit)
+        self._cached = snapshot_folder(cache, commit)
         self._failed: Problem | None = None
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
 """Asking the Hub again where it throttles or is briefly down, and huggingface_hub doesn't.
 
-huggingface_hub 2.4 waits and asks again for the metadata of files and for ranges. It doesn't where it asks what a
-repository holds, and not for 502, 503 and 504 in answer to a download.
+huggingface_hub 2.4 waits and asks again for the metadata of files and for ranges. It doesn't where it asks
+what a repository holds, and not for 502, 503 and 504 in answer to a download.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def with_retries(
     errors: Sequence[str] = (),
     pauses: Sequence[float] = PAUSES,
 ) -> T:
-    """Call what asks the Hub, again after each pause while the Hub can't answer; its last exception is raised.
+    """Call what asks the Hub, once more after each pause while the Hub can't answer.
 
     Parameters:
         statuses: HTTP statuses that are worth another attempt.
@@ -58,7 +58,7 @@ def retry_after(error: BaseException) -> float:
 
 
 def class_names(error: BaseException) -> set[str]:
-    """An exception's class and its bases by name: huggingface_hub 1 raises httpx's, huggingface_hub 2 httpx2's."""
+    """An exception's class and its bases by name: huggingface_hub 1 raises httpx's, 2 raises httpx2's."""
     return {kind.__name__ for kind in type(error).__mro__}
 
 

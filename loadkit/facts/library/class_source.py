@@ -30,8 +30,6 @@ class ClassSource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A class statement.
 
     Parameters:
-        name: the class.
-        module: its module, dotted.
         bases: the names of its bases as written; a base that isn't a plain name is left out.
         values: the attributes its body assigns, unevaluated.
         annotations: the attributes its body annotates, with or without a value.
@@ -87,7 +85,7 @@ def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
 
 
 def _members(function: ast.FunctionDef) -> dict[str, tuple[str, ...]]:
-    """What a constructor gives to self, to the classes called for it, through local names and appended lists."""
+    """What a constructor gives to self, to the classes called for it, by way of local names and lists."""
     local: dict[str, list[str]] = {}
     members: dict[str, tuple[str, ...]] = {}
     for node in ast.walk(function):
@@ -119,7 +117,7 @@ def _called(value: ast.expr, local: Mapping[str, list[str]]) -> list[str]:
 
 
 def _direct(function: ast.FunctionDef) -> Iterator[str]:
-    """Members whose `weight` a method uses as a tensor, or casts to the dtype of: a packed weight can do neither."""
+    """Members whose `weight` a method uses as a tensor or for its dtype: a packed weight can be neither."""
     asked = {
         node.value
         for node in ast.walk(function)

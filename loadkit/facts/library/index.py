@@ -1,9 +1,9 @@
 """Index the source of the installed transformers, and keep the index on disk.
 
-Importing transformers takes seconds; parsing the few files that matter takes a fraction of one, and reading the index
-back takes milliseconds. The index holds one file of maps (the auto classes), written once, and one file for each
-source folder of models that a checkpoint needs. An index file counts only while the source files it was made from
-have the size and time they had then.
+Importing transformers takes seconds; parsing the few files that matter takes a fraction of one, and reading
+the index back takes milliseconds. The index holds one file of maps (the auto classes), written once, and one
+file for each source folder of models that a checkpoint needs. An index file counts only while the source
+files it was made from have the size and time they had then.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def read_library(
     """Read what the installed transformers offers for a checkpoint, without importing it.
 
     Parameters:
-        config: the checkpoint's config.json, whose model types (nested and default ones included) are read in full;
-            None for the maps alone.
-        cache_dir: where the index is kept; by default the environment's LOADKIT_CACHE, else the user's cache folder.
-            One that can't be read or written costs time only.
+        config: the checkpoint's config.json, whose model types (nested and default ones included) are read in
+            full; None for the maps alone.
+        cache_dir: where the index is kept; by default the environment's LOADKIT_CACHE, else the user's cache
+            folder. One that can't be read or written costs time only.
         progress: called with a short sentence about what has to be built because the index lacks it.
 
     Returns:

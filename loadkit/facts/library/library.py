@@ -28,7 +28,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         keep_in_fp32_modules: names of submodules kept in float32 when the load dtype is float16.
         keep_in_fp32_modules_strict: the same for float16 and bfloat16.
         compatible_flash_implementations: the only flash kernels it works with; empty for no such limit.
-        tp_plan: how tensor parallelism splits the class's own modules, beside the config's plan: path to style.
+        tp_plan: how tensor parallelism splits the class's own modules, beside the config's plan.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ConfigFacts(msgspec.Struct, frozen=True, kw_only=True):
         sub_config_classes: the same attributes to their class, "AutoConfig" where the model type decides.
         fields: every field to its default; None also stands for a default that isn't a literal.
         attribute_map: other names of fields to the field.
-        tp_plan: how tensor parallelism splits the base model's modules: path ("*" for a layer's number) to style.
+        tp_plan: how tensor parallelism splits the base model: path, "*" for a layer's number, to style.
     """
 
     name: str
@@ -160,9 +160,10 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
     def model_class(self, auto_class: str, model_type: str, architectures: Sequence[str] = ()) -> str | None:
         """The class that an auto class's `from_pretrained` loads.
 
-        transformers looks it up by the config's class, and takes the last model type with that config class; so a type
-        can be in the map and still not be loadable through it (evolla, which its config's class turns into
-        "EvollaModel"). Source: `_LazyAutoMapping` and `_get_model_class` in transformers/models/auto/auto_factory.py.
+        transformers looks it up by the config's class, and takes the last model type with that config class;
+        so a type can be in the map and still not be loadable through it (evolla, which its config's class
+        turns into "EvollaModel"). Source: `_LazyAutoMapping` and `_get_model_class` in
+        transformers/models/auto/auto_factory.py.
 
         Parameters:
             auto_class: such as "AutoModelForCausalLM".
@@ -219,8 +220,9 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
             config: the checkpoint's config.json, whose nested model type counts before the default one.
 
         Returns:
-            The class's name and the attribute of the nested config that it takes ("text_config"); None where the type
-            has no text config, or one for an encoder-decoder, or transformers has no causal language model for it.
+            The class's name and the attribute of the nested config that it takes ("text_config"); None where
+            the type has no text config, or one for an encoder-decoder, or transformers has no causal language
+            model for it.
         """
         family = self.families.get(model_type)
         if family is None:

@@ -30,8 +30,8 @@ CONTAINERS: Mapping[str, Callable[..., object]] = {
 def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
     """The value of an expression made of literals, known names, containers and arithmetic.
 
-    A conditional whose test isn't known gives what its branches can give: the one value, or a tuple of all, the
-    preferred one first, without None. Callables among the names may be called.
+    A conditional whose test isn't known gives what its branches can give: the one value, or a tuple of all,
+    the preferred one first, without None. Callables among the names may be called.
 
     Raises:
         ValueError: for any other expression.
@@ -75,11 +75,10 @@ def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
 def execute(
     body: Iterable[ast.stmt], names: dict[str, Any], imported: Callable[[ast.ImportFrom], Mapping[str, Any]]
 ) -> None:
-    """Follow statements in order, and change `names` in place to what they assign, as far as `evaluate` knows.
+    """Follow statements in order, and change `names` in place to what they assign, as far as that is known.
 
-    A name whose value isn't known is taken out, for better no map than one that lacks entries. What asks for an
-    optional package is taken as if it were installed. `imported` gives the names of the module that a
-    `from … import …` imports from.
+    A name whose value isn't known is taken out, for better no map than one that lacks entries. What asks for
+    an optional package is taken as if it were installed. `imported` gives the names of an imported module.
     """
     for statement in body:
         match statement:

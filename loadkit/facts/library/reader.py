@@ -35,7 +35,7 @@ def source_of(root: Path) -> SourceTree:
 def read_folder(
     tree: SourceTree, name: str
 ) -> tuple[dict[str, ConfigFacts], dict[str, ModelFacts], dict[str, ModuleFacts], set[Path]]:
-    """The config, model and module classes of a folder below models, by name, and every file they were read from."""
+    """The config, model and module classes of a folder below models, and every file they were read from."""
     tree.start()
     configs = [_config_facts(tree, mro) for mro in _derived(tree, name, "configuration_*.py", _CONFIG_ROOT)]
     models = [_model_facts(mro) for mro in _derived(tree, name, "modeling_*.py", _MODEL_ROOT)]
@@ -91,8 +91,8 @@ def _fields(tree: SourceTree, mro: list[ClassSource]) -> dict[str, Any]:
 def _sub_configs(tree: SourceTree, mro: list[ClassSource]) -> tuple[dict[str, str], dict[str, str]]:
     """Nested configs: attribute to default model type, and to class.
 
-    `sub_configs_defaults` maps to a class or a `SubConfigSpec`; the older `sub_configs`, which a few classes still
-    set and which then counts, maps to classes only.
+    `sub_configs_defaults` maps to a class or a `SubConfigSpec`; the older `sub_configs`, which a few classes
+    still set and which then counts, maps to classes only.
     """
     attributes = ("sub_configs", "sub_configs_defaults")
     declared = [(each, name) for name in attributes for each in mro if name in each.values]

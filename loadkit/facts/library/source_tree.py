@@ -16,12 +16,9 @@ __all__ = ["Module", "SourceTree"]
 
 
 class Module(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A parsed module.
+    """A parsed module, by its dotted name.
 
     Parameters:
-        name: dotted.
-        path: its file.
-        body: its statements.
         classes: those of its top level.
         imports: local name to (module, name) of `from … import …`.
         stars: modules of `from … import *`.
@@ -38,11 +35,10 @@ class Module(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class SourceTree:
-    """The modules of one package, parsed when first asked for.
+    """The modules of the package in a folder, parsed when first asked for.
 
     Parameters:
-        root: the package's folder.
-        roots: names of classes that inheritance is followed up to, to the module that defines them.
+        roots: classes that inheritance is followed up to, to the module that defines them.
         functions: names to callables that `namespace` may call, beyond the builtin containers.
     """
 

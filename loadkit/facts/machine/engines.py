@@ -1,4 +1,4 @@
-"""Which engine shares the model among the processes, by accelerate's launcher or a running program's objects."""
+"""Which engine shares the model among the processes: what launchers and live objects say."""
 
 from __future__ import annotations
 
@@ -25,17 +25,11 @@ _TRUE = {"1", "true", "yes", "y", "on", "t"}
 _STAGES: Mapping[int, Engine] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
 
 DEFAULT_STAGE = 2
-"""accelerate's own, where its launcher names neither a stage nor a config file (`DeepSpeedPlugin`, accelerate 1.15)."""
+"""accelerate's, where its launcher names no stage and no config file (`DeepSpeedPlugin`, accelerate 1.15)."""
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the engine.
-
-    Parameters:
-        engine, tp_size, zero3_alive, reads_once, checkpoints_activations: as in `Topology`.
-        source: where the engine was read from; "" where nobody names one.
-        problems: what is wrong with it.
-    """
+    """What is known of the engine, in the words of `Topology`, and where it was read (`source`)."""
 
     engine: Engine = "none"
     tp_size: int = 1
@@ -47,7 +41,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_engine(env: Mapping[str, str], modules: Mapping[str, Any], world_size: int) -> EngineFacts:
-    """Read the engine: from live objects of imported modules first, as those will run, then from the environment."""
+    """Read the engine from live objects of imported modules, which will run, else from the environment."""
     said = _environment(env, world_size)
     stage = _alive_stage(modules)
     live = _accelerator(modules, world_size)
@@ -67,8 +61,8 @@ def read_engine(env: Mapping[str, str], modules: Mapping[str, Any], world_size: 
 def _environment(env: Mapping[str, str], world_size: int) -> EngineFacts:
     """What `accelerate launch` sets.
 
-    It exports every setting of its config file, so that the file needn't be read; with --cpu it starts one process and
-    names no engine.
+    It exports every setting of its config file, so that the file needn't be read; with --cpu it starts one
+    process and names no engine.
     """
     variables = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
     engines = [variable for variable in variables if _true(env, variable)]
@@ -156,10 +150,10 @@ def stage_of(config: Any) -> Any:
 
 
 def _alive_stage(modules: Mapping[str, Any]) -> int | None:
-    """The stage of the DeepSpeed config that transformers looks at when it makes a model; None where none is alive.
+    """The stage of the DeepSpeed config that transformers looks at when it makes a model; None without one.
 
-    transformers holds it by a weak reference: it lives as long as the `TrainingArguments`, the `HfDeepSpeedConfig` or
-    accelerate's plugin that made it (`transformers.integrations.deepspeed`, 5.23).
+    transformers holds it by a weak reference: it lives as long as the `TrainingArguments`, the
+    `HfDeepSpeedConfig` or accelerate's plugin that made it (`transformers.integrations.deepspeed`, 5.23).
     """
     module = modules.get("transformers.integrations.deepspeed")
     reference = getattr(module, "_hf_deepspeed_config_weak_ref", None)
@@ -171,7 +165,7 @@ def _alive_stage(modules: Mapping[str, Any]) -> int | None:
 
 
 def _accelerator(modules: Mapping[str, Any], world_size: int) -> EngineFacts | None:
-    """What an `Accelerator` already decided (accelerate 1.15: `AcceleratorState`); None where none was made."""
+    """What an `Accelerator` already decided (accelerate 1.15: `AcceleratorState`); None without one."""
     state = getattr(modules.get("accelerate.state"), "AcceleratorState", None)
     shared = getattr(state, "_shared_state", None)
     if not isinstance(shared, dict) or "_mixed_precision" not in shared:
@@ -208,11 +202,8 @@ def _whole(env: Mapping[str, str], name: str, default: int) -> int | Problem:
         return default
     if text.isdigit():
         return int(text)
-    return _problem(
-        "launch-variable",
-        f"the environment has {name}={text!r}, which isn't a number of 0 or more",
-        "set it in accelerate's settings, or unset it",
-    )
+    message = f"the environment has {name}={text!r}, which isn't a number of 0 or more"
+    return _problem("launch-variable", message, "set it in accelerate's settings, or unset it")
 
 
 def _wrong(code: str, message: str, remedy: str) -> EngineFacts:

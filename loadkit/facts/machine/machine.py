@@ -104,7 +104,7 @@ def read_machine(environ: Mapping[str, str] | None = None, path: Sequence[str] |
 
 
 def _distributions(path: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Read names and versions off metadata folders' names: importlib.metadata would open hundreds of files."""
+    """Read metadata folders' names and versions: importlib.metadata would open hundreds of files."""
     for folder in reversed([p for p in path if p]):  # earlier folders shadow later ones
         try:
             entries = sorted(os.listdir(folder))

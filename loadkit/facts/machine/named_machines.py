@@ -21,14 +21,7 @@ CAPABILITIES = "developer.nvidia.com/cuda-gpus"
 
 
 class KnownAccelerator(NamedTuple):
-    """An accelerator as its maker describes it.
-
-    Parameters:
-        name: what its driver calls it.
-        capability: CUDA compute capability.
-        memory: bytes, as the driver counts them where `source` says so, else those of the data sheet.
-        source: where the memory is from.
-    """
+    """What an accelerator's driver calls it, its compute capability, its bytes of memory, and where those are from."""
 
     name: str
     capability: tuple[int, int]
@@ -61,8 +54,8 @@ KNOWN: Mapping[str, KnownAccelerator] = {
     "V100-16GB": KnownAccelerator("Tesla V100-SXM2-16GB", (7, 0), 16 * GIB, _SHEET.format("V100")),
     "V100-32GB": KnownAccelerator("Tesla V100-SXM2-32GB", (7, 0), 32 * GIB, _SHEET.format("V100")),
 }
-"""Accelerators by the name to ask for. AMD's aren't here: torch calls them "cuda" too, with capabilities that mean
-another thing, so that rules for NVIDIA's would be applied to them."""
+"""Accelerators by the name to ask for. AMD's aren't here: torch calls them "cuda" too, with capabilities that
+mean another thing, so that rules for NVIDIA's would be applied to them."""
 
 _SPEC = re.compile(
     r"(?:(?P<count>\d+)\s*[x×]\s*)?(?P<what>[^+]+?)(?:\s*\+\s*(?P<host>\d+(?:\.\d+)?)(?P<host_unit>[GT])i?B)?",
@@ -78,8 +71,8 @@ def named_machine(spec: str, here: Machine) -> Machine | Problem:
     """The machine that a short name stands for, its memory 0 where the name doesn't say; else a problem.
 
     Parameters:
-        spec: "8xH100-80GB" ("8xH100" where one of that name is known), "cpu-64GB", or "8x80GB-sm90"; the host's memory
-            may follow: "8xH100-80GB+1024GB".
+        spec: "8xH100-80GB" ("8xH100" where one of that name is known), "cpu-64GB", or "8x80GB-sm90"; the
+            host's memory may follow: "8xH100-80GB+1024GB".
         here: this machine, whose packages are assumed there.
     """
     found = _SPEC.fullmatch(spec.strip())

@@ -27,9 +27,10 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         node_rank: this node's number.
         engine: what spreads the model over them.
         tp_size: how many processes share one copy of the layers that tensor parallelism splits; 1 without it.
-        zero3_alive: under ZeRO-3, whether a DeepSpeed config is alive for transformers to find; None where that can't
-            be known (the launch was given by hand).
-        reads_once: whether one rank's weights are handed to all others (accelerate's `cpu_ram_efficient_loading`).
+        zero3_alive: under ZeRO-3, whether a DeepSpeed config is alive for transformers to find; None where
+            that can't be known (the launch was given by hand).
+        reads_once: whether one rank's weights are handed to all others (accelerate's
+            `cpu_ram_efficient_loading`).
         checkpoints_activations: whether the engine itself recomputes activations (accelerate's
             `activation_checkpointing`).
         read_from: what was read from where: "processes" and "engine" to a few words.
@@ -66,7 +67,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shards_parameters(self) -> bool:
-        """Whether each process keeps only a part of every parameter, and gathers the rest when it is needed."""
+        """Whether each process keeps a part of every parameter, and gathers the rest when it is needed."""
         return self.engine in ("fsdp", "fsdp2", "zero3")
 
     @property
@@ -75,7 +76,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         return self.engine == "tensor-parallel" or self.tp_size > 1
 
     def describe(self) -> str:
-        """One line, equal on all ranks: "16 processes on 2 nodes, fsdp2"; "" for one process without an engine."""
+        """One line, equal on all ranks: "16 processes on 2 nodes, fsdp2"; "" for one process alone."""
         if not self.distributed and self.engine == "none":
             return ""
         nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
@@ -90,14 +91,14 @@ def read_topology(
 ) -> Topology:
     """Read what launchers set in the environment, and what engines that are set up already say of themselves.
 
-    Nothing is imported for it: an object of accelerate or transformers is there only where its module was imported.
+    Nothing is imported for it: accelerate and transformers have objects only where they were imported.
 
     Parameters:
         environ: the environment; the process's own by default.
         modules: imported modules by name; `sys.modules` by default.
 
     Returns:
-        The topology; a single process where no launcher is seen, or where what they say can't be right: see `problems`.
+        The topology; a single process where no launcher is seen, or, with problems, none that can be right.
     """
     env = os.environ if environ is None else environ
     processes = read_processes(env)

@@ -34,7 +34,7 @@ WITHOUT: Mapping[str, tuple[str, Sequence[str]]] = {
     "load_in_4bit": ("4-bit quantization", FOUR_BIT.split()),
     "load_in_8bit": ("8-bit quantization", EIGHT_BIT.split()),
 }
-"""An option that must be true, in words, for others to have an effect; an existing adapter has its own settings."""
+"""An option that must be true, in words, for others to matter; an existing adapter has its own settings."""
 
 
 class Translation(NamedTuple):
@@ -202,7 +202,7 @@ def _among(value: Any, values: tuple[Any, ...]) -> bool:
 
 
 def _agreed(first: Any, second: Any) -> Any:
-    """What two keys for one option come to; None where they disagree: "an adapter" and "this adapter" don't."""
+    """What two keys for one option come to: "an adapter" and "this adapter" agree; None where they don't."""
     for one, other in ((first, second), (second, first)):
         if one == other or (other is True and isinstance(one, str)):
             return one
