@@ -126,7 +126,7 @@ class _Reader:
         return None
 
     def code(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """The hashes of the Python files beside config.json, which may import each other, where they may run."""
+        """The hashes of the Python files beside config.json, which import each other, where they may run."""
         if not checkpoint.auto_map or not self.request.value("trust_remote_code", False):
             return {}
         files, problems = open_source(checkpoint.location, checkpoint.commit, self.access)

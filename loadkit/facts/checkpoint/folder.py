@@ -98,12 +98,8 @@ def open_folder(source: str | os.PathLike[str]) -> Folder | None:
 
 def is_repository_id(source: str) -> bool:
     """Whether it has the form of a Hub id: "name" or "owner/name", as huggingface_hub accepts them."""
-    return (
-        _REPOSITORY_ID.fullmatch(source) is not None
-        and "--" not in source
-        and ".." not in source
-        and not source.endswith(".git")
-    )
+    odd = "--" in source or ".." in source or source.endswith(".git")
+    return _REPOSITORY_ID.fullmatch(source) is not None and not odd
 
 
 def looks_like_path(source: str | os.PathLike[str]) -> bool:

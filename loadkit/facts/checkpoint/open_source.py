@@ -16,7 +16,7 @@ __all__ = ["open_source"]
 def open_source(
     source: str | os.PathLike[str], revision: str, access: Access
 ) -> tuple[CheckpointFiles | None, list[Problem]]:
-    """The files of the folder or repository that a source names, and what is wrong; folders ignore the revision."""
+    """The files of the folder or repository that a source names, and problems; folders have no revisions."""
     folder = open_folder(source)
     if folder is not None:
         return folder, []

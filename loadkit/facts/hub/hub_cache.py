@@ -16,14 +16,7 @@ from loadkit.facts.checkpoint.source import checkpoint_problem
 from loadkit.facts.hub.pinned_commits import note_commit
 from loadkit.text.suggest import some_of
 
-__all__ = [
-    "CachedSnapshot",
-    "find_snapshot",
-    "not_cached",
-    "remember",
-    "repository_cache",
-    "snapshot_folder",
-]
+__all__ = ["CachedSnapshot", "find_snapshot", "not_cached", "remember", "repository_cache", "snapshot_folder"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -71,7 +64,7 @@ class CachedSnapshot:
 def find_snapshot(
     cache: Path, repository: str, revision: str, wanted: str, why: str
 ) -> CachedSnapshot | None:
-    """The cached snapshot of the wanted branch, tag or commit, which is what the revision stands for from now on."""
+    """The snapshot that a wanted branch, tag or commit is cached as, noted as what the revision is."""
     commit = wanted
     if not _COMMIT.fullmatch(wanted):
         try:

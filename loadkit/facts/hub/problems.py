@@ -105,19 +105,6 @@ ROWS = (
 
 OTHERWISE = _unreachable(found="{host} answered in a way that huggingface_hub doesn't understand ({error})")
 
-WITH_TOKEN = {
-    "token": "the token that was sent",
-    "no_access": "the token that was sent has no access to it",
-    "user": "this token",
-    "log_in": "",
-}
-WITHOUT_TOKEN = {
-    "token": "no token was sent",
-    "no_access": "no token was sent",
-    "user": "anonymous users",
-    "log_in": "; for a private repository, log in with `hf auth login` or pass token=…",
-}
-
 
 def hub_host() -> str:
     """Host and port of the Hub that huggingface_hub asks (HF_ENDPOINT), without credentials."""
@@ -160,7 +147,10 @@ def _words(error: BaseException, repository: str, revision: str) -> dict[str, An
         "path": getattr(error, "filename", None),
         "status": getattr(response, "status_code", None),
         "wait": f", and asks to wait {asked:.0f} s" if asked else "",
-        **(WITH_TOKEN if sent else WITHOUT_TOKEN),
+        "token": "the token that was sent" if sent else "no token was sent",
+        "no_access": "the token that was sent has no access to it" if sent else "no token was sent",
+        "user": "this token" if sent else "anonymous users",
+        "log_in": "" if sent else "; for a private repository, log in with `hf auth login` or pass token=…",
     }
 
 

@@ -15,13 +15,7 @@ import msgspec
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.folder import read_part
 from loadkit.facts.checkpoint.source import Access, CheckpointFiles
-from loadkit.facts.hub.hub_cache import (
-    find_snapshot,
-    not_cached,
-    remember,
-    repository_cache,
-    snapshot_folder,
-)
+from loadkit.facts.hub.hub_cache import find_snapshot, not_cached, remember, repository_cache, snapshot_folder
 from loadkit.facts.hub.pinned_commits import agreed_commit, note_commit
 from loadkit.facts.hub.problems import hub_host, hub_problem
 from loadkit.facts.hub.retry import DOWN, THROTTLED, with_retries

@@ -9,20 +9,10 @@ import msgspec
 
 __all__ = ["ClassSource", "class_source"]
 
-_ABOUT = frozenset(
-    [
-        "device",
-        "shape",
-        "dtype",
-        "size",
-        "requires_grad",
-        "is_floating_point",
-        "numel",
-        "dim",
-        "ndim",
-        "element_size",
-    ]
-)
+_ABOUT = (
+    "device", "shape", "dtype", "size", "requires_grad", "is_floating_point", "numel", "dim", "ndim",
+    "element_size",
+)  # fmt: skip
 """What may be asked of a weight without computing with it."""
 
 

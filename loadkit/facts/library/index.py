@@ -51,10 +51,7 @@ _memory: dict[tuple[str, str, str], Any] = {}
 
 
 def read_library(
-    config: Mapping[str, Any] | None,
-    *,
-    cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    config: Mapping[str, Any] | None, *, cache_dir: Path | None = None, progress: Progress | None = None
 ) -> Library:
     """Read what the installed transformers offers for a checkpoint, without importing it.
 
@@ -152,9 +149,7 @@ class _Index:
     ) -> _Stored:
         key = (str(self._root), str(self._store), name)
         path = self._store / f"{name}.json"
-        value: _Stored | None = _memory.get(key)
-        if value is None:
-            value = _load(path, kind)
+        value: _Stored | None = _memory.get(key) or _load(path, kind)
         if value is None or not valid(value):
             value = build()
             _save(path, value)

@@ -26,6 +26,9 @@ CONTAINERS: Mapping[str, Callable[..., object]] = {
 }
 """The names that mean a builtin container, which may be called."""
 
+_CONTAINER = (list, tuple, set, frozenset, dict)
+_NUMBER = (int, float)
+
 
 def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
     """The value of an expression made of literals, known names, containers and arithmetic.
@@ -51,17 +54,18 @@ def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
         case ast.Dict(keys=keys, values=values):
             return dict(_items(keys, values, names))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_number(evaluate(operand, names))
+            return -_as(_NUMBER, evaluate(operand, names))
         case ast.BinOp(op=op, left=left, right=right) if type(op) in _ARITHMETIC:
-            return _ARITHMETIC[type(op)](_number(evaluate(left, names)), _number(evaluate(right, names)))
+            return _ARITHMETIC[type(op)](*(_as(_NUMBER, evaluate(side, names)) for side in (left, right)))
         case ast.Compare(left=left, ops=[ast.In() | ast.NotIn() as op], comparators=[right]):
-            return (evaluate(left, names) in _container(evaluate(right, names))) is isinstance(op, ast.In)
+            inside = evaluate(left, names) in _as(_CONTAINER, evaluate(right, names))
+            return inside is isinstance(op, ast.In)
         case ast.IfExp():
             return _either(node, names)
         case ast.Subscript(value=value) if callable(generic := evaluate(value, names)):
             return generic  # OrderedDict[str, str] is OrderedDict
         case ast.Call(func=ast.Attribute(value=owner, attr="items"), args=[], keywords=[]):
-            return list(_dictionary(evaluate(owner, names)).items())
+            return list(_as(dict, evaluate(owner, names)).items())
         case ast.Call(func=func, args=args, keywords=keywords) if callable(function := evaluate(func, names)):
             given = [*_elements(args, names)]
             named = dict(_items(map(_key, keywords), [k.value for k in keywords], names))
@@ -129,7 +133,7 @@ def _elements(nodes: Iterable[ast.expr], names: Mapping[str, Any]) -> Iterator[A
         if not isinstance(node, ast.Starred):
             yield evaluate(node, names)
         else:
-            yield from _container(evaluate(node.value, names))
+            yield from _as(_CONTAINER, evaluate(node.value, names))
 
 
 def _items(
@@ -140,25 +144,13 @@ def _items(
         if key is not None:
             yield evaluate(key, names), evaluated
         else:
-            yield from _dictionary(evaluated).items()
+            yield from _as(dict, evaluated).items()
 
 
-def _container(value: Any) -> Any:
-    if isinstance(value, list | tuple | set | frozenset | dict):
+def _as(kind: Any, value: Any) -> Any:
+    if isinstance(value, kind):
         return value
-    raise ValueError(f"{value!r} isn't a container")
-
-
-def _dictionary(value: Any) -> dict[Any, Any]:
-    if isinstance(value, dict):
-        return value
-    raise ValueError(f"{value!r} isn't a dictionary")
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, int | float):
-        return value
-    raise ValueError(f"{value!r} isn't a number")
+    raise ValueError(f"{value!r} isn't of {kind}")
 
 
 def _either(node: ast.IfExp, names: Mapping[str, Any]) -> Any:

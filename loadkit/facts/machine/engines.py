@@ -42,7 +42,10 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_engine(env: Mapping[str, str], modules: Mapping[str, Any], world_size: int) -> EngineFacts:
     """Read the engine from live objects of imported modules, which will run, else from the environment."""
-    said = _environment(env, world_size)
+    try:
+        said = _environment(env, world_size)
+    except _SettingError as wrong:
+        said = EngineFacts(problems=wrong.args)
     stage = _alive_stage(modules)
     live = _accelerator(modules, world_size)
     if live is None and stage is not None:
@@ -58,6 +61,10 @@ def read_engine(env: Mapping[str, str], modules: Mapping[str, Any], world_size: 
     return found
 
 
+class _SettingError(Exception):
+    """A setting of the environment can't be right; the argument is the problem."""
+
+
 def _environment(env: Mapping[str, str], world_size: int) -> EngineFacts:
     """What `accelerate launch` sets.
 
@@ -67,39 +74,25 @@ def _environment(env: Mapping[str, str], world_size: int) -> EngineFacts:
     variables = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
     engines = [variable for variable in variables if _true(env, variable)]
     if len(engines) > 1:
-        return _wrong(
-            code="several-engines",
-            message=f"{' and '.join(engines)} are both on in the environment",
-            remedy="launch with one of the two engines",
-        )
+        message = f"{' and '.join(engines)} are both on in the environment"
+        raise _SettingError(_problem("several-engines", message, "launch with one of the two engines"))
     if "ACCELERATE_USE_MEGATRON_LM" in engines:
-        return _wrong(
-            code="unknown-engine",
-            message="ACCELERATE_USE_MEGATRON_LM is on in the environment, and models of transformers can't be loaded for it",
-            remedy="launch with FSDP2, DeepSpeed or tensor parallelism",
+        message = "ACCELERATE_USE_MEGATRON_LM is on in the environment, and models of transformers can't be loaded for it"
+        raise _SettingError(
+            _problem("unknown-engine", message, "launch with FSDP2, DeepSpeed or tensor parallelism")
         )
     splitting = _true(env, "ACCELERATE_USE_PARALLELISM_CONFIG")
     tp = _whole(env, "PARALLELISM_CONFIG_TP_SIZE", 1) if splitting else 1
-    if isinstance(tp, Problem):
-        return EngineFacts(problems=(tp,))
     if tp > 1 and world_size % tp:
-        return _wrong(
-            code="tp-size",
-            message=f"PARALLELISM_CONFIG_TP_SIZE is {tp}, and {world_size} processes can't be parted into groups of {tp}",
-            remedy=f"choose a divisor of {world_size}",
-        )
+        message = f"PARALLELISM_CONFIG_TP_SIZE is {tp}, and {world_size} processes can't be parted into groups of {tp}"
+        raise _SettingError(_problem("tp-size", message, f"choose a divisor of {world_size}"))
     if "ACCELERATE_USE_DEEPSPEED" in engines:
         return _deepspeed(env)
     if "ACCELERATE_USE_FSDP" in engines:
         version = _whole(env, "FSDP_VERSION", 1)
-        if isinstance(version, Problem):
-            return EngineFacts(problems=(version,))
         if version not in (1, 2):
-            return _wrong(
-                code="engine-setting",
-                message=f"FSDP_VERSION is {version}, and there are 1 and 2",
-                remedy="set fsdp_version to 2 or 1",
-            )
+            message = f"FSDP_VERSION is {version}, and there are 1 and 2"
+            raise _SettingError(_problem("engine-setting", message, "set fsdp_version to 2 or 1"))
         return EngineFacts(
             engine="fsdp2" if version == 2 else "fsdp",
             tp_size=tp,
@@ -123,23 +116,17 @@ def _deepspeed(env: Mapping[str, str]) -> EngineFacts:
         try:
             stage = stage_of(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            return _wrong(
-                code="deepspeed-config",
-                message=f"ACCELERATE_DEEPSPEED_CONFIG_FILE names {path!r}, which can't be read as JSON: {error}",
-                remedy="name a DeepSpeed config file in accelerate's settings",
-            )
+            message = f"ACCELERATE_DEEPSPEED_CONFIG_FILE names {path!r}, which can't be read as JSON: {error}"
+            remedy = "name a DeepSpeed config file in accelerate's settings"
+            raise _SettingError(_problem("deepspeed-config", message, remedy)) from error
         named = f"accelerate launch: zero_optimization.stage of {Path(path).name}"
     else:
-        said = _whole(env, "ACCELERATE_DEEPSPEED_ZERO_STAGE", DEFAULT_STAGE)
-        if isinstance(said, Problem):
-            return EngineFacts(problems=(said,))
-        stage, named = said, "accelerate launch: ACCELERATE_DEEPSPEED_ZERO_STAGE"
+        stage = _whole(env, "ACCELERATE_DEEPSPEED_ZERO_STAGE", DEFAULT_STAGE)
+        named = "accelerate launch: ACCELERATE_DEEPSPEED_ZERO_STAGE"
     if stage not in _STAGES:
-        return _wrong(
-            code="engine-setting",
-            message=f"{named} is {stage!r}; ZeRO has the stages 0 to 3",
-            remedy="name one of them in accelerate's settings or in the DeepSpeed config",
-        )
+        message = f"{named} is {stage!r}; ZeRO has the stages 0 to 3"
+        remedy = "name one of them in accelerate's settings or in the DeepSpeed config"
+        raise _SettingError(_problem("engine-setting", message, remedy))
     return EngineFacts(engine=_STAGES[stage], source=named)
 
 
@@ -196,15 +183,13 @@ def _true(env: Mapping[str, str], name: str) -> bool:
     return env.get(name, "").strip().lower() in _TRUE
 
 
-def _whole(env: Mapping[str, str], name: str, default: int) -> int | Problem:
+def _whole(env: Mapping[str, str], name: str, default: int) -> int:
     text = env.get(name, "").strip()
     if not text:
         return default
-    if text.isdigit():
-        return int(text)
-    message = f"the environment has {name}={text!r}, which isn't a number of 0 or more"
-    return _problem("launch-variable", message, "set it in accelerate's settings, or unset it")
-
-
-def _wrong(code: str, message: str, remedy: str) -> EngineFacts:
-    return EngineFacts(problems=(_problem(code, message, remedy),))
+    if not text.isdigit():
+        message = f"the environment has {name}={text!r}, which isn't a number of 0 or more"
+        raise _SettingError(
+            _problem("launch-variable", message, "set it in accelerate's settings, or unset it")
+        )
+    return int(text)

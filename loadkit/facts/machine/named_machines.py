@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -14,6 +15,8 @@ from loadkit.text.suggest import did_you_mean
 
 __all__ = ["KNOWN", "named_machine"]
 
+_problem = partial(Problem, "machine", "loadkit")
+
 GIB, MIB = 2**30, 2**20
 
 CAPABILITIES = "developer.nvidia.com/cuda-gpus"
@@ -21,7 +24,7 @@ CAPABILITIES = "developer.nvidia.com/cuda-gpus"
 
 
 class KnownAccelerator(NamedTuple):
-    """What an accelerator's driver calls it, its compute capability, its bytes of memory, and where those are from."""
+    """What an accelerator's driver calls it, its compute capability, its bytes of memory, and who says so."""
 
     name: str
     capability: tuple[int, int]
@@ -103,10 +106,5 @@ def named_machine(spec: str, here: Machine) -> Machine | Problem:
 
 
 def _unknown(spec: str, more: str) -> Problem:
-    return Problem(
-        "machine",
-        "loadkit",
-        "unknown-machine",
-        f"machine={spec!r} was asked for, which isn't a machine that loadkit knows{more}",
-        f"give {FORMS}; known are {', '.join(KNOWN)}",
-    )
+    message = f"machine={spec!r} was asked for, which isn't a machine that loadkit knows{more}"
+    return _problem("unknown-machine", message, f"give {FORMS}; known are {', '.join(KNOWN)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,18 +22,16 @@ NEAR = 0.8
 FREEZING = ("adapter", "load_in_4bit", "load_in_8bit")
 """Options under which the base's own weights don't train."""
 
-LORA = (
-    "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_vision "
-    "use_rslora use_dora init_lora_weights"
-)
-FOUR_BIT = "bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype bnb_4bit_quant_storage"
-EIGHT_BIT = "llm_int8_threshold llm_int8_has_fp16_weight"
-
-WITHOUT: Mapping[str, tuple[str, Sequence[str]]] = {
-    "adapter": ("a new adapter", LORA.split()),
-    "load_in_4bit": ("4-bit quantization", FOUR_BIT.split()),
-    "load_in_8bit": ("8-bit quantization", EIGHT_BIT.split()),
-}
+WITHOUT: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "adapter": ("a new adapter", (
+        "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
+        "lora_modules_to_save", "lora_vision", "use_rslora", "use_dora", "init_lora_weights",
+    )),
+    "load_in_4bit": ("4-bit quantization", (
+        "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage",
+    )),
+    "load_in_8bit": ("8-bit quantization", ("llm_int8_threshold", "llm_int8_has_fp16_weight")),
+}  # fmt: skip
 """An option that must be true, in words, for others to matter; an existing adapter has its own settings."""
 
 
