@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from loadkit.facts.machine.topology import ENGINES
+from loadkit.facts.machine.engines import ENGINES
 from loadkit.hooks.manager import default_manager
 from loadkit.request.options import TYPES, Option
 

@@ -18,6 +18,7 @@ from loadkit.errors import LoadError, Problem
 from loadkit.facts.checkpoint.local_weight_files import local_weight_files
 from loadkit.facts.hub.download import SnapshotDownload
 from loadkit.facts.hub.problems import hub_problem
+from loadkit.facts.hub.retry import class_names
 from loadkit.facts.load_facts import Listings, LoadFacts
 from loadkit.schema.plans import KWARGS, Plan
 from loadkit.schema.request import Progress, Token
@@ -42,6 +43,9 @@ SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm", "*.bpe"
 CODE = "*.py"
 
 TEMPLATES = "additional_chat_templates"
+
+HUB_ERRORS = {"HfHubHTTPError", "LocalEntryNotFoundError", "HTTPError"}
+"""Names of the classes, or bases, of what is raised when the Hub is asked; the last is the HTTP library's."""
 
 
 def plan_kwargs(plan: Plan) -> dict[str, Any]:
@@ -135,14 +139,12 @@ def explain(error: BaseException, plan: Plan) -> Problem | None:
     Parameters:
         error: what the library raised; its causes are looked at.
     """
-    import httpx2
-    from huggingface_hub import errors
-
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, errors.RemoteEntryNotFoundError):
+        names = class_names(cause)
+        if "RemoteEntryNotFoundError" in names:
             return None  # the Hub did answer: what is wrong is the repository
-        if isinstance(cause, (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx2.HTTPError)):
+        if not names.isdisjoint(HUB_ERRORS):
             return hub_problem(cause, plan.checkpoint.location, plan.checkpoint.revision)
         cause = cause.__cause__ or cause.__context__
     return None

@@ -10,10 +10,10 @@ import msgspec
 
 from loadkit.errors import LoadkitError, PlanError, Problem
 from loadkit.facts.checkpoint.companions import read_beside
-from loadkit.facts.checkpoint.open_source import Access
 from loadkit.facts.checkpoint.read import read_checkpoint
+from loadkit.facts.checkpoint.source import Access
 from loadkit.facts.context import Context
-from loadkit.facts.library.library import read_library
+from loadkit.facts.library.index import read_library
 from loadkit.facts.load_facts import LoadFacts, listings_of, read_load_facts
 from loadkit.facts.machine.machine import Machine, this_machine
 from loadkit.facts.machine.topology import Topology, read_topology

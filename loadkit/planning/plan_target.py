@@ -8,9 +8,10 @@ from functools import partial
 import msgspec
 
 from loadkit.errors import Problem
+from loadkit.facts.machine.engines import ENGINES, Engine
 from loadkit.facts.machine.machine import Machine
 from loadkit.facts.machine.named_machines import named_machine
-from loadkit.facts.machine.topology import ENGINES, Engine, Topology
+from loadkit.facts.machine.topology import Topology
 from loadkit.schema.request import Request
 from loadkit.text.suggest import did_you_mean
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loadkit.facts.machine.engines import Engine
 from loadkit.facts.machine.machine import Accelerator, Machine
-from loadkit.facts.machine.topology import Engine, Topology
+from loadkit.facts.machine.topology import Topology
 
 __all__ = ["MACHINES", "PACKAGES", "TOPOLOGIES", "gpus"]
 

@@ -11,7 +11,7 @@ import msgspec
 from loadkit.facts.checkpoint.checkpoint import Checkpoint, File, ProcessingFacts, TensorHeader
 from loadkit.facts.checkpoint.companions import Beside
 from loadkit.facts.context import Context
-from loadkit.facts.library.library import read_library
+from loadkit.facts.library.index import read_library
 from loadkit.hooks.manager import PluginManager
 from loadkit.planning.build_request import make_request
 from loadkit.planning.pipeline import plan_context

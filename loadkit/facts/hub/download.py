@@ -16,9 +16,9 @@ from pathlib import Path
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.config_files import read_each
 from loadkit.facts.checkpoint.source import checkpoint_problem
-from loadkit.facts.hub.hub_cache import cache_folder, snapshot_folder
+from loadkit.facts.hub.hub_cache import repository_cache, snapshot_folder
 from loadkit.facts.hub.problems import hub_host, hub_problem
-from loadkit.facts.hub.retry import DOWN, THROTTLED, patiently
+from loadkit.facts.hub.retry import DOWN, THROTTLED, with_retries
 from loadkit.schema.request import Token
 
 __all__ = ["SnapshotDownload"]
@@ -49,7 +49,7 @@ class SnapshotDownload:
         self.location = location
         self.commit = commit
         self._token = token
-        self._cache = cache_folder(location, cache_dir)
+        self._cache = repository_cache(location, cache_dir)
         self._failed: Problem | None = None
 
     @property
@@ -67,7 +67,7 @@ class SnapshotDownload:
         from huggingface_hub import HfApi, constants
 
         try:
-            info = patiently(
+            info = with_retries(
                 lambda: HfApi().model_info(
                     self.location,
                     revision=self.commit,
@@ -90,13 +90,12 @@ class SnapshotDownload:
         return list(dict.fromkeys(problem for _, problem in results if problem))
 
     def _fetch(self, name: str) -> Problem | None:
-        import httpx2
         from huggingface_hub import HfApi
 
         if self._failed:
             return self._failed
         try:
-            path = patiently(
+            path = with_retries(
                 lambda: HfApi().hf_hub_download(
                     self.location,
                     name,
@@ -104,7 +103,7 @@ class SnapshotDownload:
                     token=self._token,
                     cache_dir=self._cache.parent,
                 ),
-                errors=(httpx2.ReadError,),  # a reset connection, which huggingface_hub doesn't resume after
+                errors=("ReadError",),  # a reset connection, which huggingface_hub doesn't resume after
             )
         except Exception as error:  # as in `listed`
             self._failed = hub_problem(error, self.location, self.commit)

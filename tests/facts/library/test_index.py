@@ -14,7 +14,8 @@ import pytest
 
 from loadkit.errors import LoadkitError
 from loadkit.facts.library import index as library_index
-from loadkit.facts.library.library import Library, ModelFacts, read_library
+from loadkit.facts.library.index import read_library
+from loadkit.facts.library.library import Library, ModelFacts
 from loadkit.facts.library.literals import evaluate, execute
 from loadkit.facts.library.source_tree import SourceTree
 
@@ -28,7 +29,7 @@ def _fresh_memory() -> Iterator[None]:
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from loadkit.facts.library.library import read_library;"
+        "import sys; from pathlib import Path; from loadkit.facts.library.index import read_library;"
         "library = read_library({'model_type': 'gemma3'}, cache_dir=Path(sys.argv[1]));"
         "assert library.families['gemma3'].models;"
         "print([n for n in ('torch', 'transformers', 'bitsandbytes', 'peft', 'accelerate') if n in sys.modules])"
@@ -332,6 +333,22 @@ def test_an_edited_map_is_read_again(small: Path, tmp_path: Path) -> None:
     mappings = small / "models/auto/auto_mappings.py"
     mappings.write_text(mappings.read_text().replace('"old"', '"new"'))
     assert read_library(None, cache_dir=tmp_path).knows("new")
+
+
+@pytest.mark.parametrize(
+    "name", ["index", "library", "reader", "auto_maps", "class_source", "source_tree", "literals"]
+)
+def test_an_edited_reader_reads_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each module that an index comes from is part of its folder's name."""
+
+    def folder() -> Path:
+        return library_index._store(tmp_path, "9.9.0", tmp_path)
+
+    stat = library_index._stat
+    before = folder()
+    assert folder() == before
+    monkeypatch.setattr(library_index, "_stat", lambda path: (0, 0) if path.stem == name else stat(path))
+    assert folder() != before
 
 
 def test_an_unknown_layout_is_refused(small: Path, tmp_path: Path) -> None:

@@ -104,6 +104,6 @@ def test_no_value_of_a_loading_key_raises(name: str) -> None:
     for key in [dialect.source, *dialect.keys, *dialect.untranslated]:
         for value in VALUES:
             for beside in ({}, {"adapter": "qlora", "use_peft": True, "quantization_bit": 4}):
-                found = translate("recipe.yaml", {**beside, key: value}, dialect)
+                found = translate({**beside, key: value}, dialect)
                 assert found.options["training"] is True
                 assert all(p.remedy for p in found.problems)
