@@ -21,11 +21,7 @@ def random_state() -> dict[str, str]:
 
 @contextmanager
 def with_random_state(state: dict[str, str]) -> Iterator[None]:
-    """Draw from another process's generators, and go on with one's own afterwards.
-
-    Parameters:
-        state: what `random_state` told there.
-    """
+    """Draw from another process's generators (its `random_state`), and go on with one's own afterwards."""
     import torch
 
     tensors = {
