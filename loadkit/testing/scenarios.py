@@ -33,9 +33,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters:
         name: what it is called in reports.
-        config: config.json of a checkpoint that needs not exist: plugins are asked what they would decide for it.
-        checkpoint: a tiny checkpoint that is really loaded: a name of `loadkit.testing.checkpoints.ARCHITECTURES`, or a folder; ""
-            where nothing is loaded.
+        config: config.json of a checkpoint that needs not exist: plugins are asked what they would decide.
+        checkpoint: a tiny checkpoint that is really loaded: a name of
+            `loadkit.testing.checkpoints.ARCHITECTURES`, or a folder; "" where nothing is loaded.
         profile: the profile asked for; "" for none.
         options: the options given.
         machine: a key of `MACHINES`, for what isn't loaded.

@@ -44,20 +44,17 @@ def make_checkpoint(
 ) -> Path:
     """Make a tiny, complete checkpoint of random weights, as `save_pretrained` writes it.
 
-    Equal arguments give files of equal bytes, and torch's random state is left as it was. Where it is interrupted,
-    a folder that it made is removed again. Weights that an earlier call left in the folder are replaced.
+    Equal arguments give files of equal bytes, and torch's random state is left as it was. An interrupted call
+    removes the folder that it made. Weights that an earlier call left in the folder are replaced.
 
     Parameters:
-        folder: where to; made if it isn't there.
+        folder: where to, which is returned; made if it isn't there.
         arch: a key of `ARCHITECTURES`.
         dtype: what the weights are stored in: "bfloat16", "float16" or "float32".
         seed: of the random weights.
-        shards: the most files the weights are spread over, with an index if there are several; 1 for one file.
+        shards: the most files the weights are spread over, with an index if there are several.
         tokenizer: whether to write the tokenizer, or the processor of a vision-language model.
         overrides: further keys of the config; one that is a nested config is merged into the recipe's.
-
-    Returns:
-        The folder.
 
     Raises:
         LoadkitError: where `arch` or `dtype` isn't one of those, or `shards` isn't positive.
@@ -86,7 +83,7 @@ def write_recipe(
 
     config_class, model_class = _class(recipe.config_class), _class(recipe.model_class)
     if not recipe.model_class.isidentifier():
-        # Tells save_pretrained to copy the code and to write `auto_map`.
+        # save_pretrained then copies the code and writes `auto_map`
         config_class.register_for_auto_class()
         model_class.register_for_auto_class(recipe.auto_class)
     with seeded(seed):
@@ -101,7 +98,7 @@ def write_recipe(
 
 @contextmanager
 def whole_or_absent(folder: Path) -> Iterator[None]:
-    """Remove the folder again where what fills it fails; one that was there before is left, with what is in it."""
+    """Remove the folder again where filling it fails; one that was there before stays, with what is in it."""
     was_there = folder.exists()
     try:
         yield
@@ -113,7 +110,7 @@ def whole_or_absent(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator, and put its state back at the end; accelerators' generators aren't touched."""
+    """Seed torch's CPU generator, and put its state back at the end; accelerators' are left as they are."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

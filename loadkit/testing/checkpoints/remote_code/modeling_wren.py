@@ -1,7 +1,7 @@
 """The model of Wren, a tiny decoder that exists to be loaded as a checkpoint's own code.
 
 Learned positions, layer normalization before attention and feed-forward part, and a GELU between the two
-projections of the latter. The attention function is transformers' registered one, so that sdpa and eager both work.
+projections of the latter. Attention is transformers' registered function, so that sdpa and eager both work.
 """
 
 from typing import Any
