@@ -65,13 +65,12 @@ def difference(by_rank: Sequence[Mapping[str, str]]) -> tuple[list[int], str]:
 
 def _without_place(plan: Plan, topology: Topology) -> Plan:
     """The plan with the rank's own device under one name."""
-    decisions = []
-    for decision in plan.decisions:
-        if decision.stage == "device_map" and decision.value.device_map == {"": topology.local_rank}:
-            value = msgspec.structs.replace(decision.value, device_map={"": LOCAL})
-            decision = msgspec.structs.replace(decision, value=value)
-        decisions.append(decision)
-    return msgspec.structs.replace(plan, decisions=tuple(decisions))
+    if plan.placement.device_map != {"": topology.local_rank}:
+        return plan
+    placement = msgspec.structs.replace(plan.placement, device_map={"": LOCAL})
+    decisions = {d.stage: d for d in plan.decisions}
+    decisions["device_map"] = msgspec.structs.replace(decisions["device_map"], value=placement)
+    return msgspec.structs.replace(plan, decisions=tuple(decisions.values()))
 
 
 def _folders(plan: Plan) -> list[str]:

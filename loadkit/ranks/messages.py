@@ -30,13 +30,9 @@ log = logging.getLogger(__name__)
 
 
 class Messages:
-    """Messages of the ranks of one load. Every rank calls the same methods in the same order.
+    """Messages of the ranks of one load, which has a store of its own (`prefixed`).
 
-    Parameters:
-        store: the store, with a prefix for this load.
-        rank: this rank.
-        size: how many ranks there are.
-        settings: how long to wait.
+    Every rank calls the same methods in the same order. Errors name the steps, so `what` is in words.
     """
 
     def __init__(self, store: Store, rank: int, size: int, settings: Settings) -> None:
@@ -49,34 +45,25 @@ class Messages:
         self._failed = False
 
     def gather(self, what: str, value: T, kind: type[T]) -> list[T]:
-        """Every rank's value, by rank; returns when all have given theirs.
-
-        Parameters:
-            what: the step, in words that an error can name.
-            value: this rank's.
-            kind: its type, as msgspec knows it.
-
-        Raises:
-            RankError: another rank failed, is gone, or doesn't come in time.
-        """
-        self._set(f"{what}/{self.rank}", msgspec.json.encode(value))
+        """Every rank's value, by rank, once all are there; `RankError` where one failed, is gone or late."""
+        self._set(f"{what}/{self.rank}", value)
         if self.rank == 0:
             keys = [f"{what}/{rank}" for rank in range(self.size)]
             self._wait(what, dict(enumerate(keys)))
-            together = [msgspec.json.decode(self._get(key), type=kind) for key in keys]
-            self._set(f"{what}/all", msgspec.json.encode(together))
+            together = [self._get(key, kind) for key in keys]
+            self._set(f"{what}/all", together)
             return together
         self._wait(what, {0: f"{what}/all"})
-        return msgspec.json.decode(self._get(f"{what}/all"), type=list[kind])  # type: ignore[valid-type]
+        return self._get(f"{what}/all", list[kind])  # type: ignore[valid-type]
 
     def broadcast(self, what: str, value: T) -> None:
         """Send the others what they `receive`, without waiting for them."""
-        self._set(f"{what}/broadcast", msgspec.json.encode(value))
+        self._set(f"{what}/broadcast", value)
 
     def receive(self, what: str, root: int, kind: type[T]) -> T:
         """Wait for what another rank, the root, broadcasts; raises as `gather` does."""
         self._wait(what, {root: f"{what}/broadcast"})
-        return msgspec.json.decode(self._get(f"{what}/broadcast"), type=kind)
+        return self._get(f"{what}/broadcast", kind)
 
     def fail(self, ranks: Sequence[int], message: str) -> None:
         """Stop all ranks, unless another failure has."""
@@ -140,11 +127,11 @@ class Messages:
     def _has(self, key: str) -> bool:
         return self._ask(lambda: self._store.check([key]))
 
-    def _set(self, key: str, value: bytes) -> None:
-        self._ask(lambda: self._store.set(key, value.decode()))
+    def _set(self, key: str, value: object) -> None:
+        self._ask(lambda: self._store.set(key, msgspec.json.encode(value).decode()))
 
-    def _get(self, key: str) -> bytes:
-        return self._ask(lambda: self._store.get(key))
+    def _get(self, key: str, kind: type[T]) -> T:
+        return msgspec.json.decode(self._ask(lambda: self._store.get(key)), type=kind)
 
     def _ask(self, asking: Callable[[], T]) -> T:
         try:

@@ -183,11 +183,8 @@ def _quiet() -> Iterator[None]:
     )
     from transformers.utils import logging as theirs
 
-    bars, hub_bars, level = (
-        theirs.is_progress_bar_enabled(),
-        not are_progress_bars_disabled(),
-        theirs.get_verbosity(),
-    )
+    bars, hub_bars = theirs.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    level = theirs.get_verbosity()
     theirs.disable_progress_bar()
     disable_progress_bars()
     theirs.set_verbosity_error()

@@ -13,7 +13,7 @@ __all__ = ["Settings", "read_settings"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds.
+    """Seconds to wait.
 
     Parameters:
         timeout: the longest wait for another process, such as for one that downloads (LOADKIT_RANKS_TIMEOUT).

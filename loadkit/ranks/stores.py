@@ -84,35 +84,28 @@ _open: dict[tuple[str, int], Store] = {}
 
 
 def _connected(host: str, port: int, rank: int, settings: Settings, say: Progress) -> Store:
-    if (host, port) not in _open:
-        keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        start = time.monotonic()
-        while (store := _attempt(host, port, keeps, start, settings)) is None:
-            say(f"waiting for rank 0 at {host}:{port}")
-        _open[host, port] = store
-    return _open[host, port]
-
-
-def _attempt(host: str, port: int, keeps: bool, start: float, settings: Settings) -> Store | None:
-    """The store; None where nobody keeps it yet; `LoadkitError` where the port is taken or time is up."""
+    """The store; `LoadkitError` where the port is taken, or nobody keeps it in time."""
     dist = _torch_distributed()
-    try:
-        store: Store = dist.TCPStore(
-            host,
-            port,
-            is_master=keeps,
-            timeout=timedelta(seconds=min(ATTEMPT, settings.timeout)),
-            wait_for_workers=False,
-            multi_tenant=keeps,
-        )
-    except dist.DistError as error:
-        waited = time.monotonic() - start
-        if not keeps and waited < settings.timeout:
-            return None
-        raise LoadkitError(
-            f"the store at {host}:{port} that the processes of this launch share couldn't be {'opened' if keeps else 'reached'} in "
-            f"{waited:.0f} s: {str(error).splitlines()[0]}\n"
-            "    fix: see that every rank calls load() and that MASTER_ADDR and MASTER_PORT are those of rank 0, or give "
-            "together=False to let each process load on its own"
-        ) from error
-    return store
+    keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    start = time.monotonic()
+    while (host, port) not in _open:
+        try:
+            _open[host, port] = dist.TCPStore(
+                host,
+                port,
+                is_master=keeps,
+                timeout=timedelta(seconds=min(ATTEMPT, settings.timeout)),
+                wait_for_workers=False,
+                multi_tenant=keeps,
+            )
+        except dist.DistError as error:  # noqa: PERF203 - an attempt takes seconds
+            waited = time.monotonic() - start
+            if keeps or waited >= settings.timeout:
+                raise LoadkitError(
+                    f"the store at {host}:{port} that the processes of this launch share couldn't be {'opened' if keeps else 'reached'} in "
+                    f"{waited:.0f} s: {str(error).splitlines()[0]}\n"
+                    "    fix: see that every rank calls load() and that MASTER_ADDR and MASTER_PORT are those of rank 0, or give "
+                    "together=False to let each process load on its own"
+                ) from error
+            say(f"waiting for rank 0 at {host}:{port}")
+    return _open[host, port]

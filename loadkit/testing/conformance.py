@@ -29,19 +29,14 @@ def conformance(
     expect_fail: Mapping[str, str] | None = None,
     timeout: float = TIME_LIMIT,
 ) -> Callable[[F], F]:
-    """Make a test function run every check on a plugin, each under its own id.
-
-        @conformance("loadkit_mine", level="1.0", scenarios=[Scenario(name="mine", checkpoint="mistral")])
-        def test_conformance(check):
-            check()
+    """Make a test function, which calls its argument `check`, run every check on a plugin, each as a test.
 
     Parameters:
         name: an installed plugin, its distribution or its package; or a `Subject`.
         level: the level that the plugin keeps to.
         scenarios: situations of your own; those with a `checkpoint` are loaded.
         expect_fail: code to the reason why it fails now; one that passes fails the test.
-        timeout: seconds that a check may take in one scenario; what takes longer fails it, and the others
-            run.
+        timeout: seconds that a check may take in one scenario; taking longer fails it, and the others run.
 
     Raises:
         LoadkitError: nothing is called so, `expect_fail` names a code that isn't one, or the level is none.

@@ -107,11 +107,7 @@ def context_of(scenario: Scenario, manager: PluginManager) -> Context:
 
 
 def plan_of(scenario: Scenario, manager: PluginManager, context: Context | None = None) -> Plan:
-    """The plan for a scenario, options checked as in a real request.
-
-    Raises:
-        PlanError: it can't be met.
-    """
+    """The plan for a scenario, options checked as in a real request; `PlanError` where it can't be met."""
     _, problems = make_request("somebody/something", scenario.profile or None, scenario.options, manager)
     return plan_context(context or context_of(scenario, manager), manager, problems)
 

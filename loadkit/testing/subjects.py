@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -25,6 +27,7 @@ class Answer(NamedTuple):
     value: Any
 
 
+@dataclass(eq=False)
 class Subject:
     """A plugin to check.
 
@@ -36,20 +39,11 @@ class Subject:
         hung: the code of the check in which it didn't come back; "" where it always did.
     """
 
-    def __init__(
-        self,
-        name: str,
-        plugin: Any,
-        entry: metadata.EntryPoint | None = None,
-        fault: str = "",
-        hung: str = "",
-    ) -> None:
-        self.name = name
-        self.plugin = plugin
-        self.entry = entry
-        self.fault = fault
-        self.hung = hung
-        self._manager: Recorder | None = None
+    name: str
+    plugin: Any
+    entry: metadata.EntryPoint | None = None
+    fault: str = ""
+    hung: str = ""
 
     @property
     def module(self) -> str:
@@ -73,13 +67,15 @@ class Subject:
             raise NotApplicable("it can't be imported (LK101)")
         if self.hung:
             raise NotApplicable(f"it doesn't come back when it is asked ({self.hung})")
-        if self._manager is None:
-            try:
-                self._manager = Recorder(self)
-            except PluginError as error:
-                raise NotApplicable(f"it can't be registered: {error}") from error
-        self._manager.answered.clear()
-        return self._manager
+        try:
+            self._recorder.answered.clear()
+        except PluginError as error:
+            raise NotApplicable(f"it can't be registered: {error}") from error
+        return self._recorder
+
+    @cached_property
+    def _recorder(self) -> Recorder:
+        return Recorder(self)
 
     def failure_in(self, error: PlanError) -> str:
         """How the plugin itself failed while planning; "" where it didn't."""
@@ -106,20 +102,12 @@ class Recorder(PluginManager):
 
 
 def subjects(name: str) -> Sequence[Subject]:
-    """The installed plugins that a name means: a plugin's, its distribution's, or its package's.
-
-    Raises:
-        LoadkitError: nothing installed is called so.
-    """
+    """The installed plugins that a name, also of a distribution or package, means; `LoadkitError` if none."""
     return [subject_of(entry) for entry in entries(name)]
 
 
 def entries(name: str) -> Sequence[metadata.EntryPoint]:
-    """The entry points that a name means; nothing is imported.
-
-    Raises:
-        LoadkitError: nothing installed is called so.
-    """
+    """The entry points that a name means, as for `subjects`; nothing is imported."""
     known = sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda e: e.name)
     found = {e.name: e for e in known if name in _names(e)}
     if not found:

@@ -69,17 +69,7 @@ def run_apart(
 ) -> Iterator[Result]:
     """Run all checks on an installed plugin, in processes that end with what hangs or crashes in them.
 
-    Parameters:
-        entry: its entry point.
-        level: the level it keeps to.
-        scenarios: further situations, beside the ready-made ones.
-        timeout: seconds that a check may take in one scenario.
-
-    Returns:
-        One result a check, as soon as it is there.
-
-    Raises:
-        LoadkitError: the level is none.
+    The parameters are those of `run`; each check's result comes as soon as it is there.
     """
     checked_level(level)
     checks = {check.code: check for check, _ in cases(scenarios)}

@@ -23,13 +23,12 @@ LEVEL = "1.0"
 
 def cases(scenarios: Sequence[Scenario] = ()) -> Iterator[tuple[Check, tuple[Scenario, ...]]]:
     """Every check with the scenarios that it is run in: the ready-made ones and the author's own."""
-    for check in known_checks():
-        if check.scenarios == "loaded":
-            yield check, tuple(s for s in scenarios if s.checkpoint)
-        elif check.scenarios == "planned":
-            yield check, (*READY, *(s for s in scenarios if not s.checkpoint))
-        else:
-            yield check, (PLAIN,)
+    where = {
+        "none": (PLAIN,),
+        "planned": (*READY, *(s for s in scenarios if not s.checkpoint)),
+        "loaded": tuple(s for s in scenarios if s.checkpoint),
+    }
+    yield from ((check, where[check.scenarios]) for check in known_checks())
 
 
 def run(
@@ -40,18 +39,14 @@ def run(
     expect_fail: Mapping[str, str] | None = None,
     timeout: float = TIME_LIMIT,
 ) -> list[Result]:
-    """Run all checks on a plugin.
+    """Run all checks on a plugin; one result each.
 
     Parameters:
         subject: the plugin.
         level: the level it keeps to; a check that is newer warns.
         scenarios: the author's own situations, beside the ready-made ones.
         expect_fail: code to the reason why it fails; strict.
-        timeout: seconds that a check may take in one scenario; what takes longer fails it, and the run
-            goes on.
-
-    Returns:
-        One result a check.
+        timeout: seconds that a check may take in one scenario; taking longer fails it, and the others run.
 
     Raises:
         LoadkitError: `expect_fail` names a code that isn't one, or gives no reason; or the level is none.
@@ -111,14 +106,11 @@ def run_one(
     if said:
         return result("failed", said, remedy)
     if not ran:
-        return result(
-            "skipped",
-            skipped or "no scenario of yours loads a checkpoint: give one with Scenario(checkpoint=…)",
-        )
+        nothing = "no scenario of yours loads a checkpoint: give one with Scenario(checkpoint=…)"
+        return result("skipped", skipped or nothing)
     if expected:
-        return result(
-            "unexpected", f"it was expected to fail ({expected}), and passes", "take it out of expect_fail"
-        )
+        passes = f"it was expected to fail ({expected}), and passes"
+        return result("unexpected", passes, "take it out of expect_fail")
     return result("passed")
 
 

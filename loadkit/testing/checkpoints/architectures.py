@@ -45,7 +45,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     image_processor: dict[str, Any] = {}
 
 
-_TOKENS = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_TOKENS = {"vocab_size": VOCAB_SIZE, **_TOKEN_IDS}
 _TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 _SIZES = {**_TOWER, "num_key_value_heads": 2, "max_position_embeddings": 256}
 _DECODER = {**_TOKENS, **_SIZES, "tie_word_embeddings": False}
@@ -92,9 +93,7 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
                 "boi_token_index": 6,
                 "eoi_token_index": 7,
                 "image_token_index": 8,
-                "pad_token_id": 0,
-                "bos_token_id": 1,
-                "eos_token_id": 2,
+                **_TOKEN_IDS,
             },
             special_tokens={
                 "boi_token": "<start_of_image>",

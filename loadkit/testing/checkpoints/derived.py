@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from loadkit.errors import LoadkitError
 from loadkit.testing.checkpoints.make import ask, no_progress_bars, seeded, whole_or_absent
 
 __all__ = ["make_adapter", "make_pickle_only", "make_prequantized"]
+
+_BITSANDBYTES: Mapping[str, dict[str, Any]] = {
+    "4": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    },
+    "8": {"load_in_8bit": True},
+}
 
 _TASK_TYPES = {
     "ForCausalLM": "CAUSAL_LM",
@@ -31,27 +42,12 @@ def make_prequantized(folder: str | Path, source: str | Path, bits: int = 4) -> 
     Raises:
         LoadkitError: the source has no config.json or needs its own code, or `bits` is neither 4 nor 8.
     """
-    import torch
     import transformers
 
-    kwargs: dict[str, Any] = ask(
-        "bits",
-        str(bits),
-        {
-            "4": {
-                "load_in_4bit": True,
-                "bnb_4bit_quant_type": "nf4",
-                "bnb_4bit_use_double_quant": True,
-                "bnb_4bit_compute_dtype": torch.bfloat16,
-            },
-            "8": {"load_in_8bit": True},
-        },
-    )
+    config = transformers.BitsAndBytesConfig(**ask("bits", str(bits), _BITSANDBYTES))
     source, folder = Path(source), Path(folder)
     with no_progress_bars(), whole_or_absent(folder):
-        model = _load(
-            source, quantization_config=transformers.BitsAndBytesConfig(**kwargs), device_map={"": "cpu"}
-        )
+        model = _load(source, quantization_config=config, device_map={"": "cpu"})
         model.save_pretrained(folder)
         _copy_missing(source, folder)
     return folder

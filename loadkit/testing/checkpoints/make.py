@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from loadkit.errors import LoadkitError
 from loadkit.testing.checkpoints.architectures import ARCHITECTURES, Recipe
 from loadkit.testing.checkpoints.tokenizers import make_tokenizer
@@ -17,6 +19,7 @@ __all__ = [
     "DTYPES",
     "ask",
     "make_checkpoint",
+    "merged_config",
     "no_progress_bars",
     "seeded",
     "whole_or_absent",
@@ -63,20 +66,17 @@ def make_checkpoint(
     ask("dtype", dtype, {name: name for name in DTYPES})
     if shards < 1:
         raise LoadkitError(f"can't make a checkpoint of shards={shards}: give 1 or more")
-    return write_recipe(
-        Path(folder), recipe, dtype=dtype, seed=seed, shards=shards, tokenizer=tokenizer, overrides=overrides
-    )
+    recipe = msgspec.structs.replace(recipe, config=merged_config(recipe.config, overrides))
+    return write_recipe(Path(folder), recipe, dtype, seed, shards, tokenizer)
 
 
 def write_recipe(
     folder: Path,
     recipe: Recipe,
-    *,
     dtype: str = "bfloat16",
     seed: int = 0,
     shards: int = 1,
     tokenizer: bool = True,
-    overrides: Mapping[str, Any] | None = None,
 ) -> Path:
     """Make a checkpoint from a recipe of one's own; the parameters are those of `make_checkpoint`."""
     import torch
@@ -87,7 +87,7 @@ def write_recipe(
         config_class.register_for_auto_class()
         model_class.register_for_auto_class(recipe.auto_class)
     with seeded(seed):
-        model = model_class(config_class(**_merged(recipe.config, overrides or {})))
+        model = model_class(config_class(**recipe.config))
         _spread(model)
     with whole_or_absent(folder):
         _save(model.to(getattr(torch, dtype)), folder, shards)
@@ -146,11 +146,12 @@ def _class(reference: str) -> Any:
     return getattr(importlib.import_module(module or "transformers"), name)
 
 
-def _merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def merged_config(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what overrides it, nested configs merged in their turn."""
     merged = {**config, **overrides}
     for key, value in overrides.items():
         if isinstance(value, dict) and isinstance(config.get(key), dict):
-            merged[key] = _merged(config[key], value)
+            merged[key] = merged_config(config[key], value)
     return merged
 
 

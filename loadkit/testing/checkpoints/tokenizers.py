@@ -18,8 +18,8 @@ SPECIAL_TOKENS: Mapping[str, str] = {
     "eos_token": "</s>",
     "unk_token": "<unk>",
 }
-"""Role to token; their ids go from 0 to 3. Nothing is unknown to a byte-level tokenizer, but where Qwen2's class
-finds no unknown token, it adds one past the end of the embedding."""
+"""Role to token; their ids go from 0 to 3. Nothing is unknown to a byte-level tokenizer, but Qwen2's class,
+if it finds no unknown token, adds one past the end of the embedding."""
 
 RESERVED_TOKENS: tuple[str, ...] = ("<reserved_0>", "<reserved_1>")
 """Tokens that no text uses; their ids are 4 and 5."""

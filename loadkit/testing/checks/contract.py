@@ -26,6 +26,11 @@ __all__ = ["answers"]
 
 KNOWN = tuple(name for name in vars(hookspecs) if name.startswith("loadkit_"))
 CHOOSE = "loadkit_choose_"
+DECLARED: Mapping[str, type] = {
+    "loadkit_options": Option,
+    "loadkit_profiles": Profile,
+    "loadkit_architectures": Architecture,
+}
 
 rule = partial(check, "contract")
 
@@ -92,19 +97,14 @@ def right_types(subject: Subject, scenario: Scenario) -> None:
 
 @rule("LK206", "What it declares is of the right type.", "return Options, Profiles and Architectures")
 def declarations(subject: Subject, scenario: Scenario) -> None:
-    kinds: dict[str, type] = {
-        "loadkit_options": Option,
-        "loadkit_profiles": Profile,
-        "loadkit_architectures": Architecture,
-    }
     for name, function in _functions(subject):
-        if name in kinds:
+        if kind := DECLARED.get(name):
             try:
-                wrong = [item for item in function() if not isinstance(item, kinds[name])]
+                wrong = [item for item in function() if not isinstance(item, kind)]
             except Exception as error:
                 raise Unmet(f"{name} raises {type(error).__name__}: {error}") from error
             if wrong:
-                raise Unmet(f"{name} gives {wrong[0]!r}; it gives {kinds[name].__name__} values")
+                raise Unmet(f"{name} gives {wrong[0]!r}; it gives {kind.__name__} values")
 
 
 def answers(subject: Subject, scenario: Scenario) -> list[Answer]:

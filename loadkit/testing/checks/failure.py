@@ -13,9 +13,12 @@ from loadkit.testing.kit import NotApplicable, Unmet, check
 from loadkit.testing.scenarios import Scenario, plan_of
 from loadkit.testing.subjects import Subject, listed
 
-__all__ = ["STRANGE"]
+__all__ = ["STRANGE_FIELDS", "STRANGE_VALUES"]
 
-STRANGE: tuple[dict[str, Any], ...] = (
+UNENCODABLE = "\N{PILE OF POO}"
+STRANGE_VALUES: tuple[Any, ...] = (object(), -(10**9), UNENCODABLE, [UNENCODABLE], {UNENCODABLE: None})
+
+STRANGE_FIELDS: tuple[dict[str, Any], ...] = (
     {},
     {"model_type": None},
     {"text_config": 5, "vision_config": []},
@@ -38,14 +41,7 @@ def bad_options(subject: Subject, scenario: Scenario) -> None:
         raise NotApplicable("it declares no options")
     _fails_anyhow(subject, scenario)
     for option in hook():
-        strange: tuple[Any, ...] = (
-            object(),
-            -(10**9),
-            "\N{PILE OF POO}",
-            ["\N{PILE OF POO}"],
-            {"\N{PILE OF POO}": None},
-        )
-        for value in strange:
+        for value in STRANGE_VALUES:
             asked = msgspec.structs.replace(scenario, options={**scenario.options, option.name: value})
             _orderly(subject, asked, f"{option.name}={value!r}")
 
@@ -58,11 +54,8 @@ def bad_options(subject: Subject, scenario: Scenario) -> None:
 )
 def missing_packages(subject: Subject, scenario: Scenario) -> None:
     _fails_anyhow(subject, scenario)
-    _orderly(
-        subject,
-        msgspec.structs.replace(scenario, machine="bare", topology="alone"),
-        "a machine without any package",
-    )
+    bare = msgspec.structs.replace(scenario, machine="bare", topology="alone")
+    _orderly(subject, bare, "a machine without any package")
 
 
 @rule(
@@ -73,7 +66,7 @@ def missing_packages(subject: Subject, scenario: Scenario) -> None:
 )
 def strange_configs(subject: Subject, scenario: Scenario) -> None:
     _fails_anyhow(subject, scenario)
-    for fields in STRANGE:
+    for fields in STRANGE_FIELDS:
         odd = msgspec.structs.replace(scenario, config={**scenario.config, **fields})
         _orderly(subject, odd, f"a config with {fields}")
 

@@ -74,9 +74,8 @@ def saves(subject: Subject, scenario: Scenario) -> None:
     first = loaded(subject, scenario)
     with tempfile.TemporaryDirectory() as folder:
         first.save_pretrained(folder)
-        options = {
-            k: v for k, v in scenario.options.items() if not k.startswith(("lora_", "peft_", "adapter"))
-        }
+        of_the_adapter = ("lora_", "peft_", "adapter")
+        options = {k: v for k, v in scenario.options.items() if not k.startswith(of_the_adapter)}
         again = loaded(subject, scenario, options, folder=Path(folder))
         if not torch.equal(_logits(first.model).nan_to_num(), _logits(again.model).nan_to_num()):
             raise Unmet("the model that was saved and loaded again computes something else")
@@ -85,14 +84,7 @@ def saves(subject: Subject, scenario: Scenario) -> None:
 def loaded(
     subject: Subject, scenario: Scenario, options: Mapping[str, Any] | None = None, folder: Path | None = None
 ) -> Any:
-    """Load a scenario's checkpoint with the plugin taking part.
-
-    Returns:
-        The `Loaded`.
-
-    Raises:
-        NotApplicable: what is loaded isn't what was planned, which is another check's business.
-    """
+    """A scenario's checkpoint, loaded with the plugin taking part; LK501 judges whether it is as planned."""
     try:
         return _load(subject, scenario, options, folder)
     except AuditError as error:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
+from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -25,6 +26,8 @@ __all__ = ["LONGEST"]
 LONGEST = 600
 """Characters of a reason that still reads as one line of a plan, wrapped."""
 
+UNASKED = "a plain Mistral that nobody asked anything of"
+
 rule = partial(check, "manners")
 
 
@@ -37,11 +40,9 @@ def abstains(subject: Subject, scenario: Scenario) -> None:
     for hook, answer in answers(subject, PLAIN):
         for claim in _claims(hook, answer):
             if claim.strength is not Strength.FALLBACK:
-                raise Unmet(
-                    f"{hook} claims {claim.value!r} for a plain Mistral that nobody asked anything of"
-                )
+                raise Unmet(f"{hook} claims {claim.value!r} for {UNASKED}")
         if hook == "loadkit_contribute_kwargs" and answer:
-            raise Unmet(f"{hook} adds {', '.join(answer)} to a plain Mistral that nobody asked anything of")
+            raise Unmet(f"{hook} adds {', '.join(answer)} to {UNASKED}")
 
 
 @rule(
@@ -142,8 +143,6 @@ def _planned(subject: Subject, scenario: Scenario, reverse: bool) -> str:
 
 
 def _everybody(subject: Subject) -> Iterator[tuple[str, Any]]:
-    from importlib import metadata
-
     for entry in metadata.entry_points(group="loadkit"):
         if entry.name != subject.name:
             try:
@@ -172,8 +171,8 @@ def _process() -> dict[str, Any]:
         found |= {
             "torch's default dtype": torch.get_default_dtype(),
             "torch's random state": torch.initial_seed(),
+            "CUDA, which is initialised": torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
         }
-        found["CUDA, which is initialised"] = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return found
 
 

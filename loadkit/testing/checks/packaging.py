@@ -17,13 +17,15 @@ __all__ = ["HEAVY"]
 HEAVY = ("torch", "transformers", "bitsandbytes", "peft", "accelerate")
 """Libraries that take seconds to import: only load-time hooks may, in their bodies."""
 
+BY_HAND = "it was registered by hand, not announced by a distribution"
+
 rule = partial(check, "packaging")
 
 
 @rule("LK101", "The entry point can be imported.", "correct the entry point, or the module that it names")
 def entry_point(subject: Subject, scenario: Scenario) -> None:
     if subject.entry is None:
-        raise NotApplicable("it was registered by hand, not announced by a distribution")
+        raise NotApplicable(BY_HAND)
     if subject.fault:
         raise Unmet(f"importing {subject.entry.value} {subject.fault}")
 
@@ -40,17 +42,17 @@ def light_import(subject: Subject, scenario: Scenario) -> None:
 
 @rule("LK103", "Its distribution requires loadkit.", 'add "loadkit" to the dependencies in pyproject.toml')
 def requires_loadkit(subject: Subject, scenario: Scenario) -> None:
-    if subject.entry is None or subject.entry.dist is None:
-        raise NotApplicable("it was registered by hand, not announced by a distribution")
-    if subject.entry.dist.name == "loadkit":
+    distribution = subject.entry.dist if subject.entry is not None else None
+    if distribution is None:
+        raise NotApplicable(BY_HAND)
+    if distribution.name == "loadkit":
         raise NotApplicable("it comes with loadkit itself")
     required = {
-        re.split(r"[\s;<>=!~\[(]", line, maxsplit=1)[0].lower() for line in subject.entry.dist.requires or ()
+        re.split(r"[\s;<>=!~\[(]", line, maxsplit=1)[0].lower() for line in distribution.requires or ()
     }
     if "loadkit" not in required:
-        raise Unmet(
-            f"{subject.entry.dist.name} requires {', '.join(sorted(required)) or 'nothing'}, and not loadkit"
-        )
+        required_text = ", ".join(sorted(required)) or "nothing"
+        raise Unmet(f"{distribution.name} requires {required_text}, and not loadkit")
 
 
 @rule(
