@@ -23,13 +23,9 @@ PACKAGES: Mapping[str, str] = {
 
 
 def gpus(name: str, capability: tuple[int, int], gib: int, count: int = 1, **packages: str) -> Machine:
-    """A machine with NVIDIA GPUs of one kind.
+    """A machine with NVIDIA GPUs of one kind: `gib` GiB each, a capability such as (8, 0) for sm80.
 
     Parameters:
-        name: what the driver calls them.
-        capability: (8, 0) for sm80.
-        gib: memory of each, in GiB.
-        count: how many there are.
         packages: further distributions to their versions, with underscores for dashes.
     """
     accelerator = Accelerator(kind="cuda", name=name, capability=capability, memory=gib * GIB)

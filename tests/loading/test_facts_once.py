@@ -13,7 +13,7 @@ from hub_server import HubServer
 
 import loadkit
 from loadkit.facts import load_facts
-from loadkit.facts.machine import launchers, machine
+from loadkit.facts.machine import machine, topology
 from loadkit.loading import download
 from loadkit.testing.checkpoints import make_adapter
 
@@ -36,7 +36,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
     machine.this_machine.cache_clear()
     count(machine, "read_machine", "machine")
-    count(launchers, "read_processes", "topology")
+    count(topology, "read_processes", "topology")
     count(load_facts, "fingerprint", "fingerprint")
     count(load_facts, "local_weight_files", "weight files")
     count(download, "local_weight_files", "weight files")

@@ -71,7 +71,7 @@ def started(
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """The processes of a launch, by rank where there is no launcher; ended with the block."""
     out.mkdir(parents=True, exist_ok=True)
-    command = [str(TESTS / "distributed" / "running.py"), what, str(out), *map(str, args)]
+    command = [str(Path(__file__).with_name("program.py")), what, str(out), *map(str, args)]
     env = _environment() | environ
     if launcher == "none":
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
