@@ -41,8 +41,7 @@ def is_adapter(files: CheckpointFiles) -> bool:
     """Whether the base lies elsewhere.
 
     On the Hub an adapter_config.json always sends transformers to the base it names. In a folder a
-    config.json keeps it there; but trainers write one beside an adapter too, so a whole model's weights must
-    be there.
+    config.json keeps it there; but trainers write one beside an adapter too, so whole weights must be there.
     """
     if files.size(_CONFIG) is None:
         return False

@@ -18,8 +18,7 @@ _problem = partial(Problem, "topology", "loadkit")
 class Launcher(msgspec.Struct, frozen=True, kw_only=True):
     """The names of a launcher's variables, of which the first that is set counts.
 
-    It is at work where `world` is set; `needs` is a variable without which that is a job's setting, and no
-    launch.
+    It is at work where `world` is set; without the variable `needs` that is a job's setting, and no launch.
     """
 
     name: str

@@ -42,20 +42,20 @@ def test_the_second_reading_parses_nothing(tmp_path: Path, monkeypatch: pytest.M
     def parse(*args: object, **kwargs: object) -> None:
         raise AssertionError("source was parsed")
 
-    told: list[str] = []
-    first = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=told.append)
-    assert [sentence.split(" of ")[0] for sentence in told] == [
+    said: list[str] = []
+    first = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=said.append)
+    assert [sentence.split(" of ")[0] for sentence in said] == [
         "reading the auto classes",
         "reading the gemma3 models",
         "reading the siglip models",
     ]
 
     monkeypatch.setattr(ast, "parse", parse)
-    again = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=told.append)
+    again = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=said.append)
     library_index._memory.clear()
-    from_disk = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=told.append)
+    from_disk = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=said.append)
     assert first == again == from_disk
-    assert len(told) == 3
+    assert len(said) == 3
     with pytest.raises(AssertionError, match="source was parsed"):
         read_library({"model_type": "llava"}, cache_dir=tmp_path)
 
@@ -421,7 +421,7 @@ def test_what_isnt_literal_has_no_value(text: str) -> None:
         "names[key] = 1",
     ],
 )
-def test_a_map_that_cant_be_told_in_full_is_no_map(statement: str) -> None:
+def test_a_map_that_isnt_known_in_full_is_no_map(statement: str) -> None:
     names: dict[str, Any] = {}
     execute(ast.parse(f"names = {{'a': 1}}\n{statement}\nother = 2").body, names, lambda imported: {})
     assert names == {"other": 2}

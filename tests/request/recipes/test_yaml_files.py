@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loadkit.request.recipes import Recipe, read_recipe
 
-Told = Callable[[str], dict[str, str]]
+Reported = Callable[[str], dict[str, str]]
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ Told = Callable[[str], dict[str, str]]
         ("datasets:\n  - {path: a, path: b}\n", "recipe-key-twice", "line 2 gives 'path'"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told(told: Told, text: str, code: str, words: str) -> None:
-    assert words in told(text)[code]
+def test_what_is_wrong_is_reported(reported: Reported, text: str, code: str, words: str) -> None:
+    assert words in reported(text)[code]
 
 
 def test_a_file_that_isnt_there(tmp_path: Path) -> None:
