@@ -343,15 +343,13 @@ def test_every_check_has_a_mutant() -> None:
         "mismatched-weights",
     }  # test_load.py, test_weights below
     codes = set()
-    for path in [
-        *Path(loadkit_plugins.__file__).parent.rglob("*.py"),
-        *(Path(loadkit.__file__).parent / "audit").glob("*.py"),
-    ]:
+    sources = [Path(loadkit_plugins.__file__).parent, Path(loadkit.__file__).parent / "audit"]
+    for path in (file for folder in sources for file in sorted(folder.rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "_finding"):
                 given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-                at = 2 if node.func.id == "Finding" else 0
-                first = getattr(node.args[at], "value", None) if len(node.args) > at else None
+                place = 2 if getattr(node.func, "id", "") == "Finding" else 0  # after a stage and a plugin
+                first = getattr(node.args[place], "value", None) if node.args[place:] else None
                 if given.get("severity", "error") in ("error", None) and (code := given.get("code") or first):
                     codes.add(code)
     assert len(codes) > 20

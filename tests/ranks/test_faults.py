@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from ranks.faults import FAULTS, FAULTY
 from ranks.launch import Launched, launch
 
@@ -40,8 +41,8 @@ def folders(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launched(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    done = launch("faults:faults", 2, tmp_path_factory.mktemp("faults"), folders, launcher="none")
+def launched(folders: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    done = launch("faults:faults", 2, tmp_path_factory.mktemp("faults"), folders, launcher=forks)
     assert sorted(done.results) == [0, 1], done.output
     return done
 
@@ -108,17 +109,17 @@ def test_afterwards_all_is_well(launched: Launched) -> None:
     assert errors(launched, "nothing") == {0: "", 1: ""}
 
 
-def test_the_cause_is_known_before_the_store_goes(folders: Path, tmp_path: Path) -> None:
-    done = launch("faults:parting", 2, tmp_path, folders / "own", launcher="none")
+def test_the_cause_is_known_before_the_store_goes(folders: Path, forks: Forks, tmp_path: Path) -> None:
+    done = launch("faults:parting", 2, tmp_path, folders / "own", launcher=forks)
     assert done.results[0].startswith("LoadError: this rank's disk is gone"), done.output
     assert done.results[1].startswith("RankError: rank 0 failed: LoadError: this rank's disk is gone")
 
 
 @pytest.mark.parametrize("who", [0, 1])
-def test_a_dead_rank_is_noticed(who: int, folders: Path, tmp_path: Path) -> None:
+def test_a_dead_rank_is_noticed(who: int, folders: Path, forks: Forks, tmp_path: Path) -> None:
     """Rank 0 keeps the store: with it, that is gone."""
     done = launch(
-        "faults:death", 2, tmp_path, folders / "own", who, launcher="none", LOADKIT_RANKS_SILENCE="4"
+        "faults:death", 2, tmp_path, folders / "own", who, launcher=forks, LOADKIT_RANKS_SILENCE="4"
     )
     other = 1 - who
     assert list(done.results) == [other], done.output

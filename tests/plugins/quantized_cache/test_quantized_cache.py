@@ -15,7 +15,7 @@ from hub_server import HubServer
 
 import loadkit
 from loadkit import Loaded
-from loadkit.plugins import Entries, size
+from loadkit.plugins import Entries
 from loadkit_plugins.quantized_cache.writer import finish_writing
 
 Tiny = Callable[..., Path]
@@ -116,7 +116,7 @@ def test_the_plan_says_what_the_cache_will_do(tiny: Tiny, entries: Entries) -> N
     (entry,) = entries
     assert after.serves
     assert entry.record.key[:12] in after.line
-    assert size(entry.bytes) in after.line
+    assert loadkit.plugins.size(entry.bytes) in after.line
     assert "less than a minute ago" in after.line
     assert after.line in " ".join(str(plan).split())
 
