@@ -315,15 +315,15 @@ def test_a_tower_with_another_attention_is_caught(tiny: Tiny) -> None:
 
 
 def test_what_the_loader_could_not_convert_is_an_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loadkit.loading import load as loading
+    from loadkit.loading import from_pretrained
 
-    real = loading.load_model
+    real = from_pretrained.load_model
 
     def failing(*args: Any) -> Any:
         found = real(*args)
         return found._replace(loading=loadkit.Loading(errors=("experts: two of eight are missing",)))
 
-    monkeypatch.setattr(loading, "load_model", failing)
+    monkeypatch.setattr(from_pretrained, "load_model", failing)
     with pytest.raises(loadkit.AuditError, match="two of eight") as caught:
         loadkit.load(tiny("mistral"))
     assert errors(caught.value) == {"conversion-errors"}

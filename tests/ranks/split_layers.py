@@ -5,6 +5,7 @@ from __future__ import annotations
 from ranks.launch import report
 
 import loadkit
+from loadkit.facts.load_facts import read_load_facts
 from loadkit.hooks.manager import default_manager
 from loadkit.loading.from_pretrained import load_model
 
@@ -16,7 +17,7 @@ def hold(out: str, *paths: str) -> None:
     found = {}
     for path in paths:
         plan = loadkit.plan(path, tp_plan="auto")
-        model = load_model(plan, default_manager()).model
+        model = load_model(plan, read_load_facts(plan), default_manager()).model
         parts = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
         held = sum(p.numel() * p.element_size() for p in parts)
         assert plan.memory.per_rank is not None

@@ -15,7 +15,7 @@ import loadkit
 from loadkit_plugins.quantized_cache.writer import finish_writing
 
 ON = {"LOADKIT_QUANTIZED_CACHE": "1", "LOADKIT_RANKS_TIMEOUT": "100"}
-"""A deadlock would be told by the ranks themselves."""
+"""The ranks themselves would report a deadlock."""
 
 
 def results(done: Launched) -> list:
@@ -33,10 +33,10 @@ def test_one_rank_quantizes_for_both(tiny, forks: Forks, own_cache, tmp_path: Pa
     ]
     for first in ("0", "1"):
         new, again = ([rank[first] for rank in ranks] for ranks in launches)
-        quantized = ["kept for the next load" in rank["told"] for rank in new]
+        quantized = ["kept for the next load" in rank["cache"] for rank in new]
         assert quantized == [first == "0", first == "1"]
-        assert "from the cache" in new[1 - int(first)]["told"]
-        assert all("from the cache" in rank["told"] for rank in again)
+        assert "from the cache" in new[1 - int(first)]["cache"]
+        assert all("from the cache" in rank["cache"] for rank in again)
         assert len({rank["bits"] for rank in (*new, *again)}) == 1
         assert len(list((tmp_path / f"first-{first}" / "quantized").glob("*/model.safetensors"))) == 1
 
@@ -60,13 +60,13 @@ def test_a_rank_that_is_served_keeps_none_waiting(
     more |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache.parent), "HF_HUB_OFFLINE": "0"}
 
     before = downloads(hub, "model.safetensors")
-    both = results(launch("cache_loads:apart", 2, tmp_path / "both", f"{there},{there}", **more))
-    assert all("from the cache" in rank[0]["told"] for rank in both)
+    both = results(launch("cache_loads:in_own_folders", 2, tmp_path / "both", f"{there},{there}", **more))
+    assert all("from the cache" in rank[0]["cache"] for rank in both)
     assert not list(cache.rglob("model.safetensors"))
     assert downloads(hub, "model.safetensors").count("GET") == before.count("GET")
 
-    one = results(launch("cache_loads:apart", 2, tmp_path / "one", f"{there},{fresh}", **more))
-    assert "from the cache" in one[0][0]["told"]
-    assert "kept for the next load" in one[1][0]["told"]
+    one = results(launch("cache_loads:in_own_folders", 2, tmp_path / "one", f"{there},{fresh}", **more))
+    assert "from the cache" in one[0][0]["cache"]
+    assert "kept for the next load" in one[1][0]["cache"]
     assert downloads(hub, "model.safetensors").count("GET") == before.count("GET") + 1
     assert len({rank[0]["bits"] for rank in (*both, *one)}) == 1

@@ -49,7 +49,7 @@ def test_one_commit_and_one_download(
     for rank, found in done.results.items():
         assert (found["commit"], found["asked"], found["adapter"]) == (commit, "", adapter), rank
         assert found["values"] == done.results[0]["values"]
-        assert (found["told"] > 0) == (rank == 0)
+        assert (found["steps"] > 0) == (rank == 0)
     for name in ("model.safetensors", "adapter_model.safetensors"):
         assert downloads(hub, name) == ["GET", "HEAD"]
     assert not [a for a in hub.answers if any(new in a.path for new in moved.values())]

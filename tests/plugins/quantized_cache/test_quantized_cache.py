@@ -169,13 +169,13 @@ def test_what_changes_no_bit_changes_no_key(tiny: Tiny, harmless: dict[str, Any]
 def test_another_version_is_another_entry(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     import msgspec
 
-    from loadkit.loading.speed import run_aids as aids
+    from loadkit.planning import pipeline
 
     load(tiny("mistral"))
     assert served(load(tiny("mistral")))
-    machine = aids.this_machine()
+    machine = pipeline.this_machine()
     newer = msgspec.structs.replace(machine, packages={**machine.packages, "bitsandbytes": "99.0"})
-    monkeypatch.setattr(aids, "this_machine", lambda: newer)
+    monkeypatch.setattr(pipeline, "this_machine", lambda: newer)
     assert not served(load(tiny("mistral")))
     assert len(list(Entries())) == 2
 
