@@ -6,7 +6,7 @@ import pytest
 from examples import checkpoint, planned
 
 from loadkit import PlanError, PluginManager
-from loadkit.facts.library.library import read_library
+from loadkit.facts.library.index import read_library
 from loadkit.plugins import pause_gc
 
 REFUSED = {
