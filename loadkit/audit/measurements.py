@@ -12,8 +12,8 @@ from loadkit.audit.model_access import base_of, is_packed
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.schema.plans import Plan
+from loadkit.schema.quantized_weights import Opened
 from loadkit.schema.reports import Measurements
-from loadkit.schema.values import Opened
 
 __all__ = ["measure", "peak_memory"]
 
@@ -22,12 +22,7 @@ ADAPTED = re.compile(r"lora_|modules_to_save|trainable_tokens")
 
 
 def measure(plan: Plan, model: Any, manager: PluginManager) -> Measurements:
-    """Count modules, bytes and parameters; shared tensors count once.
-
-    Parameters:
-        model: a `torch.nn.Module`, with or without an adapter.
-        manager: the plugins: the one that quantizes tells what a quantized parameter consists of.
-    """
+    """Count modules, bytes and parameters of a model, adapter included; shared tensors count once."""
     base = base_of(model)
     named = list(model.named_parameters())
     modules = dict(model.named_modules())
@@ -77,11 +72,9 @@ def _unquantized(base: Any) -> dict[str, int]:
         module = modules[name.rpartition(".")[0]]
         if is_packed(parameter):
             continue
-        classifier = (
-            head is None
-            and type(module) is torch.nn.Linear
-            and name.replace(".original_module", "").count(".") == 1
-        )
+        linear = isinstance(module, torch.nn.Linear) and parameter.ndim > 1
+        outermost = name.replace(".original_module", "").count(".") == 1
+        classifier = head is None and type(module) is torch.nn.Linear and outermost
         if classifier or (parameter is head and not isinstance(module, torch.nn.Embedding)):
             reason = "head"
         elif "Embedding" in type(module).__name__:
@@ -90,14 +83,10 @@ def _unquantized(base: Any) -> dict[str, int]:
             reason = "norms"
         elif parameter.ndim > 2 and not isinstance(module, torch.nn.modules.conv._ConvNd):
             reason = "fused experts"
-        elif type(module) is torch.nn.Linear and parameter.ndim > 1:
-            reason = "skipped"
+        elif linear:
+            reason = "skipped" if type(module) is torch.nn.Linear else "subclasses of Linear"
         else:
-            reason = (
-                "subclasses of Linear"
-                if isinstance(module, torch.nn.Linear) and parameter.ndim > 1
-                else "other"
-            )
+            reason = "other"
         found[reason] += parameter.numel() * parameter.element_size()
     return dict(found.most_common())
 

@@ -24,8 +24,7 @@ class Provision(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
     Parameters:
         found: name to (plugin, item).
-        conflicts: a name that several plugins provide, to those plugins. It breaks only who asks for that
-            name.
+        conflicts: a name that several plugins provide, to those; it breaks only who asks for that name.
     """
 
     found: Mapping[str, tuple[str, T]]

@@ -22,8 +22,7 @@ SAMPLED_TENSORS, SAMPLED_VALUES = 8, 256
 
 
 class AdapterReference(torch.nn.Module):
-    """The model as it was before training: the policy's own base, with the adapter off, or a frozen copy of
-    it on.
+    """The model as it was before training: the policy's base, with the adapter off or a frozen copy of it on.
 
     It has no parameters of its own. Each call runs the policy in evaluation mode and without gradients, and
     leaves it as it was.
@@ -106,11 +105,8 @@ def adapter_reference(policy: Any, name: str, *, trained: bool, starts_neutral: 
     """The reference of a policy that trains an adapter.
 
     Parameters:
-        policy: the `peft.PeftModel`.
-        name: the adapter that trains.
         trained: whether it has been trained since it was loaded.
-        starts_neutral: whether a fresh adapter of its kind changes nothing, so that the base alone is the
-            reference.
+        starts_neutral: whether a fresh adapter of its kind changes nothing: the base alone is the reference.
 
     Raises:
         LoadkitError: the reference is the adapter as it was loaded, and it has been trained since.
@@ -162,12 +158,10 @@ def frozen_copy(policy: Any) -> Any:
 
 
 def shared_reference(policy: Any) -> Any:
-    """A frozen model on the policy's own storage, in evaluation mode; it refuses to run once the policy has
-    trained.
+    """A frozen model on the policy's storage, in evaluation mode; it won't run once the policy has trained.
 
     Parameters:
-        policy: a `transformers.PreTrainedModel` whose weights stay as they are: it is frozen, or gets an
-            adapter later.
+        policy: a `transformers.PreTrainedModel` that is frozen, or gets an adapter later.
     """
     memo: dict[int, Any] = {}
     for parameter in policy.parameters():
@@ -178,11 +172,11 @@ def shared_reference(policy: Any) -> Any:
     for buffer in policy.buffers():
         memo[id(buffer)] = buffer
     reference = copy.deepcopy(policy, memo)
-    watched = [p for p in policy.parameters() if not is_packed(p) and p.is_floating_point() and p.numel()]
-    before = _fingerprint(watched)
+    shared = [p for p in policy.parameters() if not is_packed(p) and p.is_floating_point() and p.numel()]
+    before = _fingerprint(shared)
 
     def refuse_if_trained(module: Any, args: Any) -> None:
-        if _fingerprint(watched) != before:
+        if _fingerprint(shared) != before:
             raise LoadkitError(
                 "this reference shares the policy's storage, and the policy has trained since: it isn't what was loaded any more; "
                 "ask for reference(trained_in_full=True) before training"

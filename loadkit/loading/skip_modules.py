@@ -23,7 +23,6 @@ def modules_to_skip(plan: Plan, auto_class: Any, config: Any) -> list[str] | Non
 
     Parameters:
         auto_class: the class whose `from_config` builds the model; no memory is taken for its weights.
-        config: the model's config.
 
     Returns:
         None where transformers' automatic list serves.

@@ -16,8 +16,7 @@ __all__ = ["LoadingAid", "Shortcut", "Stored"]
 
 
 class Shortcut(msgspec.Struct, frozen=True, kw_only=True):
-    """What will make a load faster, as things are while planning. It isn't part of the plan's digest: it says
-    how, not what.
+    """What will make a load faster, as things are while planning: how, not what, so no part of the digest.
 
     Parameters:
         plugin: who tells it.
@@ -85,9 +84,6 @@ class LoadingAid:
         """
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """After it, whether that went well or not."""
