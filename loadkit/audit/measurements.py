@@ -27,25 +27,19 @@ def measure(plan: Plan, model: Any, manager: PluginManager) -> Measurements:
     named = list(model.named_parameters())
     modules = dict(model.named_modules())
     kinds = Counter(type(modules[home]).__name__ for home in {name.rpartition(".")[0] for name, _ in named})
-    opened: dict[int, Opened] = {}
+    tensors, counts = list(model.buffers()), []
     for _, parameter in named:
+        opened: Opened | None = None
         if is_packed(parameter):
-            found = manager.first(hooks.loadkit_open_parameter, plan=plan, parameter=parameter)
-            if found is not None:
-                opened[id(parameter)] = found
-    held: Counter[tuple[Any, Any]] = Counter()
-    tensors = list(model.buffers())
-    for _, parameter in named:
-        parts = opened.get(id(parameter))
-        tensors += [parameter] if parts is None else [parts.data, *parts.constants]
-    for tensor in tensors:
-        held[tensor.dtype, tensor.device] += tensor.numel() * tensor.element_size()
+            opened = manager.first(hooks.loadkit_open_parameter, plan=plan, parameter=parameter)
+        tensors += [parameter] if opened is None else [opened.data, *opened.constants]
+        counts.append((opened.count if opened else int(parameter.numel()), parameter.requires_grad))
     by_dtype: Counter[str] = Counter()
     devices: Counter[str] = Counter()
-    for (dtype, device), count in held.items():
-        by_dtype[str(dtype).removeprefix("torch.")] += count
-        devices[str(device)] += count
-    counts = [(o.count if (o := opened.get(id(p))) else int(p.numel()), p.requires_grad) for _, p in named]
+    for tensor in tensors:
+        nbytes = tensor.numel() * tensor.element_size()
+        by_dtype[str(tensor.dtype).removeprefix("torch.")] += nbytes
+        devices[str(tensor.device)] += nbytes
     return Measurements(
         model_class=type(base).__name__,
         modules=dict(kinds.most_common()),

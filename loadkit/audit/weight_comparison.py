@@ -79,10 +79,9 @@ def _sample(files: Sequence[Path], model: Any) -> Iterator[Sampled]:
     prefix = f"{model.base_model_prefix}."
     named = {}
     for name, parameter in model.named_parameters():
-        for candidate in (name, name.removeprefix(prefix), f"{prefix}{name}"):
-            if candidate in homes:
-                named[candidate] = (name, parameter)
-                break
+        candidates = (name, name.removeprefix(prefix), f"{prefix}{name}")
+        if (stored := next((c for c in candidates if c in homes), None)) is not None:
+            named[stored] = (name, parameter)
     chosen = _spread(sorted(named))
     for path in files:
         here = [stored for stored in chosen if homes[stored] == path]

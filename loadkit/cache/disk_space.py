@@ -22,11 +22,7 @@ _LIMIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[kmgt]i?b|)\s*", re.IGNORECASE)
 
 
 def size_limit(text: str, folder: Path) -> int:
-    """A limit such as "50GB", "20GiB" or "5%" of a folder's disk, in bytes; 0 where that disk can't be asked.
-
-    Raises:
-        LoadkitError: the text is neither.
-    """
+    """A limit such as "50GB", "20GiB" or "5%" of a folder's disk, in bytes; 0 if that disk can't be asked."""
     found = _LIMIT.fullmatch(text)
     if found is None:
         raise LoadkitError(
@@ -43,7 +39,7 @@ def size_limit(text: str, folder: Path) -> int:
 
 
 def lacking(folder: Path, wanted: int, freed: int) -> str:
-    """Why a disk can't take so many bytes once others are freed; "" where it can, and keeps its spare part."""
+    """Why a disk can't take so many bytes once others are freed; "" where it can, its spare part aside."""
     try:
         disk = shutil.disk_usage(_existing(folder))
     except OSError as error:

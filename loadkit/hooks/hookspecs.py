@@ -29,7 +29,7 @@ while loading.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import pluggy
 
@@ -46,10 +46,8 @@ from loadkit.schema.loading_aids import LoadingAid, Shortcut
 from loadkit.schema.plans import Plan
 from loadkit.schema.processing import Processing, Tokens, Vocabulary
 from loadkit.schema.quantized_weights import Opened, Packed
+from loadkit.schema.reports import Loading
 from loadkit.schema.values import Architecture, ModelClass, Placement, Preparation, Quantization
-
-if TYPE_CHECKING:
-    from loadkit.schema.reports import Loading
 
 PROJECT = "loadkit"
 

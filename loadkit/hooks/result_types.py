@@ -27,7 +27,7 @@ def _weights(answer: Any) -> bool:
 
 
 MODEL = Kind("a torch.nn.Module", lambda answer: callable(getattr(answer, "named_parameters", None)))
-"""Told by what it has, as this module mustn't import torch."""
+"""Recognized by what it has, as this module mustn't import torch."""
 
 ANSWERS: Mapping[str, Kind] = {
     "loadkit_estimate_weights": Kind("a mapping of names to Packed", _packed),

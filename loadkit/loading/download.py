@@ -2,7 +2,8 @@
 
 transformers 5.23 takes a file that the Hub refuses (HTTP 503, a broken connection) for one that doesn't
 exist, wherever it can do without: a tokenizer then lacks its settings, in silence. What lies in the cache at
-the plan's commit is taken from there; so it is brought there first, by a call that fails loudly.
+the plan's commit is taken from there; so it is brought there first, by calls that raise a LoadError where a
+file can't be had, or isn't what the Hub promised.
 """
 
 from __future__ import annotations
@@ -47,11 +48,7 @@ def plan_kwargs(plan: Plan) -> dict[str, Any]:
 
 
 def fetch_small_files(plan: Plan, listings: Listings, token: Token = None) -> None:
-    """Download what tokenizer and configs are read from; nothing where all weights are here, which come last.
-
-    Raises:
-        LoadError: a file can't be had, or isn't what the Hub promised.
-    """
+    """Download what tokenizer and configs are read from, unless all weights, which come last, are here."""
     checkpoint, processing = plan.checkpoint, plan.processing
     if not (checkpoint.commit or processing.revision) or not may_ask(plan):
         return
@@ -70,11 +67,7 @@ def fetch_small_files(plan: Plan, listings: Listings, token: Token = None) -> No
 def fetch_weights(
     plan: Plan, facts: LoadFacts, token: Token = None, progress: Progress | None = None
 ) -> tuple[Path, ...]:
-    """Download the weight files that aren't here; then all safetensors files on this machine.
-
-    Raises:
-        LoadError: a file can't be had, isn't what the Hub promised, or the Hub mayn't be asked for it.
-    """
+    """Download the weight files that aren't here; the safetensors files that are on this machine then."""
     checkpoint = plan.checkpoint
     if not checkpoint.commit or len(facts.weight_files) == len(checkpoint.weight_files):
         return facts.weight_files
@@ -90,11 +83,7 @@ def fetch_weights(
 
 
 def fetch_adapters(plan: Plan, listings: Listings, token: Token = None) -> Adapters | None:
-    """Bring the files of existing adapters here: the plan's adapters, with the folder of each as its source.
-
-    Raises:
-        LoadError: the Hub can't be reached, or refuses.
-    """
+    """Bring files of existing adapters here: the plan's adapters, with the folder of each as its source."""
     adapters = plan.adapters
     if adapters is None:
         return None

@@ -44,11 +44,7 @@ def load_model(
     aids: Aids = NO_AIDS,
     first_on_node: FirstOnNode = lambda _, fetching: fetching(),
 ) -> BareModel:
-    """Load the model that the plan names; `first_on_node` lets one process of a machine fetch first.
-
-    Raises:
-        LoadError: the weights can't be had, or transformers failed; its exception is the cause.
-    """
+    """Load the model that the plan names; `first_on_node` lets one process of a machine fetch first."""
     other = manager.first(hooks.loadkit_load_model, plan=plan)
     if other is not None:
         return BareModel(other, Loading(), {}, facts.weight_files)
@@ -121,11 +117,7 @@ def load_config(plan: Plan, token: Token = None) -> tuple[Any, dict[str, Any]]:
 
 
 def load_processing_class(plan: Plan, token: Token = None) -> Any:
-    """Load the tokenizer or processor that the plan names; None where it names none.
-
-    Raises:
-        LoadError: its files can't be had, or transformers failed; its exception is the cause.
-    """
+    """Load the tokenizer or processor that the plan names; None where it names none."""
     processing = plan.processing
     if processing.kind == "none":
         return None
@@ -189,7 +181,7 @@ def _loading(info: dict[str, Any]) -> Loading:
 
 @contextmanager
 def _explained(plan: Plan, what: str) -> Iterator[None]:
-    """Say what was being loaded when a library underneath raises."""
+    """A LoadError says what was being loaded when a library underneath raised, which is its cause."""
     try:
         yield
     except LoadkitError:

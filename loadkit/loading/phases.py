@@ -85,15 +85,7 @@ def run_phases(
     clock: Callable[[str], AbstractContextManager[Any]],
     say: Progress,
 ) -> tuple[Any, tuple[Change, ...]]:
-    """Carry out the plan's phases, and leave the model in the planned mode; what each did to its parameters.
-
-    Parameters:
-        vocabulary: what the tokenizer asks for.
-        adapters: the plan's, with folders as sources.
-
-    Raises:
-        LoadError: no plugin carries a phase out.
-    """
+    """Carry out the plan's phases; the model in the planned mode, and what each did to its parameters."""
     changes: list[Change] = []
     for phase in (phase for phase in PHASES if phase.needed(plan)):
         say(phase.about)

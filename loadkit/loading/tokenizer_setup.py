@@ -15,11 +15,7 @@ ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def finish_processing(plan: Plan, processing_class: Any) -> Vocabulary:
-    """Set template, padding side and special tokens as planned; what the vocabulary asks of the model.
-
-    Raises:
-        LoadError: a token that was asked for isn't there, or can't be added over a quantized checkpoint.
-    """
+    """Set template, padding side and special tokens as planned; what the vocabulary asks of the model."""
     rows = max((a.embedding_rows for a in plan.adapters.members), default=0) if plan.adapters else 0
     if processing_class is None:
         return Vocabulary(size=0, rows=rows)

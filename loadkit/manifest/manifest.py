@@ -161,11 +161,7 @@ def differences(first: Plan | Manifest, second: Plan | Manifest) -> list[Differe
 
 
 def read_saved(path: str | Path) -> Plan | Manifest:
-    """Read a file that holds a plan or a manifest.
-
-    Raises:
-        LoadkitError: it can't be read, or is neither.
-    """
+    """The plan or manifest that a file holds; a LoadkitError where it can't be read, or is neither."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -189,11 +185,10 @@ def files_of(plan: Plan) -> dict[str, Path]:
         places["tokenizer"] = (processing.source, processing.revision)
     if plan.adapters is not None:
         places |= {f"adapter {a.name}": (a.source, a.revision) for a in plan.adapters.members if a.source}
-    cache = next((d.value for d in plan.decisions if d.stage == "kwargs.cache_dir"), None)
     return {
         f"{role}/{path.relative_to(folder).as_posix()}": path
         for role, (location, commit) in places.items()
-        if (folder := _folder(location, commit, cache)) is not None
+        if (folder := _folder(location, commit, plan.kwargs.get("cache_dir"))) is not None
         for path in sorted(folder.iterdir())
         if path.is_file() and _matters(role, path.name, plan)
     }

@@ -114,12 +114,11 @@ class Decisions:
         for plugin, answer in self.manager.answers(hook, context=self.context, plan=self.plan()):
             items: Iterable[tuple[str, Any]] | None = answer.items() if isinstance(answer, Mapping) else None
             given = [(key, item if isinstance(item, list | tuple) else [item]) for key, item in items or ()]
-            if items is None or not all(
-                isinstance(claim, Claim) for _, several in given for claim in several
-            ):
+            claims = [claim for _, several in given for claim in several]
+            if items is None or not all(isinstance(claim, Claim) for claim in claims):
                 fault = f"it answered {answer!r}; this hook returns a mapping of keyword to Claim, or None"
                 raise PluginError(plugin, fault, hook=hook.__name__)
-            found += [(plugin, key, claims) for key, claims in given]
+            found += [(plugin, key, several) for key, several in given]
         return found
 
     def check(self) -> None:
@@ -191,18 +190,8 @@ def _fitting(stage: Stage, stamped: StampedClaim) -> StampedClaim:
 
 
 def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
-    return CheckpointSummary(
-        source=checkpoint.source,
-        location=checkpoint.location,
-        kind=checkpoint.kind,
-        revision=checkpoint.revision,
-        commit=checkpoint.commit,
-        model_type=checkpoint.model_type,
-        weight_bytes=checkpoint.weight_bytes,
-        weight_format=checkpoint.weight_format,
-        tensors=len(checkpoint.tensors),
-        weight_files=checkpoint.weight_files,
-    )
+    same = {name: getattr(checkpoint, name) for name in CheckpointSummary.__struct_fields__}
+    return CheckpointSummary(**{**same, "tensors": len(checkpoint.tensors)})
 
 
 def _owned(key: str, plugin: str) -> Problem:

@@ -99,9 +99,6 @@ def plan_load(
 ) -> Planned:
     """Plan a load as `make_plan` does, or take a plan as it is, with the facts that the load needs.
 
-    Parameters:
-        launch: the processes of this launch, where they have been read already.
-
     Raises:
         PlanError: the request can't be met; all problems are listed.
         LoadkitError: a plan was given, and something that would change it.
@@ -114,18 +111,15 @@ def plan_load(
     request, problems = make_request(source, profile, options, manager, recipe)
     if not request.source:
         raise PlanError("", [*problems, *([] if problems else [no_source(request)])])
-    launched = lambda: launch or read_topology()  # noqa: E731
-    target = find_target(request, machine, nodes, engine, topology, here=this_machine(), launch=launched)
+    target = find_target(
+        request, machine, nodes, engine, topology, this_machine(), lambda: launch or read_topology()
+    )
     context, problems = _read_facts(request, manager, target, problems, token, progress)
     return _planned(context, manager, problems, target.elsewhere)
 
 
 def plan_context(context: Context, manager: PluginManager, problems: Iterable[Problem] = ()) -> Plan:
-    """Make the plan for given facts, with the problems found so far.
-
-    Raises:
-        PlanError: the plan can't be met; all problems are listed.
-    """
+    """Make the plan for given facts and the problems found so far, or raise a PlanError with all of them."""
     return _planned(context, manager, problems).plan
 
 
@@ -137,11 +131,7 @@ def _read_facts(
     token: Token,
     progress: Progress | None,
 ) -> tuple[Context, list[Problem]]:
-    """Everything that plugins may know, and every problem so far.
-
-    Raises:
-        PlanError: the checkpoint can't be read at all.
-    """
+    """Everything that plugins may know, and every problem so far; a PlanError where nothing can be read."""
     named = request.value("adapter")
     allow_pickle = request.value("allow_pickle", False)
     access = Access(token, request.value("cache_dir"), request.value("local_files_only", False), progress)

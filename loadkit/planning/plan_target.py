@@ -40,16 +40,10 @@ def find_target(
     nodes: int | None,
     engine: str | None,
     topology: Topology | None,
-    *,
     here: Machine,
     launch: Callable[[], Topology],
 ) -> Target:
-    """Decide where a plan is for, by what `make_plan` was given and what the request's options ask for.
-
-    Parameters:
-        here: this machine.
-        launch: reads this launch.
-    """
+    """Decide where a plan is for, by what `make_plan` was given and what the request's options ask for."""
     problems: list[Problem] = []
     if engine is not None and engine not in ENGINES:
         asked = f"engine={engine!r} was asked for, which isn't one{did_you_mean(engine, ENGINES)}"
@@ -74,7 +68,16 @@ def find_target(
     if imagined or (named is not None and named.accelerators != here.accelerators):
         elsewhere = ", ".join(filter(None, (target.describe(), topology.describe())))
     if isinstance(machine, str) and not problems:
-        problems.append(_assumed(elsewhere))
+        problems.append(
+            Problem(
+                "machine",
+                "loadkit",
+                "planned-elsewhere",
+                f"this plan is for {elsewhere}, with the packages that are installed here",
+                "load it there, where it is planned anew; nothing is loaded with it here",
+                severity="note",
+            )
+        )
     return Target(machine=target, topology=topology, elsewhere=elsewhere, problems=tuple(problems))
 
 
@@ -141,15 +144,4 @@ def _not_beside(name: str, engine: str) -> Problem:
         "tensor-parallel-beside-engine",
         f"{name} was asked for, and {engine} shares the weights among the processes in another way",
         f"launch without {engine}, or with FSDP2, beside which transformers splits layers; or leave {name} out",
-    )
-
-
-def _assumed(elsewhere: str) -> Problem:
-    return Problem(
-        "machine",
-        "loadkit",
-        "planned-elsewhere",
-        f"this plan is for {elsewhere}, with the packages that are installed here",
-        "load it there, where it is planned anew; nothing is loaded with it here",
-        severity="note",
     )

@@ -22,7 +22,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
         dtype: dtype of its parameters.
         exclude_vision: leave the towers of a multimodal model other than the text one alone.
         new_tokens: for a new one: train the embedding rows of added tokens, but for the pad token's.
-        embedding_rows: rows that the embeddings must have, as an existing adapter was saved so; 0 for any.
+        embedding_rows: rows of the embeddings that an existing adapter was saved with; 0 for no demand.
     """
 
     name: str = "default"

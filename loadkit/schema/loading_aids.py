@@ -46,7 +46,7 @@ class LoadingAid:
 
     The core asks `stored` first. Where no plugin has anything stored, it enters the aid, asks once more,
     calls `from_pretrained`, hands the model to `keep` and leaves the aid. Nothing here may raise: what fails
-    makes a load slower, and is told by `line`.
+    makes a load slower, and `line` says so.
     """
 
     line = ""

@@ -56,7 +56,7 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
         size: one more than its highest id.
         new_tokens: the tokens that loadkit added, to their ids.
         special_ids: "bos_token_id", "eos_token_id", "pad_token_id" to the id; None where there is none.
-        rows: rows that the embeddings must have at least, as an adapter was saved so; 0 for any.
+        rows: rows that the embeddings must have at least, for an adapter saved with them; 0 for no demand.
     """
 
     size: int

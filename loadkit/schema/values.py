@@ -56,7 +56,8 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         lora_target_modules: what LoRA adapts by default; empty for all linear layers.
         skip_modules: modules never to quantize, as dotted paths or their last parts.
         preferred: use these classes even where transformers knows the model type.
-        chat_template: in Jinja, for a tokenizer or processor of the checkpoint's own without one; "" for none.
+        chat_template: a template in Jinja, for a tokenizer or processor of the checkpoint's own that has
+            none; "" for none.
     """
 
     model_type: str
@@ -141,7 +142,8 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
         kbit: freeze the quantized base and, with `float32_norms`, keep its norms in float32.
         gradient_checkpointing: recompute activations in the backward pass.
         gradient_checkpointing_kwargs: as `gradient_checkpointing_enable` takes them.
-        input_gradients: let gradients flow from the embeddings: reentrant checkpointing over a frozen base.
+        input_gradients: let gradients flow from the embeddings (needed by reentrant checkpointing over a
+            frozen base).
         training: leave the model in training mode; False leaves `eval()`.
         float32_norms: whether k-bit preparation keeps norms in float32; engines that shard want one dtype.
         norms_left: ends of the paths of norms left in the weights' dtype, as the model casts to theirs.

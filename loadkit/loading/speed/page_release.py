@@ -8,7 +8,6 @@ any time and are still in the page cache.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -85,11 +84,10 @@ def release(mappings: Sequence[Mapping], kept: Sequence[tuple[int, int]]) -> int
 
 
 def trim() -> None:
-    """Have glibc hand back what it keeps of freed memory; other C libraries are left alone."""
+    """Have glibc hand back what it keeps of freed memory; other C libraries aren't asked."""
     libc = _libc()
-    with contextlib.suppress(AttributeError):
-        if libc is not None:
-            libc.malloc_trim(0)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 @contextmanager

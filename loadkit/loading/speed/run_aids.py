@@ -40,13 +40,7 @@ NO_AIDS = Aids()
 
 
 def gather_aids(plan: Plan, facts: LoadFacts, manager: PluginManager, progress: Progress) -> Aids:
-    """Ask every plugin for an aid, and the aids for what lies ready.
-
-    It needs no torch: what is stored can be read while that is imported.
-
-    Raises:
-        PluginError: a plugin raised, or answered something else.
-    """
+    """Ask plugins for aids, and the aids for what lies ready, which can be read while torch is imported."""
     hook: Callable[..., Any] = hooks.loadkit_shorten_loading
     about = {"identity": facts.fingerprint, "machine": facts.machine, "entries": Entries()}
     aids = []

@@ -59,8 +59,8 @@ def share(
 
 
 def _stays_whole(context: Context, memory: Memory, packed: Mapping[str, Packed]) -> int:
-    """What engines that shard parameters leave on every rank: constants of quantized weights, which aren't
-    parameters, and what is packed as integers, under FSDP2 (accelerate 1.15: `fsdp2_prepare_model`)."""
+    """What engines that shard parameters leave on every rank: quant states, which aren't parameters, and what
+    is packed as integers, under FSDP2 (accelerate 1.15: `fsdp2_prepare_model`)."""
     if not context.topology.shards_parameters:
         return 0
     integers = sum(p.data for p in packed.values() if "int" in p.dtype)
@@ -82,16 +82,13 @@ def _own_copy(context: Context, plan: Plan, memory: Memory, kept: Sequence[Kept]
 
 def _shared(world: int, splits: int, shards: int, engine: str) -> str:
     """Which share of what each process holds, in words."""
-    parts = []
-    if splits > 1:
-        parts.append(f"1/{splits} of the layers that are split, the rest whole")
-    if shards > 1:
-        parts.append(f"1/{shards} of weights, gradients and optimizer")
-    if engine == "zero1":
-        parts.append(f"weights and gradients whole, 1/{world} of the optimizer")
-    if engine == "zero2":
-        parts.append(f"weights whole, 1/{world} of gradients and optimizer")
-    return "; of those ".join(parts) or "everything whole"
+    parts = {
+        f"1/{splits} of the layers that are split, the rest whole": splits > 1,
+        f"1/{shards} of weights, gradients and optimizer": shards > 1,
+        f"weights and gradients whole, 1/{world} of the optimizer": engine == "zero1",
+        f"weights whole, 1/{world} of gradients and optimizer": engine == "zero2",
+    }
+    return "; of those ".join(part for part, holds in parts.items() if holds) or "everything whole"
 
 
 def _how(context: Context, plan: Plan, placed: bool, own: bool) -> str:
