@@ -82,10 +82,11 @@ class Reader:
         self._tree.start()
         configs = [self._config_facts(mro) for mro in self._derived(name, "configuration_*.py", _CONFIG_ROOT)]
         models = [_model_facts(mro) for mro in self._derived(name, "modeling_*.py", _MODEL_ROOT)]
+        keys = frozenset(key for config in configs for key in config.sub_configs)
         modules = {
             mro[0].name: found
             for mro in self._orders(name, "modeling_*.py")
-            if (found := _module_facts(mro)) != ModuleFacts()
+            if (found := _module_facts(mro, keys)) != ModuleFacts()
         }
         visited = set(self._tree.visited)
         return {c.name: c for c in configs}, {m.name: m for m in models}, modules, visited
@@ -196,12 +197,16 @@ def _model_facts(mro: list[ClassSource]) -> ModelFacts:
     )
 
 
-def _module_facts(mro: list[ClassSource]) -> ModuleFacts:
+def _module_facts(mro: list[ClassSource], sub_configs: frozenset[str]) -> ModuleFacts:
     members: dict[str, tuple[str, ...]] = {}
+    given: dict[str, str] = {}
     for source in reversed(mro):
         members |= source.members
+        kept = {name: key for name, key in source.given.items() if sub_configs and key in (*sub_configs, "")}
+        given = {name: key for name, key in given.items() if name not in source.members} | kept
     return ModuleFacts(
         members=members,
+        given=given,
         linear=any("Linear" in source.kin for source in mro),
         head=next((source.head for source in mro if source.head), ""),
         direct=tuple(dict.fromkeys(name for source in mro for name in source.direct)),
