@@ -1,26 +1,33 @@
-"""Write the reference pages from the code: hooks, options, profiles, command line, public names, problem codes.
+"""Write what the code says: the reference pages, the trees of rooms in CONTRIBUTING.md and architecture.md, the picture.
 
-python docs/generate.py            write docs/reference/*.md
-python docs/generate.py --check    exit with 1 where a page is stale
+python docs/generate.py            write all of it
+python docs/generate.py --check    exit with 1 where something is stale
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import itertools
 import sys
 import typing
 from pathlib import Path
+from types import ModuleType
 
 import click
 
 import loadkit
+from loadkit import plugins
 from loadkit.cli.main import COMMANDS, main
 from loadkit.hooks.manager import PluginManager
 from loadkit.request.profiles import find_profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hook_pages import hook_pages
+from problem_codes import problem_codes
+from request_picture import PICTURE, picture
+from rooms import house, rooms, stack
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -73,24 +80,42 @@ def command_line() -> str:
 
 
 def api() -> str:
-    """Every public name's docstring."""
-    page = [NOTE, "# Public names", "Everything here is `loadkit.NAME`."]
-    for name in loadkit.__all__:
-        value = getattr(loadkit, name)
-        text = inspect.getdoc(value) or ""
-        signature = f"```python\n{name}{inspect.signature(value)}\n```" if inspect.isfunction(value) else ""
+    """The docstring of every name of `loadkit`."""
+    about = (
+        "Everything here is `loadkit.NAME`: what users and most plugins need. What some plugins need beyond it is in "
+        "[`loadkit.plugins`](plugin-api.md)."
+    )
+    return _joined([NOTE, "# Public names", about, *_names(loadkit)])
+
+
+def plugin_api() -> str:
+    """The docstring of every name of `loadkit.plugins`."""
+    about = (
+        "Everything here is `loadkit.plugins.NAME`: facts in detail, kept entries, loading aids, words for messages. "
+        "It is as public as [`loadkit` itself](api.md), and apart because few plugins need it."
+    )
+    renamed = [f"`{old}` (now `{new}`)" for old, new in loadkit._RENAMED.items()]
+    moved = ", ".join([*(f"`{name}`" for name in loadkit._MOVED), *renamed])
+    before = (
+        f"## Names that were in `loadkit` before\n\nThey work there until version 2, with a warning: {moved}."
+    )
+    return _joined([NOTE, "# Names for plugins", about, *_names(plugins), before])
+
+
+def _names(package: ModuleType) -> typing.Iterator[str]:
+    """A section a public name."""
+    for name in package.__all__:
+        value = getattr(package, name)
+        yield f"## `{name}`"
+        if inspect.isfunction(value):
+            yield f"```python\n{name}{inspect.signature(value)}\n```"
         kind = isinstance(value, type) or inspect.isfunction(value)
-        page += [f"## `{name}`", signature, _prose(text) if kind else _plain(name, value)]
-    return _joined(part for part in page if part)
+        yield _prose(inspect.getdoc(value) or "") if kind else _plain(name, value, package)
 
 
 def codes() -> str:
     """Every code of a problem or finding that stands in the sources, and where it comes from."""
-    found: dict[str, set[str]] = {}
-    for path in sorted([*ROOT.glob("loadkit/**/*.py"), *ROOT.glob("plugins/loadkit_plugins/**/*.py")]):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for code in _codes(node):
-                found.setdefault(code, set()).add(path.relative_to(ROOT).as_posix())
+    found = problem_codes(ROOT, {"loadkit": "loadkit", "plugins/loadkit_plugins": "loadkit_plugins"})
     rows = [f"| `{code}` | {', '.join(sorted(homes))} |" for code, homes in sorted(found.items())]
     page = [
         NOTE,
@@ -122,24 +147,29 @@ def conformance() -> str:
     return _joined(page)
 
 
-def _codes(node: ast.AST) -> list[str]:
-    if not isinstance(node, ast.Call):
-        return []
-    named = [k.value for k in node.keywords if k.arg == "code"]
-    called = getattr(node.func, "id", getattr(node.func, "attr", ""))
-    if called in ("problem", "_problem", "_finding", "_unreadable") and node.args:
-        named.append(node.args[0])
-    return [
-        n.value
-        for n in named
-        if isinstance(n, ast.Constant) and isinstance(n.value, str) and " " not in n.value
-    ]
-
-
-def _plain(name: str, value: object) -> str:
+def _plain(name: str, value: object, package: ModuleType) -> str:
+    """What a name that is neither class nor function stands for: plain data with the words below it in the source."""
     if typing.get_origin(value) is not None:
         return f"`{name} = {value}`".replace("loadkit.schema.values.", "").replace("typing.", "")
+    if isinstance(value, (tuple, dict)):
+        return f"`{name} = {value!r}`\n\n{_words_below(name, package)}"
     return _prose(inspect.getdoc(value) or "")
+
+
+def _words_below(name: str, package: ModuleType) -> str:
+    """The string that stands below a constant, in the module that the package has it from."""
+    for node in ast.walk(_tree(package)):
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            body = _tree(importlib.import_module(str(node.module))).body
+            for constant, below in itertools.pairwise(body):
+                named = getattr(constant, "targets", [getattr(constant, "target", None)])
+                if name in {getattr(target, "id", "") for target in named}:
+                    return str(ast.literal_eval(below.value)) if isinstance(below, ast.Expr) else ""
+    return ""
+
+
+def _tree(module: ModuleType) -> ast.Module:
+    return ast.parse(inspect.getsource(module))
 
 
 def _prose(text: str) -> str:
@@ -199,22 +229,47 @@ PAGES = {
     "profiles": profiles,
     "cli": command_line,
     "api": api,
+    "plugin-api": plugin_api,
     "codes": codes,
     "conformance": conformance,
 }
 
 
-def pages() -> dict[str, str]:
-    """Every page, by its name below docs/reference."""
-    return {**{name: make() for name, make in PAGES.items()}, **hook_pages(_prose, NOTE)}
+MARKED: dict[str, dict[str, typing.Callable[[Path], str]]] = {
+    "CONTRIBUTING.md": {"rooms": rooms},
+    "docs/explanation/architecture.md": {"floors": stack, "rooms": house},
+}
+"""Pages written by hand with a made part between marks: name of the part to what makes it."""
+
+
+def pages() -> dict[Path, str]:
+    """Everything that is made, by the file that it belongs in."""
+    reference = {**{name: make() for name, make in PAGES.items()}, **hook_pages(_prose, NOTE)}
+    made = {REFERENCE / f"{name}.md": text for name, text in reference.items()}
+    return {
+        **made,
+        PICTURE: picture(),
+        **{ROOT / name: _filled(ROOT / name, parts) for name, parts in MARKED.items()},
+    }
+
+
+def _filled(page: Path, parts: typing.Mapping[str, typing.Callable[[Path], str]]) -> str:
+    """A page with its made parts as they should be."""
+    text = page.read_text(encoding="utf-8")
+    for name, make in parts.items():
+        begin, end = f"<!-- {name}: made by docs/generate.py -->\n", f"<!-- end of {name} -->"
+        before, mark, rest = text.partition(begin)
+        _, closing, after = rest.partition(end)
+        if not (mark and closing):
+            raise LookupError(f"{page} has no place for {name}: {begin}{end}")
+        text = f"{before}{begin}{make(ROOT)}\n{end}{after}"
+    return text
 
 
 def stale() -> list[str]:
-    """The pages that aren't what the code says, and those of hooks that are no more."""
-    made = {REFERENCE / f"{name}.md": text for name, text in pages().items()}
-    wrong = [
-        path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
-    ]
+    """The files that aren't what the code says, and those of hooks that are no more."""
+    made = pages()
+    wrong = [p for p, text in made.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     return [path.relative_to(ROOT).as_posix() for path in (*wrong, *_leftover(made))]
 
 
@@ -223,8 +278,8 @@ def _leftover(made: typing.Container[Path]) -> list[Path]:
 
 
 def write() -> None:
-    """Write every page, and take away those of hooks that are no more."""
-    made = {REFERENCE / f"{name}.md": text for name, text in pages().items()}
+    """Write every file, and take away those of hooks that are no more."""
+    made = pages()
     for path, text in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -14,8 +14,8 @@ __all__ = ["HOOKS", "hook_pages"]
 
 ROOT = Path(__file__).parent.parent
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("loadkit_")}
-PLUGINS = ("plugins/loadkit_plugins/*.py", "plugins/*/loadkit_*/plugin.py")
-TESTS = ("tests/core/*.py", "tests/integration/*.py")
+PLUGINS = ("plugins/loadkit_plugins/**/*.py", "plugins/*/loadkit_*/plugin.py")
+TESTS = ("tests/**/*.py",)
 """Where the example is from, of a hook that no plugin here needs."""
 
 CONSTANT, FUNCTION = 24, 40
@@ -129,8 +129,9 @@ def _beside(tree: ast.Module, text: str, shown: list[str]) -> Iterator[str]:
 def _left_to(path: Path, function: ast.FunctionDef) -> Iterator[str]:
     """The functions that it imports from a module beside it, where they are short."""
     for imported in (n for n in ast.walk(function) if isinstance(n, ast.ImportFrom)):
-        beside = path.with_name(f"{(imported.module or '').rpartition('.')[2]}.py")
-        if (imported.module or "").startswith(path.parent.name) and beside.is_file():
+        package, _, module = (imported.module or "").rpartition(".")
+        beside = path.with_name(f"{module}.py")
+        if package.rpartition(".")[2] == path.parent.name and beside.is_file():
             text = beside.read_text(encoding="utf-8")
             names = {alias.name for alias in imported.names}
             for node in ast.parse(text).body:

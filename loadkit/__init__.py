@@ -8,8 +8,8 @@
     print(plan)
     loaded = loadkit.load(plan)
 
-What plugins need beyond these names is in `loadkit.plugins`. Names are imported when they are first used, so that
-`import loadkit` costs nothing.
+What plugins need beyond these names is in `loadkit.plugins`. Names are imported when they are first used, so
+that `import loadkit` costs nothing.
 """
 
 from __future__ import annotations
@@ -104,51 +104,28 @@ __all__ = [
     "Unsupported", "Vocabulary", "Weight", "differences", "hookimpl", "load", "load_processing_class",
     "plan", "read_profile", "read_profiles", "read_recipe",
 ]
+_MOVED = [
+    "AdapterFacts", "Beside", "ConfigFacts", "Entries", "Entry", "Family", "File", "FileProof",
+    "InferenceMode", "Library", "LoadingAid", "ModelFacts", "ModuleFacts", "ProcessingFacts", "Record",
+    "Shortcut", "Stored", "Template", "TensorHeader", "checksum", "checksums", "file_checksums", "size",
+    "span",
+]
+"""Names that moved to `loadkit.plugins`; they work here until version 2."""
+
+_RENAMED = {"collector_rests": "pause_gc", "nearest": "did_you_mean"}
+"""Those that are called otherwise there."""
 # fmt: on
 
 _HOME_OF = {name: room for room, names in _HOMES.items() for name in names.split()}
 _OTHERWISE = {"plan": "make_plan"}
 """A public name to what its room calls it."""
 
-_MOVED = {
-    **dict.fromkeys(
-        (
-            "AdapterFacts",
-            "Beside",
-            "ConfigFacts",
-            "Entries",
-            "Entry",
-            "Family",
-            "File",
-            "FileProof",
-            "InferenceMode",
-            "Library",
-            "LoadingAid",
-            "ModelFacts",
-            "ModuleFacts",
-            "ProcessingFacts",
-            "Record",
-            "Shortcut",
-            "Stored",
-            "Template",
-            "TensorHeader",
-            "checksum",
-            "checksums",
-            "file_checksums",
-            "size",
-            "span",
-        ),
-        "",
-    ),
-    "collector_rests": "pause_gc",
-    "nearest": "did_you_mean",
-}
-"""A name that moved to `loadkit.plugins` to what it is called there ("" for the same); it works here until version 2."""
-
 
 def __getattr__(name: str) -> object:
-    if name in _MOVED:
-        now = _MOVED[name] or name
+    if name == "plugins":
+        return importlib.import_module("loadkit.plugins")
+    if name in _MOVED or name in _RENAMED:
+        now = _RENAMED.get(name, name)
         warnings.warn(
             f"loadkit.{name} is loadkit.plugins.{now} now; the old name works until version 2",
             DeprecationWarning,

@@ -34,7 +34,7 @@ __all__ = [
 Severity = Literal["error", "warning", "note"]
 
 SEVERITIES = ("error", "warning", "note")
-"""The order in which they are told."""
+"""The order in which they are listed."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -141,7 +141,8 @@ class AuditError(LoadkitError):
 
 
 class RankError(LoadkitError):
-    """This process stops because of another one of the launch: it failed, is gone, or would load something else.
+    """This process stops because of another one of the launch: it failed, is gone, or would load something
+    else.
 
     Parameters:
         ranks: the ranks that it is about.

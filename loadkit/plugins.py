@@ -1,4 +1,4 @@
-"""What plugins need beyond the names of `loadkit` itself: facts in detail, kept entries, loading aids, words for messages.
+"""What plugins need beyond the names of `loadkit`: facts in detail, cache entries, loading aids, words.
 
 from loadkit import Claim, Context, hookimpl
 from loadkit.plugins import LoadingAid, did_you_mean

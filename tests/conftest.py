@@ -1,4 +1,4 @@
-"""Fixtures that every house shares: caches of their own, and tiny real checkpoints made once a session."""
+"""Fixtures that every room shares: caches of their own, tiny real checkpoints made once a run, processes that start at once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from filelock import FileLock
+from forks import Forks
 from hub_server import HubServer, point_to
 
 # transformers copies a checkpoint's own code there, and reads the variable when it is imported, which is while collecting.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="loadkit-modules-")
 
-
 # OpenMP's threads spin while they wait, by default: with another process on the same cores a step then takes 50 times longer.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, the same for all its workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,7 +35,7 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("LOADKIT_CACHE", str(tmp_path_factory.getbasetemp().parent / "loadkit-cache"))
         patch.setenv(
             "LOADKIT_QUANTIZED_CACHE", "0"
-        )  # each test quantizes for itself, but for those of the cache
+        )  # each test quantizes for itself, but for the cache's own
         for name in ("LOADKIT_DISABLE", "LOADKIT_PLUGINS", "LOADKIT_STRICT", "HF_TOKEN"):
             patch.delenv(name, raising=False)
         yield
@@ -35,20 +43,56 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A maker of tiny checkpoints that makes each one once a session: `tiny("mistral")`."""
+def tiny(shared: Path) -> Callable[..., Path]:
+    """A maker of tiny checkpoints that makes each one once a run, whichever worker asks: `tiny("mistral")`."""
     from loadkit.testing.checkpoints import make_checkpoint
 
-    made: dict[tuple[object, ...], Path] = {}
-
     def make(arch: str = "mistral", **options: object) -> Path:
-        key = (arch, *sorted(options.items()))
-        if key not in made:
-            folder = tmp_path_factory.mktemp(arch.replace("/", "-")) / arch
-            made[key] = make_checkpoint(folder, arch, **options)  # type: ignore[arg-type]
-        return made[key]
+        options_of = "".join(f"-{name}-{value}" for name, value in sorted(options.items()))
+        home = shared / "tiny" / f"{arch}{options_of}".replace("/", "-")
+        folder = home / arch
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / "lock"):
+            if not folder.is_dir():
+                make_checkpoint(home / "unfinished" / arch, arch, **options)  # type: ignore[arg-type]
+                (home / "unfinished" / arch).rename(folder)
+        return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def kernels(shared: Path, _own_caches: None) -> Path:
+    """The folder of the run's compiled kernels, all of them compiled."""
+    from loadkit_plugins.cpu_kernels.register import KERNELS, serve
+
+    folder = Path(os.environ["LOADKIT_CACHE"], "kernels")
+    with FileLock(shared / "kernels.lock"):
+        for operator in KERNELS:
+            with serve(operator, folder, lambda sentence: None) as refused:
+                assert refused == ""
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_cache(kernels: Path) -> Callable[[Path], Path]:
+    """A maker of caches of a test's own that have the run's index of transformers and compiled kernels, and nothing else."""
+    index = kernels.with_name("library")
+
+    def make(folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        for part in (index, kernels):
+            part.mkdir(parents=True, exist_ok=True)
+            (folder / part.name).symlink_to(part, target_is_directory=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def forks(_own_caches: None, tmp_path_factory: pytest.TempPathFactory) -> Forks:
+    """Processes of their own that needn't import the libraries."""
+    return Forks(tmp_path_factory.mktemp("forks"))
 
 
 @pytest.fixture

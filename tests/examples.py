@@ -7,8 +7,9 @@ from typing import Any
 
 from loadkit import Accelerator, Checkpoint, Context, Machine, Plan, PlanError, PluginManager, Topology
 from loadkit.facts.checkpoint.checkpoint import File
-from loadkit.facts.library.library import read_library
-from loadkit.planning.pipeline import make_request, plan_context
+from loadkit.facts.library.index import read_library
+from loadkit.planning.build_request import make_request
+from loadkit.planning.pipeline import plan_context
 from loadkit.plugins import Beside, ProcessingFacts, Template, TensorHeader
 
 GIB = 2**30

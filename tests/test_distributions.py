@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 NAMES = {"smollm3": "loadkit-smollm3", "torchao": "loadkit-torchao"}
 LOADED = {
     # plugin to: checkpoint, what is given on the command line

@@ -25,11 +25,8 @@ def audit(
     """Collect what the plugins find, errors first.
 
     Parameters:
-        plan: what was planned.
-        model: the final model.
         loading: what `from_pretrained` said of the weights.
         processing_class: the tokenizer or processor; None where there is none.
-        manager: the plugins.
         earlier: what was found before the phases.
 
     Raises:

@@ -8,7 +8,7 @@ __all__ = ["Part", "part_of"]
 
 
 class Part(NamedTuple):
-    """A part: its own tensor, and where it begins in the whole, by dimension; no start where it is the whole."""
+    """A part: its own tensor, and where it begins in the whole, by dimension; no start for the whole."""
 
     tensor: Any
     start: tuple[int, ...] = ()
@@ -21,7 +21,8 @@ def part_of(parameter: Any) -> Part | None:
         parameter: a tensor, or a `torch.distributed.tensor.DTensor`.
 
     Returns:
-        None where its parts don't lie in one piece of the whole, as those of packed projections, and under ZeRO-3.
+        None where its parts don't lie in one piece of the whole, as those of packed projections, and under
+        ZeRO-3.
     """
     if hasattr(parameter, "ds_shape"):
         return None

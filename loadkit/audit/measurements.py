@@ -25,7 +25,6 @@ def measure(plan: Plan, model: Any, manager: PluginManager) -> Measurements:
     """Count modules, bytes and parameters; shared tensors count once.
 
     Parameters:
-        plan: the plan.
         model: a `torch.nn.Module`, with or without an adapter.
         manager: the plugins: the one that quantizes tells what a quantized parameter consists of.
     """
@@ -65,7 +64,7 @@ def measure(plan: Plan, model: Any, manager: PluginManager) -> Measurements:
 
 
 def _unquantized(base: Any) -> dict[str, int]:
-    """Of a quantized model: bytes that stay as they are, by reason, largest first; the adapters' own aside."""
+    """Of a quantized model: bytes that stay as they are, by reason, largest first; adapters aside."""
     import torch
 
     named = [(name, p) for name, p in base.named_parameters() if not ADAPTED.search(name)]
@@ -104,7 +103,7 @@ def _unquantized(base: Any) -> dict[str, int]:
 
 
 def peak_memory() -> dict[str, int]:
-    """Bytes: the process's highest resident set so far ("host"), and each CUDA device's highest allocation."""
+    """Bytes: the process's highest resident set ("host"), and each CUDA device's highest allocation."""
     import torch
 
     found: dict[str, int] = {"host": host} if (host := _highest_resident()) else {}
@@ -115,7 +114,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def _highest_resident() -> int:
-    """Bytes; 0 where the system doesn't tell. Linux's ru_maxrss counts the parent's memory at the fork too, VmHWM doesn't."""
+    """Bytes; 0 where unknown. Linux's ru_maxrss counts the parent's memory at the fork too, VmHWM doesn't."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

@@ -1,4 +1,4 @@
-"""How the core and plugins look into a loaded model: the bare base, configs at every depth, embeddings, what is packed."""
+"""How the core and plugins look into a loaded model: its base, configs, embeddings, packed parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def base_of(model: Any) -> Any:
 
 
 def configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, config) for a transformers config and everything nested in it; the outermost is ""."""
+    """Yield (dotted path, config) for a transformers config and every nested one; the outermost is ""."""
     yield path, config
     for key in config.sub_configs:
         nested = getattr(config, key, None)
@@ -23,7 +23,7 @@ def configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_packed(parameter: Any) -> bool:
-    """Whether a parameter is quantized: it has a class of its own, as quantizers give it, or holds integers."""
+    """Whether a parameter is quantized: it has a class of a quantizer's own, or holds integers."""
     import torch
 
     plain = type(parameter) is torch.nn.Parameter and type(parameter.data) is torch.Tensor
@@ -31,7 +31,7 @@ def is_packed(parameter: Any) -> bool:
 
 
 def input_embeddings(model: Any) -> Any:
-    """The module that embeds token ids; None where the class doesn't tell (transformers raises for pp_formulanet, say)."""
+    """The module that embeds token ids; None where the class doesn't tell (transformers' pp_formulanet)."""
     try:
         return model.get_input_embeddings()
     except NotImplementedError:

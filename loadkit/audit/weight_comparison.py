@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from loadkit.audit.local_shard import Part, part_of
 from loadkit.errors import Finding
-from loadkit.facts.checkpoint.local_weight_files import weight_paths
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.schema.plans import Plan
@@ -19,10 +18,10 @@ __all__ = ["SAMPLED", "VALUES", "compare_with_files"]
 _finding = partial(Finding, "weights", "loadkit")
 
 SAMPLED, VALUES = 16, 32_768
-"""How many tensors are compared, and how many of the first values of each: about a megabyte, whatever the model's size."""
+"""How many tensors are compared, and how many first values of each: about a megabyte in all."""
 
 
-class Stored(NamedTuple):
+class Sampled(NamedTuple):
     """One tensor of the model, and the beginning of what the file has for it: whole rows."""
 
     name: str
@@ -31,32 +30,33 @@ class Stored(NamedTuple):
     rows: Any
 
 
-def compare_with_files(plan: Plan, model: Any, manager: PluginManager) -> list[Finding]:
+def compare_with_files(
+    plan: Plan, files: Sequence[Path], model: Any, manager: PluginManager
+) -> list[Finding]:
     """Hold a sample of tensors against the files.
 
     A quantized tensor is compared by the plugin that quantized it, which quantizes the file's values again.
 
     Parameters:
-        plan: the plan.
+        files: the checkpoint's safetensors files on this machine.
         model: the model as `from_pretrained` gave it.
-        manager: the plugins.
 
     Returns:
         A finding for the tensors that differ; a note where nothing could be compared.
     """
     different, compared = [], 0
-    for stored in _sample(plan, model):
-        told = manager.first(
+    for sampled in _sample(files, model):
+        answer = manager.first(
             hooks.loadkit_compare_tensor,
             plan=plan,
-            module=stored.module,
-            parameter=stored.parameter,
-            stored=stored.rows,
+            module=sampled.module,
+            parameter=sampled.parameter,
+            stored=sampled.rows,
         )
-        difference = _difference(stored) if told is None else told
+        difference = _difference(sampled) if answer is None else answer
         compared += difference is not None
         if difference:
-            different.append(f"{stored.name} ({difference})")
+            different.append(f"{sampled.name} ({difference})")
     if different:
         return [
             _finding(
@@ -78,17 +78,16 @@ def compare_with_files(plan: Plan, model: Any, manager: PluginManager) -> list[F
     return []
 
 
-def _sample(plan: Plan, model: Any) -> Iterator[Stored]:
+def _sample(files: Sequence[Path], model: Any) -> Iterator[Sampled]:
     """Tensors spread evenly over the model, of those that the files have under the same name."""
     from safetensors import safe_open
 
-    files = weight_paths(plan)
-    if not files:
-        return
     homes: dict[str, Path] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
             homes.update(dict.fromkeys(file.keys(), path))
+    if not homes:
+        return
     prefix = f"{model.base_model_prefix}."
     named = {}
     for name, parameter in model.named_parameters():
@@ -107,7 +106,7 @@ def _sample(plan: Plan, model: Any) -> Iterator[Stored]:
                 part = part_of(parameter)
                 if part is not None:
                     module = model.get_submodule(name.rpartition(".")[0])
-                    yield Stored(name, module, part.tensor, _beginning(file.get_slice(stored), part))
+                    yield Sampled(name, module, part.tensor, _beginning(file.get_slice(stored), part))
 
 
 def _spread(names: Sequence[str]) -> set[str]:
@@ -128,11 +127,11 @@ def _beginning(tensor: Any, part: Part) -> Any:
     return tensor[(slice(first.start, min(first.start + rows, first.stop)), *others)]
 
 
-def _difference(stored: Stored) -> str | None:
+def _difference(sampled: Sampled) -> str | None:
     """What is different; "" for nothing, None where the two can't be compared."""
     import torch
 
-    parameter, rows = stored.parameter.detach(), stored.rows
+    parameter, rows = sampled.parameter.detach(), sampled.rows
     packed = not parameter.is_floating_point()
     if parameter.device.type == "meta" or parameter.shape[1:] != rows.shape[1:]:
         return None

@@ -32,7 +32,8 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written. A folder can't be synced everywhere: there the file system orders it.
+    """Have the disk hold what was written. A folder can't be synced everywhere: there the file system orders
+    it.
 
     Parameters:
         path: a file or a folder.
@@ -53,7 +54,7 @@ def sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    """The process's mask: a file made by `mkstemp` is the owner's alone, and a file that somebody asked for isn't."""
+    """The process's mask: a file made by `mkstemp` is the owner's alone, and one that was asked for isn't."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

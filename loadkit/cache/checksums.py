@@ -21,7 +21,7 @@ WORKERS = 4
 
 
 def checksum(data: Any) -> str:
-    """XXH3 (128 bits) of something that has bytes, in hexadecimal. It finds damage; it is no defence against forgery."""
+    """XXH3 (128 bits) of something that has bytes, in hexadecimal: against damage, not against forgery."""
     import xxhash
 
     return str(xxhash.xxh3_128_hexdigest(data))
@@ -32,7 +32,8 @@ def checksums(parts: Mapping[str, Callable[[], Any]], *, workers: int = WORKERS)
 
     Parameters:
         parts: name to what gives its bytes.
-        workers: how many at a time, at most. With 1 no thread is started: none can be once the interpreter is about to end.
+        workers: how many at a time, at most. With 1 no thread is started: none can be once the interpreter is
+            about to end.
     """
     if workers == 1:
         return {name: checksum(give()) for name, give in parts.items()}

@@ -1,4 +1,4 @@
-"""Checkpoints that loadkit prepared on this machine: whole or not there, never more than a limit, least recently used first to go."""
+"""Checkpoints that loadkit prepared on this machine: whole or not there, least recently used first to go."""
 
 from __future__ import annotations
 
@@ -189,7 +189,8 @@ class Entries:
         return folder
 
     def sync(self, partial: Path) -> None:
-        """Have the disk take what was written to a folder so far, that less is left to do at the end. What can't be synced yet is left.
+        """Have the disk take what was written to a folder so far, that less is left to do at the end. What
+        can't be synced yet is left.
 
         Parameters:
             partial: a folder that `begin` made.
@@ -258,7 +259,8 @@ class Entries:
         shutil.rmtree(self.root / key, ignore_errors=True)
 
     def prune(self, limit: int | None = None, keep: str = "") -> list[Entry]:
-        """Remove the least recently used entries over the limit, and what is left of writings that were cut off.
+        """Remove the least recently used entries over the limit, and what is left of writings that were cut
+        off.
 
         Parameters:
             limit: bytes that may stay; by default the cache's own limit.

@@ -1,4 +1,4 @@
-"""The command line: `loadkit demo | plan | load | plugins | profiles`."""
+"""The command line, `loadkit`: a module a command."""
 
 from loadkit.cli.main import main
 

@@ -6,10 +6,10 @@ import sys
 from typing import Any
 
 import click
-import msgspec
 
 from loadkit.cache.disk_space import size_limit
 from loadkit.cache.entries import Entries, Entry
+from loadkit.cli.json_output import json_option, print_json
 from loadkit.errors import LoadkitError
 from loadkit.text.units import size, span
 
@@ -21,9 +21,11 @@ DAMAGED = 8
 
 @click.group("cache")
 def command() -> None:
-    """Look after the cache of quantized checkpoints: what is quantized while loading is kept there for the next load.
+    """Look after the cache of quantized checkpoints: what is quantized while loading is kept there for the
+    next load.
 
-    LOADKIT_CACHE_MAX says how much it may hold (50GB, 5% of the disk; 10% by default), LOADKIT_QUANTIZED_CACHE=0 turns it off.
+    LOADKIT_CACHE_MAX says how much it may hold (50GB, 5% of the disk; 10% by default),
+    LOADKIT_QUANTIZED_CACHE=0 turns it off.
     """
 
 
@@ -34,34 +36,31 @@ def path() -> None:
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def list_(as_json: bool) -> None:
     """List the entries, the most recently used first."""
     entries = Entries()
     found = list(entries)
     if as_json:
-        click.echo(
-            _json(
-                {"folder": str(entries.root), "limit": entries.limit, "entries": [_plain(e) for e in found]}
-            )
-        )
+        listed = [_plain(e) for e in found]
+        print_json({"folder": str(entries.root), "limit": entries.limit, "entries": listed})
         return
     if found:
         _print(found)
     held = size(sum(e.bytes for e in found))
-    remains = len(entries.broken())
     click.echo(f"{held} of at most {size(entries.limit)} in {entries.root}")
-    if remains:
-        click.echo(f"{remains} unfinished or damaged; `loadkit cache prune` removes what nobody is writing")
+    if broken := len(entries.broken()):
+        click.echo(f"{broken} unfinished or damaged; `loadkit cache prune` removes what nobody is writing")
     if entries.off:
         click.echo(f"turned off: {entries.off}")
 
 
 @command.command("verify")
 @click.argument("key", required=False, default="")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def verify(key: str, as_json: bool) -> None:
-    """Read every byte of the entries whose key begins with KEY (all by default), and remove the damaged ones."""
+    """Read every byte of the entries whose key begins with KEY (all by default), and remove the damaged
+    ones."""
     from loadkit.cli.terminal import working
 
     entries = Entries()
@@ -73,7 +72,7 @@ def verify(key: str, as_json: bool) -> None:
     for damaged in (name for name, fault in verdicts.items() if fault):
         entries.drop(damaged)
     if as_json:
-        click.echo(_json(verdicts))
+        print_json(verdicts)
     else:
         for name, fault in verdicts.items():
             click.echo(f"{name[:12]}  {f'damaged and removed: {fault}' if fault else 'whole'}")
@@ -87,9 +86,10 @@ def verify(key: str, as_json: bool) -> None:
 @click.argument("key", required=False, default="")
 @click.option("--max", "limit", help="What may stay, such as 20GB or 5%; by default the cache's own limit.")
 @click.option("--all", "everything", is_flag=True, help="Remove every entry.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def prune(key: str, limit: str | None, everything: bool, as_json: bool) -> None:
-    """Remove the least recently used entries over the limit and what unfinished writings left; or those whose key begins with KEY."""
+    """Remove the least recently used entries over the limit and what unfinished writings left; or those whose
+    key begins with KEY."""
     entries = Entries()
     if sum((bool(key), limit is not None, everything)) > 1:
         raise LoadkitError("prune was given several of KEY, --max and --all: give one")
@@ -102,7 +102,7 @@ def prune(key: str, limit: str | None, everything: bool, as_json: bool) -> None:
             0 if everything else None if limit is None else size_limit(limit, entries.root)
         )
     if as_json:
-        click.echo(_json([_plain(e) for e in removed]))
+        print_json([_plain(e) for e in removed])
         return
     for entry in removed:
         click.echo(
@@ -129,18 +129,12 @@ def _plain(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _json(value: Any) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-
-
 def _print(found: list[Entry]) -> None:
     import time
 
-    from rich.table import Table
+    from loadkit.cli.terminal import console, plain_table
 
-    from loadkit.cli.terminal import console
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     for column in ("key", "size", "made", "used", "source"):
         table.add_column(column, no_wrap=column != "source", overflow="fold")
     for entry in found:

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from loadkit.cli.json_output import json_option, print_json
+
 if TYPE_CHECKING:
     from loadkit.testing import Result
 
 __all__ = ["command"]
+
+FAILED = 7
+"""Exit code where a check fails."""
 
 COLOURS = {"passed": "green", "failed": "bold red", "skipped": "dim", "newer": "yellow"}
 
@@ -40,7 +45,7 @@ COLOURS = {"passed": "green", "failed": "bold red", "skipped": "dim", "newer": "
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds that a check may take in one scenario; what takes longer fails it, and the run goes on. 120 by default.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def command(
     name: str,
     level: str | None,
@@ -56,50 +61,46 @@ def command(
 
     Exits with 7 where a check fails."""
     from loadkit.cli.terminal import working
-    from loadkit.testing import LEVEL, PATIENCE, Scenario, entries, run_apart
+    from loadkit.testing import LEVEL, TIME_LIMIT, Scenario, entries, run_apart
 
     given = dict(map(_option, options))
-    told = ", ".join([profile or "no profile", *options])
+    asked = ", ".join([profile or "no profile", *options])
     scenarios = [
-        Scenario(name=f"{Path(c).name} with {told}", checkpoint=c, profile=profile, options=given)
+        Scenario(name=f"{Path(c).name} with {asked}", checkpoint=c, profile=profile, options=given)
         for c in checkpoints
     ]
     results: list[Result] = []
     for entry in entries(name):
         with working(f"checking {entry.name}"):
             results += run_apart(
-                entry, level=level or LEVEL, scenarios=scenarios, timeout=timeout or PATIENCE
+                entry, level=level or LEVEL, scenarios=scenarios, timeout=timeout or TIME_LIMIT
             )
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(results), indent=2).decode())
+        print_json(results)
     else:
         _print(results)
     if any(r.verdict in ("failed", "unexpected") for r in results):
         sys.exit(FAILED)
 
 
-FAILED = 7
-"""Exit code where a check fails."""
-
-
 def _option(text: str) -> tuple[str, object]:
     """Name and value of what was given as NAME=VALUE."""
-    name, separator, value = text.partition("=")
-    if not separator or not name:
+    dashed, separator, value = text.partition("=")
+    if not separator or not dashed:
         raise click.BadParameter(f"{text!r} isn't NAME=VALUE", param_hint="--option")
+    name = dashed.replace("-", "_")
     try:
-        return name.replace("-", "_"), msgspec.json.decode(value)
+        return name, msgspec.json.decode(value)
     except msgspec.DecodeError:
-        return name.replace("-", "_"), value
+        return name, value
 
 
 def _print(results: list[Result]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    from loadkit.cli.terminal import console
+    from loadkit.cli.terminal import console, plain_table
 
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table = plain_table(header=False)
     for wraps in (False, False, False, True):
         table.add_column(no_wrap=not wraps, overflow="fold")
     for result in results:
@@ -114,5 +115,5 @@ def _print(results: list[Result]) -> None:
         )
     console.print(table)
     counts = Counter(r.verdict for r in results)
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    console.print(f"\n{len(results)} checks: {told}")
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    console.print(f"\n{len(results)} checks: {summary}")

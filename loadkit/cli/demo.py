@@ -22,14 +22,16 @@ __all__ = ["command"]
 )
 @click.option("--steps", default=8, show_default=True, help="How many training steps.")
 def command(profile: str, arch: str, steps: int) -> None:
-    """Make a small real checkpoint (once, in the cache folder), load it with a profile, report, and train a few steps."""
-    # Idle OpenMP threads spin by default, which makes training on a shared machine very slow. Read when torch is imported.
+    """Make a small real checkpoint (once, in the cache folder), load it with a profile, report, and train a
+    few steps."""
+    # Read when torch is imported: idle OpenMP threads spin by default, which slows a shared machine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from loadkit.cache.cache_folder import cache_folder
     from loadkit.cli.demo_run import demo_checkpoint, train_a_few_steps
     from loadkit.cli.terminal import console, working
     from loadkit.loading.load import load
-    from loadkit.schema.plan_text import plan_table, report_table
+    from loadkit.schema.plan_text import plan_table
+    from loadkit.schema.report_text import report_table
 
     with working("looking for the demo's checkpoint") as progress:
         folder = demo_checkpoint(arch, cache_dir=cache_folder(), progress=progress)

@@ -1,7 +1,7 @@
 """What `loadkit demo` works on: a small checkpoint made on this machine, and a few steps of training.
 
-Nothing is downloaded. The weights are random, so the model says nothing sensible; what the demo shows is that it
-was loaded as planned and that it learns.
+Nothing is downloaded. The weights are random, so the model says nothing sensible; what the demo shows is that
+it was loaded as planned and that it learns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 from loadkit.schema.request import Progress
 from loadkit.testing.checkpoints.architectures import ARCHITECTURES, Recipe
 from loadkit.testing.checkpoints.corpus import CONVERSATIONS, PICTURES
-from loadkit.testing.checkpoints.make import ask, write_recipe
+from loadkit.testing.checkpoints.make import ask, merged_config, write_recipe
 from loadkit.testing.checkpoints.tokenizers import chat_template
 
 __all__ = ["DEMO_ARCHITECTURES", "demo_checkpoint", "train_a_few_steps"]
@@ -32,42 +32,30 @@ _LARGER = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
+_LARGER_GEMMA3 = {
+    "text_config": {
+        **_LARGER,
+        "num_hidden_layers": 4,
+        "head_dim": 64,
+        "query_pre_attn_scalar": 64,
+        "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+    },
+    "vision_config": {"hidden_size": 128, "intermediate_size": 256},
+}
+
+
+def _larger(arch: str, about: str, overrides: Mapping[str, Any]) -> Recipe:
+    recipe = ARCHITECTURES[arch]
+    return msgspec.structs.replace(recipe, about=about, config=merged_config(recipe.config, overrides))
+
 
 DEMO_ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "gemma3": msgspec.structs.replace(
-            ARCHITECTURES["gemma3"],
-            about="A vision-language model of 12 million parameters.",
-            config={
-                **ARCHITECTURES["gemma3"].config,
-                "text_config": {
-                    **ARCHITECTURES["gemma3"].config["text_config"],
-                    **_LARGER,
-                    "num_hidden_layers": 4,
-                    "head_dim": 64,
-                    "query_pre_attn_scalar": 64,
-                    "layer_types": [
-                        "sliding_attention",
-                        "sliding_attention",
-                        "sliding_attention",
-                        "full_attention",
-                    ],
-                },
-                "vision_config": {
-                    **ARCHITECTURES["gemma3"].config["vision_config"],
-                    "hidden_size": 128,
-                    "intermediate_size": 256,
-                },
-            },
-        ),
-        "mistral": msgspec.structs.replace(
-            ARCHITECTURES["mistral"],
-            about="A decoder of 18 million parameters.",
-            config={**ARCHITECTURES["mistral"].config, **_LARGER},
-        ),
+        "gemma3": _larger("gemma3", "A vision-language model of 12 million parameters.", _LARGER_GEMMA3),
+        "mistral": _larger("mistral", "A decoder of 18 million parameters.", _LARGER),
     }
 )
-"""Name to recipe, sorted by name: larger than the tests' checkpoints, so that quantizing them saves something."""
+"""Name to recipe, sorted by name: larger than tests' checkpoints, so that quantizing them saves something."""
 
 IGNORED = -100
 """The label that transformers' losses leave out."""
@@ -77,19 +65,8 @@ def demo_checkpoint(arch: str = "mistral", *, cache_dir: Path, progress: Progres
     """Make the demo's checkpoint, or find the one that was made before.
 
     It is made beside its place and moved there when it is complete, so that an interrupted run leaves nothing
-    that a later one would use.
-
-    Parameters:
-        arch: a key of `DEMO_ARCHITECTURES`.
-        cache_dir: where checkpoints are kept; made if it isn't there.
-        progress: told, in a line, what takes time; not called where the checkpoint is there already.
-
-    Returns:
-        The folder. Its name ends in a hash of the recipe and the tokenizer's text, so that a changed recipe makes
-        another one.
-
-    Raises:
-        LoadkitError: where `arch` isn't one of those.
+    that a later one would use. A hash of all that it is made of ends its name, so that a changed recipe makes
+    another one.
     """
     recipe = ask("arch", arch, DEMO_ARCHITECTURES)
     folder = cache_dir / f"demo-{arch}-{_fingerprint(recipe)}"
@@ -100,7 +77,7 @@ def demo_checkpoint(arch: str = "mistral", *, cache_dir: Path, progress: Progres
     cache_dir.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=cache_dir, prefix=".unfinished-"))
     try:
-        # Inside it, since what mkdtemp makes is closed to everyone else, and a cache may be shared.
+        # Inside it, since a cache may be shared, and what mkdtemp makes is closed to everyone else.
         os.replace(write_recipe(unfinished / "checkpoint", recipe), folder)
     except OSError:
         # Another process may have made it meanwhile; a folder that is there can't be replaced.
@@ -112,32 +89,19 @@ def demo_checkpoint(arch: str = "mistral", *, cache_dir: Path, progress: Progres
 
 
 def train_a_few_steps(
-    model: Any,
-    processing_class: Any,
-    *,
-    steps: int = 8,
-    learning_rate: float = 2e-3,
-    on_step: Callable[[int, float], None] | None = None,
+    model: Any, processing_class: Any, *, steps: int = 8, on_step: Callable[[int, float], None] | None = None
 ) -> list[float]:
-    """Train on one batch of short conversations, with a plain torch loop.
+    """Train what has `requires_grad` on one batch of short conversations, with a plain torch loop.
 
-    Parameters:
-        model: a causal or vision-language model in any state that loadkit leaves one in; what has
-            `requires_grad` is trained.
-        processing_class: its tokenizer, or its processor for conversations about pictures.
-        steps: optimizer steps.
-        learning_rate: AdamW's.
-        on_step: told the step, from 1 on, and its loss.
-
-    Returns:
-        The loss before each step, in nats a token.
+    With a processor the conversations are about pictures. `on_step` is given each step, from 1 on, and its
+    loss before it, in nats a token; so are those that are returned.
     """
     import torch
 
     batch = _batch(processing_class).to(model.device)
     if "pixel_values" in batch:
         batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     model.train()
     losses = []
     for step in range(1, steps + 1):
@@ -164,9 +128,8 @@ def _batch(processing_class: Any) -> Any:
         return_tensors="pt",
         **({"processor_kwargs": padding} if with_images else padding),
     )
-    image_tokens = getattr(processing_class, "image_token_ids", [])
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
-    for token in image_tokens:
+    for token in getattr(processing_class, "image_token_ids", []):
         labels = labels.masked_fill(labels == token, IGNORED)
     batch["labels"] = labels
     return batch

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
 
+from loadkit.cli.json_output import json_option, print_json
 from loadkit.manifest.manifest import differences, read_saved
 
 __all__ = ["command"]
 
 
 @click.command("diff")
-@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+@json_option("Print the differences as JSON.")
 @click.argument("first", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("second", type=click.Path(dir_okay=False, path_type=Path))
 @click.pass_context
@@ -23,7 +23,7 @@ def command(context: click.Context, first: Path, second: Path, as_json: bool) ->
     Exits with 0 where nothing differs, with 1 where something does."""
     found = differences(read_saved(first), read_saved(second))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print_json(found)
     elif not found:
         click.echo("nothing differs")
     for difference in [] if as_json else found:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 import click
-import msgspec
 
 from loadkit.cli.doctor_report import Examination, examine
+from loadkit.cli.json_output import json_option, print_json
 from loadkit.hooks.manager import PluginInfo, PluginManager
 from loadkit.text.units import size
 
@@ -18,14 +18,14 @@ MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def command(as_json: bool) -> None:
     """Tell what is here: machine, versions, known trouble, plugins, caches, and what each profile would do.
 
     Made to be pasted into a bug report: it holds no token and no password, and the home folder is ~."""
     found = examine(PluginManager())
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print_json(found)
         return
     for line in lines(found):
         click.echo(line)
@@ -41,9 +41,9 @@ def lines(found: Examination) -> Iterator[str]:
         f"{name} {version or 'missing'}" for name, version in found.libraries.items()
     )
     yield from (f"old: {line}" for line in found.old)
-    for trouble in found.trouble:
-        yield f"known trouble: {trouble.reason} ({trouble.source})  [{trouble.code}]"
-        yield f"    fix: {trouble.remedy}"
+    for issue in found.issues:
+        yield f"known trouble: {issue.reason} ({issue.source})  [{issue.code}]"
+        yield f"    fix: {issue.remedy}"
     for name, value in found.environment.items():
         yield f"environment: {name}={value}"
     for plugin in found.plugins:

@@ -1,18 +1,21 @@
-"""What is here, for a person to read and for a bug report: machine, versions, plugins, caches, what profiles would do."""
+"""What is here, for a bug report: machine, versions, plugins, caches, and what profiles would do."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from loadkit.cache.cache_folder import cache_folder
-from loadkit.cli.known_issues import Trouble, known_trouble
+from loadkit.cli.known_issues import Here, KnownIssue, known_issues
 from loadkit.errors import LoadkitError
 from loadkit.facts.machine.machine import Machine, read_machine
 from loadkit.facts.machine.topology import Topology, read_topology
@@ -20,18 +23,21 @@ from loadkit.hooks.manager import PluginInfo, PluginManager
 
 __all__ = ["Cache", "Examination", "Outlook", "examine"]
 
-LIBRARIES: Mapping[str, str] = {
-    "torch": "2.13",
-    "transformers": "5.20",
-    "bitsandbytes": "0.50",
-    "peft": "0.21",
-    "accelerate": "1.15",
-    "huggingface-hub": "2.4",
-    "safetensors": "0.8",
-    "tokenizers": "",
-    "trl": "",
-}
-"""Distribution to the lowest version that loadkit was tested with; "" for none."""
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "bitsandbytes",
+    "peft",
+    "accelerate",
+    "huggingface-hub",
+    "safetensors",
+    "tokenizers",
+    "trl",
+)
+"""The distributions whose versions are shown, in this order."""
+
+FLOOR = re.compile(r"([\w.-]+)>=([\d.]+)[^;]*")
+"""A requirement of loadkit's without a marker: the distribution, and the lowest version that was tested."""
 
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 """Parts of the names of environment variables whose values nobody should paste."""
@@ -61,20 +67,16 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Examination(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was found.
+    """All that was found, without secrets.
 
     Parameters:
-        loadkit: its version.
         python: Python's version, and the system.
         machine: the machine, in a line, with the notes on it.
         topology: the launch; empty for a single process.
         libraries: distribution to version; "" where it isn't installed.
         old: those older than what loadkit was tested with, a line each.
-        trouble: combinations known to go wrong that are found here, with remedies.
+        issues: combinations known to go wrong that are found here, with remedies.
         environment: variables of loadkit and the Hub that are set; secret ones without their values.
-        plugins: every plugin.
-        caches: the caches.
-        profiles: what each profile would do.
     """
 
     loadkit: str
@@ -83,7 +85,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     topology: str
     libraries: dict[str, str]
     old: tuple[str, ...]
-    trouble: tuple[Trouble, ...]
+    issues: tuple[KnownIssue, ...] = msgspec.field(name="trouble")
     environment: dict[str, str]
     plugins: tuple[PluginInfo, ...]
     caches: tuple[Cache, ...]
@@ -93,31 +95,23 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
 def examine(
     manager: PluginManager, *, machine: Machine | None = None, environ: Mapping[str, str] | None = None
 ) -> Examination:
-    """Look at everything. Nothing is loaded, nothing heavy is imported, and nothing of it is secret.
-
-    Parameters:
-        manager: the plugins.
-        machine: the machine; this one by default.
-        environ: the environment; the process's own by default.
-    """
-    from importlib.metadata import version
-
+    """Look at everything here. Nothing is loaded, nothing heavy is imported, and nothing of it is secret."""
     env = os.environ if environ is None else environ
-    here = machine or read_machine(env)
+    machine = machine or read_machine(env)
+    here = Here(machine, env)
     topology = read_topology(env)
-    found = {name: here.packages.get(name, "") for name in LIBRARIES}
     examined = Examination(
-        loadkit=version("loadkit"),
+        loadkit=metadata.version("loadkit"),
         python=f"{platform.python_version()} on {platform.platform()}",
-        machine=(here.describe(), *here.notes),
+        machine=(machine.describe(), *machine.notes),
         topology=_launch(topology),
-        libraries=found,
+        libraries={name: machine.packages.get(name, "") for name in LIBRARIES},
         old=tuple(_old(here)),
-        trouble=tuple(known_trouble(here, env)),
+        issues=tuple(known_issues(here)),
         environment=_environment(env),
         plugins=manager.plugins,
         caches=tuple(_caches(env)),
-        profiles=tuple(_outlook(name, manager, here, topology) for name in sorted(manager.profiles.found)),
+        profiles=tuple(_outlook(name, manager, machine, topology) for name in sorted(manager.profiles.found)),
     )
     return msgspec.convert(_shareable(msgspec.to_builtins(examined), _secrets(env)), Examination)
 
@@ -129,22 +123,18 @@ def _launch(topology: Topology) -> str:
     return f"rank {topology.rank} of {said}" if said else ""
 
 
-def _old(machine: Machine) -> list[str]:
-    lines = []
-    for name, floor in LIBRARIES.items():
-        has = machine.version(name)
-        if floor and has is not None and has < tuple(int(part) for part in floor.split(".")):
-            lines.append(
-                f"{name} {machine.packages[name]} is older than {floor}, the lowest that loadkit was tested with"
-            )
-    return lines
+def _old(here: Here) -> Iterator[str]:
+    requirements = map(FLOOR.fullmatch, metadata.requires("loadkit") or ())
+    floors = {found[1]: found[2] for found in requirements if found}
+    for name in LIBRARIES:
+        if name in floors and here.has(name, before=floors[name]):
+            has = here.machine.packages[name]
+            yield f"{name} {has} is older than {floors[name]}, the lowest that loadkit was tested with"
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
-    named = sorted(
-        name for name in env if name.startswith(("LOADKIT_", "HF_", "TRANSFORMERS_", "CUDA_VISIBLE"))
-    )
-    return {name: "(set)" if _is_secret(name) else env[name] for name in named}
+    shown = ("LOADKIT_", "HF_", "TRANSFORMERS_", "CUDA_VISIBLE")
+    return {n: "(set)" if _is_secret(n) else env[n] for n in sorted(env) if n.startswith(shown)}
 
 
 def _is_secret(name: str) -> bool:
@@ -174,10 +164,7 @@ def _shareable(found: Any, secrets: Mapping[str, str]) -> Any:
 def _caches(env: Mapping[str, str]) -> list[Cache]:
     from huggingface_hub import constants
 
-    places = {
-        "loadkit's index": cache_folder(env),
-        "the Hub's files": Path(constants.HF_HUB_CACHE),
-    }
+    places = {"loadkit's index": cache_folder(env), "the Hub's files": Path(constants.HF_HUB_CACHE)}
     return [Cache(name=name, path=str(path), size=_size(path)) for name, path in places.items()]
 
 
@@ -186,16 +173,14 @@ def _size(folder: Path) -> int:
     total = 0
     for path, _, files in os.walk(folder):
         for file in files:
-            try:
+            with contextlib.suppress(OSError):  # it went away meanwhile
                 found = os.lstat(os.path.join(path, file))
-            except OSError:  # it went away meanwhile
-                continue
-            total += 0 if os.path.islink(os.path.join(path, file)) else found.st_size
+                total += 0 if stat.S_ISLNK(found.st_mode) else found.st_size
     return total
 
 
 def _outlook(profile: str, manager: PluginManager, machine: Machine, topology: Topology) -> Outlook:
-    from loadkit.schema.plan_text import value_text
+    from loadkit.schema.value_text import value_text
     from loadkit.testing.scenarios import PLAIN, context_of, plan_of
 
     scenario = msgspec.structs.replace(PLAIN, profile=profile)
@@ -205,7 +190,5 @@ def _outlook(profile: str, manager: PluginManager, machine: Machine, topology: T
     except LoadkitError as error:
         return Outlook(profile=profile, refused=" ".join(str(error).split()))
     shown = ("dtype", "attention", "quantization", "device_map", "preparation")
-    decisions: dict[str, Any] = {d.stage: d.value for d in plan.decisions if d.stage in shown}
-    return Outlook(
-        profile=profile, decisions={stage: value_text(value) for stage, value in decisions.items()}
-    )
+    decisions = {d.stage: value_text(d.value) for d in plan.decisions if d.stage in shown}
+    return Outlook(profile=profile, decisions=decisions)

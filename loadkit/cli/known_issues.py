@@ -10,18 +10,11 @@ import msgspec
 
 from loadkit.facts.machine.machine import Machine
 
-__all__ = ["TROUBLE", "Trouble", "known_trouble"]
+__all__ = ["KNOWN_ISSUES", "Here", "KnownIssue", "known_issues"]
 
 
-class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that is known to go wrong here.
-
-    Parameters:
-        code: its stable name.
-        reason: what goes wrong.
-        remedy: what to do.
-        source: where that is known from.
-    """
+class KnownIssue(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is known to go wrong, with what to do, and the source of that knowledge."""
 
     code: str
     reason: str
@@ -30,17 +23,11 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Here(NamedTuple):
-    """What is looked at.
-
-    Parameters:
-        machine: the machine with its packages.
-        environ: the environment.
-        python: Python's version, (3, 11).
-    """
+    """What is looked at: the machine with its packages, the environment, and Python's version."""
 
     machine: Machine
     environ: Mapping[str, str]
-    python: tuple[int, int]
+    python: tuple[int, int] = sys.version_info[:2]
 
     def has(self, name: str, *, since: str = "0", before: str = "") -> bool:
         """Whether a distribution is installed, in a version from `since` on and below `before`."""
@@ -50,38 +37,38 @@ class Here(NamedTuple):
         return not before or version < _numbers(before)
 
 
-TROUBLE: Mapping[Trouble, Callable[[Here], bool]] = {
-    Trouble(
+KNOWN_ISSUES: Mapping[KnownIssue, Callable[[Here], bool]] = {
+    KnownIssue(
         code="torch-for-cpu",
         reason="there are NVIDIA GPUs, and torch is built for the CPU: it can't use them",
         remedy="install the build of torch for your CUDA version, as pytorch.org's start page tells",
         source="the driver's list of GPUs beside torch's version, which ends in +cpu",
     ): lambda here: any("built for the CPU only" in note for note in here.machine.notes),
-    Trouble(
+    KnownIssue(
         code="python-below-transformers",
         reason="this transformers needs Python 3.11, and this is an older one: its modules fail when they are imported",
         remedy="install transformers 5.20, the last one for Python 3.10, or take a newer Python",
         source="Requires-Python of transformers from 5.21 on",
     ): lambda here: here.python < (3, 11) and here.has("transformers", since="5.21"),
-    Trouble(
+    KnownIssue(
         code="transformers-4",
         reason="transformers of version 4 is installed: loadkit reads the layout of version 5",
         remedy="pip install 'transformers>=5.20'",
         source="transformers 5.0 moved and renamed what planning reads",
     ): lambda here: here.has("transformers", before="5"),
-    Trouble(
+    KnownIssue(
         code="torchao-too-old-for-peft",
         reason="torchao is older than 0.16: PEFT then refuses to attach any adapter, whether torchao is used or not",
         remedy="pip install 'torchao>=0.18', or uninstall it",
         source="peft 0.21.2, is_torchao_available",
     ): lambda here: here.has("peft", since="0.21") and here.has("torchao", before="0.16"),
-    Trouble(
+    KnownIssue(
         code="torch-too-old-for-torchao",
         reason="torch is older than 2.11: torchao then goes without its compiled kernels, with a line in the log",
         remedy="pip install 'torch>=2.13'",
         source="torchao 0.18, torchao/__init__.py",
     ): lambda here: here.has("torchao", since="0.18") and here.has("torch", before="2.11"),
-    Trouble(
+    KnownIssue(
         code="kernels-on-cpu",
         reason="the package kernels is installed: bitsandbytes then asks the Hub for a kernel of its own on CPUs, and runs it",
         remedy="uninstall kernels, or set HF_HUB_OFFLINE=1",
@@ -96,18 +83,9 @@ TROUBLE: Mapping[Trouble, Callable[[Here], bool]] = {
 """What is known to go wrong, to when it does."""
 
 
-def known_trouble(
-    machine: Machine, environ: Mapping[str, str], python: tuple[int, int] | None = None
-) -> Iterator[Trouble]:
-    """What of it applies.
-
-    Parameters:
-        machine: the machine with its packages.
-        environ: the environment.
-        python: Python's version; this one's by default.
-    """
-    here = Here(machine, environ, python or sys.version_info[:2])
-    yield from (trouble for trouble, applies in TROUBLE.items() if applies(here))
+def known_issues(here: Here) -> Iterator[KnownIssue]:
+    """Those that apply."""
+    yield from (issue for issue, applies in KNOWN_ISSUES.items() if applies(here))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

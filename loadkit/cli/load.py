@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from loadkit.cli.options import chosen, engine_option, model_options
+from loadkit.cli.json_output import json_option, print_json
+from loadkit.cli.options import FILE, chosen, engine_option, model_options
 from loadkit.errors import LoadkitError
 from loadkit.facts.machine.topology import read_topology
 
@@ -28,17 +29,13 @@ __all__ = ["command"]
     show_default=True,
     help="Whether a finding of the audit fails the load.",
 )
-@click.option(
-    "--manifest",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write down what was loaded, to repeat it.",
-)
+@click.option("--manifest", type=FILE, help="Write down what was loaded, to repeat it.")
 @click.option(
     "--replay",
     type=click.Path(dir_okay=False),
     help="Load what a manifest says again, or say what differs. Without MODEL and other options.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print plan and report as JSON.")
+@json_option("Print plan and report as JSON.")
 @engine_option
 @model_options
 def command(
@@ -59,7 +56,8 @@ def command(
     Without MODEL, the one that --recipe names."""
     from loadkit.cli.terminal import console, working
     from loadkit.loading.load import load
-    from loadkit.schema.plan_text import plan_table, report_table
+    from loadkit.schema.plan_text import plan_table
+    from loadkit.schema.report_text import report_table
 
     with working(f"planning {model or recipe or replay}") as progress:
         loaded = load(
@@ -68,10 +66,7 @@ def command(
     if read_topology().rank:
         return  # rank 0 prints, and saves
     if as_json:
-        import msgspec
-
-        both = {"plan": loaded.plan, "report": loaded.report}
-        click.echo(msgspec.json.format(msgspec.json.encode(both), indent=2).decode())
+        print_json({"plan": loaded.plan, "report": loaded.report})
     else:
         console.print(plan_table(loaded.plan))
         console.print()

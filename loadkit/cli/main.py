@@ -1,4 +1,4 @@
-"""The command group. Each command's module is imported when the command is called, so that `--help` is quick."""
+"""The command group. A command's module is imported when the command is called, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -14,24 +14,21 @@ from loadkit.errors import AuditError, LoadkitError, PlanError, PluginError
 __all__ = ["EXIT_CODES", "main"]
 
 EXIT_CODES: Mapping[type[BaseException], int] = {PlanError: 3, AuditError: 5, PluginError: 6, LoadkitError: 4}
-"""Error to exit code, the first that fits. 0 is success, 1 an unexpected failure, 2 a wrong command line, 130 Ctrl-C."""
+"""Error to exit code, the first that fits; the epilog of the help has all codes."""
 
-COMMANDS: Mapping[str, tuple[str, str]] = {
-    "demo": ("loadkit.cli.demo", "Make a small real checkpoint, load it, report, and train a few steps."),
-    "plan": ("loadkit.cli.plan", "Print what would be loaded, who decided it, and why."),
-    "load": ("loadkit.cli.load", "Load a model, audit it and report; save it or generate from it."),
-    "diff": ("loadkit.cli.diff", "Compare two plans or manifests."),
-    "plugins": ("loadkit.cli.plugins", "List the plugins: active, blocked and broken ones."),
-    "new-plugin": ("loadkit.cli.new_plugin", "Write a distribution with a plugin of your own."),
-    "doctor": (
-        "loadkit.cli.doctor",
-        "Tell what is here: machine, versions, plugins, caches, and what profiles would do.",
-    ),
-    "cache": ("loadkit.cli.cache", "Look after what is kept quantized: list, verify, prune, path."),
-    "check": ("loadkit.cli.check", "Run the conformance checks on a plugin."),
-    "profiles": ("loadkit.cli.profiles", "List the profiles and their options."),
+COMMANDS: Mapping[str, str] = {
+    "demo": "Make a small real checkpoint, load it, report, and train a few steps.",
+    "plan": "Print what would be loaded, who decided it, and why.",
+    "load": "Load a model, audit it and report; save it or generate from it.",
+    "diff": "Compare two plans or manifests.",
+    "plugins": "List the plugins: active, blocked and broken ones.",
+    "new-plugin": "Write a distribution with a plugin of your own.",
+    "doctor": "Tell what is here: machine, versions, plugins, caches, and what profiles would do.",
+    "cache": "Look after what is kept quantized: list, verify, prune, path.",
+    "check": "Run the conformance checks on a plugin.",
+    "profiles": "List the profiles and their options.",
 }
-"""Command to its module and its line in the help."""
+"""Command, whose module has its name, to its line in the help."""
 
 
 class _Commands(click.Group):
@@ -41,12 +38,13 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        module = importlib.import_module(f"loadkit.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -57,22 +55,12 @@ class _Commands(click.Group):
             sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
 
 
-def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        click.echo(f"loadkit {version('loadkit')}")
-        ctx.exit()
-
-
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 done, 1 unexpected failure, 2 wrong command line, 3 the request can't be met, 4 loading failed, "
     "5 the loaded model isn't what was planned, 6 a plugin failed, 7 a conformance check failed, 8 something in the cache was damaged, 130 interrupted.",
 )
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
-)
+@click.version_option(package_name="loadkit", message="loadkit %(version)s", help="Print the version.")
 def main() -> None:
     """Ask for a model; get exactly what you asked for, see who decided what, and have it proved."""

@@ -36,17 +36,14 @@ NAME = re.compile(r"[a-z][a-z0-9-]*")
     help="Where to; loadkit-NAME in the working directory by default.",
 )
 def command(name: str, folder: Path | None) -> None:
-    """Write a distribution with a plugin called NAME: hooks, entry point, and a conformance test that passes."""
+    """Write a distribution with a plugin called NAME: hooks, entry point, and a conformance test that
+    passes."""
     target = write(name, folder)
     click.echo(f"wrote {target}: next, pip install --editable '{target}[test]' && loadkit check {name}")
 
 
 def write(name: str, folder: Path | None = None) -> Path:
-    """Write the files.
-
-    Raises:
-        LoadkitError: the name can't be a plugin's, or the folder is there already.
-    """
+    """Write the files; `LoadkitError` where the name can't be a plugin's, or the folder is there already."""
     package = f"loadkit_{name.replace('-', '_')}"
     if not NAME.fullmatch(name) or keyword.iskeyword(package):
         raise LoadkitError(
@@ -61,16 +58,9 @@ def write(name: str, folder: Path | None = None) -> Path:
 
     words = {"name": name, "package": package, "distribution": f"loadkit-{name}", "level": LEVEL}
     sources = resources.files("loadkit.cli") / "new_plugin_files"
-    written = {
-        path.format(**words): string.Template((sources / source).read_text(encoding="utf-8")).substitute(
-            words
-        )
-        if source
-        else ""
-        for path, source in FILES.items()
-    }
-    for path, text in written.items():
-        file = target / path
+    for path, source in FILES.items():
+        template = (sources / source).read_text(encoding="utf-8") if source else ""
+        file = target / path.format(**words)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        file.write_text(string.Template(template).substitute(words), encoding="utf-8")
     return target

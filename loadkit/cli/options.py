@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from loadkit.facts.machine.topology import ENGINES
+from loadkit.facts.machine.engines import ENGINES
 from loadkit.hooks.manager import default_manager
 from loadkit.request.options import TYPES, Option
 
-__all__ = ["chosen", "engine_option", "model_options"]
+__all__ = ["FILE", "chosen", "engine_option", "model_options"]
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+"""The type of an option that names a file."""
 
 engine_option = click.option(
     "--engine",
@@ -94,25 +99,7 @@ def _flag(option: Option, plugin: str) -> Callable[[Callable[..., Any]], Callabl
 def _switch_or_value(option: Option, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--name` for true, `--no-name` for false, `--name VALUE` for more."""
     dashed = option.name.replace("_", "-")
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        command = click.option(
-            f"--no-{dashed}",
-            option.name,
-            flag_value="false",
-            default=None,
-            type=Plain(option.type),
-            help="turns it off",
-        )(command)
-        return click.option(
-            f"--{dashed}",
-            option.name,
-            is_flag=False,
-            flag_value="true",
-            default=None,
-            type=Plain(option.type),
-            metavar="[VALUE]",
-            help=text,
-        )(command)
-
-    return add
+    flag = partial(click.option, default=None, type=Plain(option.type))
+    off = flag(f"--no-{dashed}", option.name, flag_value="false", help="turns it off")
+    on = flag(f"--{dashed}", option.name, is_flag=False, flag_value="true", metavar="[VALUE]", help=text)
+    return lambda command: on(off(command))

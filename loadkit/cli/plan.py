@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from loadkit.cache.atomic_write import write_whole
-from loadkit.cli.options import chosen, engine_option, model_options
+from loadkit.cli.json_output import json_option, print_json
+from loadkit.cli.options import FILE, chosen, engine_option, model_options
 from loadkit.errors import LoadkitError
 from loadkit.planning.pipeline import make_plan
 
@@ -16,15 +17,11 @@ __all__ = ["command"]
 
 
 @click.command("plan")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the plan as JSON, which `loadkit.Plan.from_json` reads."
-)
+@json_option("Print the plan as JSON, which `loadkit.Plan.from_json` reads.")
 @click.option(
     "--kwargs", "kwargs_only", is_flag=True, help="Print only what from_pretrained would get, as JSON."
 )
-@click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON to a file too."
-)
+@click.option("-o", "--output", type=FILE, help="Write the JSON to a file too.")
 @click.option(
     "--machine",
     help="Plan for such machines instead of this one: 8xH100-80GB, cpu-64GB, 8x80GB-sm90; +512GB after it tells the host's memory.",
@@ -69,9 +66,7 @@ def command(
     if as_json:
         click.echo(made.to_json())
     elif kwargs_only:
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(made.kwargs), indent=2).decode())
+        print_json(made.kwargs)
     else:
         from loadkit.cli.terminal import console
         from loadkit.schema.plan_text import plan_table

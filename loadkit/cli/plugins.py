@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import click
-import msgspec
 
+from loadkit.cli.json_output import json_option, print_json
 from loadkit.errors import LoadkitError
 from loadkit.hooks import hookspecs
 from loadkit.hooks.manager import PluginInfo, default_manager
@@ -17,7 +17,7 @@ COLOURS = {"active": "green", "blocked": "yellow", "broken": "red"}
 
 @click.command("plugins")
 @click.option("--hook", help="Only those that implement this hook.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def command(hook: str | None, as_json: bool) -> None:
     """List the plugins: name, version, distribution, hooks, and why a blocked or broken one takes no part."""
     known = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
@@ -27,17 +27,15 @@ def command(hook: str | None, as_json: bool) -> None:
         )
     found = [p for p in default_manager().plugins if hook is None or hook in p.hooks]
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
-        return
-    _print(found)
+        print_json(found)
+    else:
+        _print(found)
 
 
 def _print(found: list[PluginInfo]) -> None:
-    from rich.table import Table
+    from loadkit.cli.terminal import console, plain_table
 
-    from loadkit.cli.terminal import console
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     for column in ("plugin", "state", "distribution", "hooks"):
         table.add_column(column, no_wrap=column != "hooks")
     for plugin in found:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import click
-import msgspec
+from typing import Any
 
+import click
+
+from loadkit.cli.json_output import json_option, print_json
 from loadkit.hooks.manager import default_manager
 from loadkit.request.profiles import find_profile
 
@@ -12,11 +14,11 @@ __all__ = ["command"]
 
 
 @click.command("profiles")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with each profile's options in full.")
+@json_option("Print JSON, with each profile's options in full.")
 def command(as_json: bool) -> None:
     """List the profiles, each with a sentence and the options it sets."""
     known = default_manager().profiles.found
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "name": name,
             "description": profile.description,
@@ -27,20 +29,15 @@ def command(as_json: bool) -> None:
         for name, (plugin, profile) in sorted(known.items())
     ]
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print_json(found)
         return
-    from rich.table import Table
+    from loadkit.cli.terminal import console, plain_table
 
-    from loadkit.cli.terminal import console
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("profile", no_wrap=True)
     table.add_column("what it is for", ratio=3)
     table.add_column("options", ratio=4, style="dim")
     for item in found:
-        options = item["options"]
-        assert isinstance(options, dict)
-        table.add_row(
-            str(item["name"]), str(item["description"]), ", ".join(f"{k}={v}" for k, v in options.items())
-        )
+        options = ", ".join(f"{name}={value}" for name, value in item["options"].items())
+        table.add_row(item["name"], item["description"], options)
     console.print(table)

@@ -1,4 +1,4 @@
-"""Argument objects of trainers, read as loadkit's options. Nothing of TRL or transformers is imported for it."""
+"""Argument objects of trainers, read as loadkit's options, without importing TRL or transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from loadkit.errors import LoadkitError
 from loadkit.request.recipes import Recipe
 
-__all__ = ["LORA_FIELDS", "from_model_config", "from_training_arguments", "model_id", "recipe_of"]
+__all__ = ["LORA_FIELDS", "from_model_config", "from_training_arguments", "given", "recipe_of"]
 
 MODEL_FIELDS: Mapping[str, str] = {
     "model_revision": "revision",
@@ -51,18 +51,15 @@ def from_model_config(model_args: Any) -> dict[str, Any]:
 
     Parameters:
         model_args: any object with its fields; `dtype` may be called `torch_dtype`.
-
-    Returns:
-        Option to value, for `loadkit.plan` and `loadkit.load`.
     """
-    options = _given(model_args, MODEL_FIELDS)
+    options = given(model_args, MODEL_FIELDS)
     if options.get("revision") == "main":
         del options["revision"]  # the default; folders have none
     dtype = _either(model_args, *DTYPE_FIELDS)
     if dtype not in (None, "auto"):
         options["dtype"] = dtype
     if options.get("load_in_4bit"):
-        options |= _given(model_args, FOUR_BIT_FIELDS)
+        options |= given(model_args, FOUR_BIT_FIELDS)
     if getattr(model_args, "lora_task_type", None) == "SEQ_CLS":
         options["task"] = "sequence-classification"
     return {name: value for name, value in options.items() if value is not False}
@@ -73,14 +70,13 @@ def from_training_arguments(training_args: Any) -> dict[str, Any]:
 
         loaded = loadkit.load("owner/model", "qlora", **from_training_arguments(training_args))
 
+    They are training, gradient checkpointing and its settings, and what is said of template and tokens.
+
     Parameters:
         training_args: `transformers.TrainingArguments` or one of TRL's configs.
-
-    Returns:
-        Option to value: training, gradient checkpointing and its settings, and what the config says of template and tokens.
     """
-    options: dict[str, Any] = {"training": True, **_given(training_args, TRAINING_FIELDS)}
-    options["gradient_checkpointing"] = checkpoints(training_args)
+    options: dict[str, Any] = {"training": True, **given(training_args, TRAINING_FIELDS)}
+    options["gradient_checkpointing"] = _checkpoints_activations(training_args)
     kwargs = _either(training_args, "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
     if kwargs and options["gradient_checkpointing"]:
         options["gradient_checkpointing_kwargs"] = dict(kwargs)
@@ -90,26 +86,23 @@ def from_training_arguments(training_args: Any) -> dict[str, Any]:
 def recipe_of(model_args: Any, training_args: Any = None) -> Recipe:
     """Both argument objects as a recipe: what they say is a preference, which may fall back in plain sight.
 
-    The originals load a bare model and leave preparing it to the trainer: with the cache off under gradient checkpointing.
+    As in the originals, the trainer prepares the model, and gradient checkpointing turns the cache off.
     """
     options = from_model_config(model_args)
     if training_args is not None:
-        options |= _given(training_args, TRAINING_FIELDS)
-        options["use_cache"] = not checkpoints(training_args)
-    return Recipe(path=type(model_args).__name__, dialect="trl", source=model_id(model_args), options=options)
+        options |= given(training_args, TRAINING_FIELDS)
+        options["use_cache"] = not _checkpoints_activations(training_args)
+    return Recipe(
+        path=type(model_args).__name__, dialect="trl", source=_model_id(model_args), options=options
+    )
 
 
-def checkpoints(training_args: Any) -> bool:
-    """Whether a trainer's arguments turn gradient checkpointing on, which transformers 5.23 calls activation checkpointing."""
+def _checkpoints_activations(training_args: Any) -> bool:
+    """Whether gradient checkpointing is on, which transformers 5.23 calls activation checkpointing."""
     return bool(_either(training_args, "gradient_checkpointing", "activation_checkpointing"))
 
 
-def model_id(model_args: Any) -> str:
-    """The model that the arguments name.
-
-    Raises:
-        LoadkitError: they name none.
-    """
+def _model_id(model_args: Any) -> str:
     found = getattr(model_args, "model_name_or_path", None)
     if not found:
         raise LoadkitError(
@@ -122,7 +115,7 @@ def _either(arguments: Any, *names: str) -> Any:
     return next((value for name in names if (value := getattr(arguments, name, None)) is not None), None)
 
 
-def _given(arguments: Any, fields: Mapping[str, str]) -> dict[str, Any]:
+def given(arguments: Any, fields: Mapping[str, str]) -> dict[str, Any]:
     """Option to value of the fields that are there and set; the first of two for one option counts."""
     found: dict[str, Any] = {}
     for field, option in fields.items():

@@ -1,10 +1,10 @@
-"""What the alignment-handbook, open-r1 and TRL call when they load a model, on TRL's `ModelConfig` of today and of old."""
+"""What the alignment-handbook, open-r1 and TRL call to load a model, on TRL's `ModelConfig`, new or old."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from loadkit.compat.arguments import LORA_FIELDS, recipe_of
+from loadkit.compat.arguments import LORA_FIELDS, given, recipe_of
 from loadkit.errors import PlanError
 from loadkit.facts.machine.machine import read_machine
 from loadkit.facts.machine.topology import read_topology
@@ -13,13 +13,7 @@ from loadkit.hooks.manager import default_manager
 from loadkit.loading.load import load, load_processing_class
 from loadkit.planning.pipeline import make_plan
 
-__all__ = [
-    "get_kbit_device_map",
-    "get_model",
-    "get_peft_config",
-    "get_quantization_config",
-    "get_tokenizer",
-]
+__all__ = ["get_kbit_device_map", "get_model", "get_peft_config", "get_quantization_config", "get_tokenizer"]
 
 
 def get_model(model_args: Any, training_args: Any = None) -> Any:
@@ -30,27 +24,17 @@ def get_model(model_args: Any, training_args: Any = None) -> Any:
         training_args: the trainer's config: gradient checkpointing turns the key-value cache off.
 
     Returns:
-        The `transformers.PreTrainedModel`, quantized where asked for, without an adapter: the trainer injects it.
-
-    Raises:
-        PlanError: the request can't be met.
-        AuditError: the model isn't what was planned.
+        The `transformers.PreTrainedModel`, quantized where asked for. The trainer injects the adapter.
     """
     return load(recipe=recipe_of(model_args, training_args), adapter=False, training=False).model
 
 
 def get_tokenizer(model_args: Any, training_args: Any = None) -> Any:
-    """Load the tokenizer (the processor of a multimodal model), as the alignment-handbook's and open-r1's function.
+    """Load the tokenizer or processor, as the alignment-handbook's and open-r1's function of this name.
 
     Parameters:
         model_args: TRL's `ModelConfig`.
-        training_args: the trainer's config: its `chat_template` (or `chat_template_path`) is set where it has one.
-
-    Returns:
-        The tokenizer or processor.
-
-    Raises:
-        PlanError: the request can't be met.
+        training_args: the trainer's config: a `chat_template` (or `chat_template_path`) of its is set.
     """
     return load_processing_class(recipe=recipe_of(model_args, training_args), adapter=False, training=False)
 
@@ -58,16 +42,10 @@ def get_tokenizer(model_args: Any, training_args: Any = None) -> Any:
 def get_quantization_config(model_args: Any) -> Any:
     """Build the quantization config, as TRL's function of this name, with the compute dtype resolved.
 
-    TRL hands `dtype` on as it is: "auto" raises an AttributeError in `BitsAndBytesConfig`, None computes in float32.
-
-    Parameters:
-        model_args: TRL's `ModelConfig`.
+    TRL hands `dtype` on as it is: "auto" fails in `BitsAndBytesConfig`, None computes in float32.
 
     Returns:
         A `transformers.BitsAndBytesConfig`; None where nothing is quantized.
-
-    Raises:
-        PlanError: the request can't be met.
     """
     if not (getattr(model_args, "load_in_4bit", False) or getattr(model_args, "load_in_8bit", False)):
         return None
@@ -96,22 +74,10 @@ def get_kbit_device_map() -> dict[str, int] | None:
 
 
 def get_peft_config(model_args: Any) -> Any:
-    """Build the LoRA config, as TRL's function of this name.
-
-    Parameters:
-        model_args: TRL's `ModelConfig`, with `use_peft`.
-
-    Returns:
-        A `peft.LoraConfig`; None without `use_peft`.
-    """
+    """Build the `peft.LoraConfig`, as TRL's function of this name; None without `use_peft`."""
     if not getattr(model_args, "use_peft", False):
         return None
     import peft
 
-    fields = {
-        ours: value
-        for theirs, ours in LORA_FIELDS.items()
-        if (value := getattr(model_args, theirs, None)) is not None
-    }
     task_type = getattr(model_args, "lora_task_type", "CAUSAL_LM")
-    return peft.LoraConfig(task_type=task_type, bias="none", **fields)
+    return peft.LoraConfig(task_type=task_type, bias="none", **given(model_args, LORA_FIELDS))

@@ -1,4 +1,4 @@
-"""What plugins are told: the request, the checkpoint, the machine, the topology and the library.
+"""What plugins know: the request, the checkpoint, the machine, the topology and the library.
 
-Facts are read once by the core, frozen, and hold plain data, so that every rule can be tested by building them.
+Facts are read once by the core, frozen, and plain data, so that every rule can be tested by building them.
 """

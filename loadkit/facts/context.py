@@ -45,7 +45,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return self.architectures.get(self.checkpoint.model_type)
 
     def weights(self, architecture: ModelClass) -> tuple[Weight, ...]:
-        """Every tensor that the class will hold, with what it is in the model; empty where the files have no headers."""
+        """Every tensor that the class will hold, with its role; empty where the files have no headers."""
         return read_weights(self.checkpoint, self.library, architecture)
 
     def towers(self, architecture: ModelClass) -> Towers:
@@ -53,12 +53,12 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return read_towers(self.library, self.checkpoint.config, architecture)
 
     def tp_plan(self, architecture: ModelClass) -> dict[str, str]:
-        """How tensor parallelism splits the class, with the changes that `tp_plan` asks for; empty where no plan is known."""
+        """How tensor parallelism splits the class, as `tp_plan` changes it; empty where no plan is known."""
         return read_tp_plan(self.library, architecture, self.request.value("tp_plan", "auto"))
 
     @property
     def processing(self) -> ProcessingFacts:
-        """The tokenizer or processor in question: the one asked for by name, else the adapter's own, else the checkpoint's."""
+        """The tokenizer or processor: the one asked for, else the adapter's own, else the checkpoint's."""
         if self.beside.tokenizer is not None:
             return self.beside.tokenizer
         adapter = self.checkpoint.adapter

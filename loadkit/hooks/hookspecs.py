@@ -8,18 +8,22 @@ taking those of the parameters that it needs, by name. Announce it in your distr
 
 Four kinds of hooks:
 
-* **Poll** (`choose_*`, `contribute_kwargs`): every plugin is asked, each answers with a `Claim`, several, or None for
-  no opinion; the strongest claim wins, and two of equal strength that differ are an error for the user to settle.
-  Registration order decides nothing. Claim only what concerns you, and say why in one line. Where you would decide but
-  can't, answer with a `Problem` that says why: it is shown if nobody else claims either.
-* **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `shortcuts`, `shorten_loading`, `audit_model`, `workarounds`): every answer counts.
+* **Poll** (`choose_*`, `contribute_kwargs`): every plugin is asked, each answers with a `Claim`, several, or
+None for
+  no opinion; the strongest claim wins, and two of equal strength that differ are an error for the user to
+  settle. Registration order decides nothing. Claim only what concerns you, and say why in one line. Where you
+  would decide but can't, answer with a `Problem` that says why: it is shown if nobody else claims either.
+* **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `shortcuts`, `shorten_loading`,
+`audit_model`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
-* **Act** (`build_quantization_config`, `load_model`, `compare_tensor`, `open_parameter`, and the phases from `fit_vocabulary` to `merge_adapters`): the first
-  result that isn't None is used; return None for what isn't yours. loadkit's own plugins are asked last, the others by name. The core
-  calls the phases always in the same order.
+* **Act** (`build_quantization_config`, `load_model`, `compare_tensor`, `open_parameter`, and the phases from
+`fit_vocabulary` to `merge_adapters`): the first
+  result that isn't None is used; return None for what isn't yours. loadkit's own plugins are asked last, the
+  others by name. The core calls the phases always in the same order.
 
-Hooks up to `shortcuts` run while planning: they must not import torch or transformers, and must not look at the machine,
-the environment or the network. All they need is in the frozen facts of `context`. The others run while loading.
+Hooks up to `shortcuts` run while planning: they must not import torch or transformers, and must not look at
+the machine, the environment or the network. All they need is in the frozen facts of `context`. The others run
+while loading.
 """
 
 from __future__ import annotations
@@ -59,7 +63,7 @@ if TYPE_CHECKING:
 PROJECT = "loadkit"
 
 API = "1.0"
-"""The version of these hooks. A plugin that needs a newer one says so with `LOADKIT_API = "1.2"` in its module."""
+"""The version of these hooks. A plugin that needs a newer one says `LOADKIT_API = "1.2"` in its module."""
 
 RENAMED: Mapping[str, str] = {}
 """Hooks' old names to the present ones: a plugin that still uses one works, with a warning that names it."""
@@ -75,7 +79,8 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-# --- What there is ---------------------------------------------------------------------------------------------------
+# --- What there is
+# ---------------------------------------------------------------------------------------------------
 
 
 @hookspec
@@ -114,7 +119,8 @@ def loadkit_architectures() -> Sequence[Architecture]:  # type: ignore[empty-bod
     """
 
 
-# --- The decisions, in this order ------------------------------------------------------------------------------------
+# --- The decisions, in this order
+# ------------------------------------------------------------------------------------
 
 
 @hookspec
@@ -165,8 +171,8 @@ def loadkit_choose_attention(
         dtype: the dtype decided before.
 
     Returns:
-        A claim with one name, or with a name for each sub-config ("" for the outermost); a preference chain is one
-        claim, whose `passed_over` says why each earlier link can't be had.
+        A claim with one name, or with a name for each sub-config ("" for the outermost); a preference chain
+        is one claim, whose `passed_over` says why each earlier link can't be had.
     """
 
 
@@ -328,7 +334,8 @@ def loadkit_contribute_kwargs(
         plan: the decisions so far.
 
     Returns:
-        Keyword to claim. A keyword that a stage owns (`dtype`, `device_map`, …) is refused: answer that stage's hook.
+        Keyword to claim. A keyword that a stage owns (`dtype`, `device_map`, …) is refused: answer that
+        stage's hook.
     """
 
 
@@ -347,7 +354,8 @@ def loadkit_estimate_weights(
         weights: every tensor that the model will hold, with what it is.
 
     Returns:
-        The name of each weight that gets quantized, or is stored so, to its bytes; None where the method isn't yours.
+        The name of each weight that gets quantized, or is stored so, to its bytes; None where the method
+        isn't yours.
     """
 
 
@@ -366,8 +374,8 @@ def loadkit_estimate_adapters(
         weights: every tensor of the base.
 
     Returns:
-        One `Weight` for each tensor, in its dtype in memory; its kind is "other" where it doesn't train. None where that type of
-        adapter isn't yours, or its size can't be told.
+        One `Weight` for each tensor, in its dtype in memory; its kind is "other" where it doesn't train. None
+        where that type of adapter isn't yours, or its size can't be told.
     """
 
 
@@ -376,7 +384,8 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:  # ty
     """Look at the whole plan for what can't work on these facts.
 
     When:
-        Once every stage that must be decided is, and the memory estimated; also where something else is wrong already.
+        Once every stage that must be decided is, and the memory estimated; also where something else is wrong
+        already.
 
     Parameters:
         context: the facts.
@@ -389,14 +398,16 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:  # ty
 
 @hookspec
 def loadkit_shortcuts(plan: Plan, identity: str, machine: Machine, entries: Entries) -> Sequence[Shortcut]:  # type: ignore[empty-body]
-    """Tell what will make this load faster, or why it won't be. It changes no bit of the model; `loadkit_shorten_loading` does it.
+    """Tell what will make this load faster, or why it won't be. It changes no bit of the model;
+    `loadkit_shorten_loading` does it.
 
     When:
         The last hook of planning, after the checks.
 
     Parameters:
         plan: all decisions.
-        identity: tells the checkpoint's weights and configs from all others; "" where they can't be told apart.
+        identity: tells the checkpoint's weights and configs from all others; "" where they can't be told
+            apart.
         machine: accelerators, memory and packages.
         entries: what loadkit keeps prepared on this machine.
 
@@ -405,7 +416,8 @@ def loadkit_shortcuts(plan: Plan, identity: str, machine: Machine, entries: Entr
     """
 
 
-# --- Loading ---------------------------------------------------------------------------------------------------------
+# --- Loading
+# ---------------------------------------------------------------------------------------------------------
 
 
 @hookspec(firstresult=True)
@@ -439,7 +451,8 @@ def loadkit_load_model(plan: Plan) -> Any | None:
         plan: the plan.
 
     Returns:
-        A `transformers.PreTrainedModel` that fits the plan; None to leave it to others and at last to loadkit.
+        A `transformers.PreTrainedModel` that fits the plan; None to leave it to others and at last to
+        loadkit.
     """
 
 
@@ -450,18 +463,19 @@ def loadkit_shorten_loading(
     """Lend something to one load that makes it faster and changes no bit of the model.
 
     When:
-        Once, right after planning, while torch isn't imported yet: the libraries come in while what lies ready is looked through. Not used
-        where `loadkit_load_model` has a taker.
+        Once, right after planning, while torch isn't imported yet: the libraries come in while what lies
+        ready is looked through. Not used where `loadkit_load_model` has a taker.
 
     Parameters:
         plan: the plan.
-        identity: tells the checkpoint's weights and configs from all others; "" where they can't be told apart.
+        identity: tells the checkpoint's weights and configs from all others; "" where they can't be told
+            apart.
         machine: accelerators, memory and packages.
         entries: what loadkit keeps prepared on this machine.
         progress: takes a short sentence before something that takes long.
 
     Returns:
-        A `LoadingAid`; None where there is nothing to lend.
+        A `LoadingAid`; None for none.
     """
 
 
@@ -470,7 +484,8 @@ def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any)
     """Compare a parameter that your plugin quantized with what the checkpoint's file has for it.
 
     When:
-        For a sample of tensors, right after loading. What nobody takes is compared by the core, value by value.
+        For a sample of tensors, right after loading. What nobody takes is compared by the core, value by
+        value.
 
     Parameters:
         plan: the plan.
@@ -485,7 +500,8 @@ def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any)
 
 @hookspec(firstresult=True)
 def loadkit_open_parameter(plan: Plan, parameter: Any) -> Opened | None:
-    """Tell what a parameter consists of that your plugin quantized, for the report to count weights and bytes.
+    """Tell what a parameter consists of that your plugin quantized, for the report to count weights and
+    bytes.
 
     When:
         For every parameter of the final model that has a class of its own, or holds integers.
@@ -495,11 +511,13 @@ def loadkit_open_parameter(plan: Plan, parameter: Any) -> Opened | None:
         parameter: the `torch.nn.Parameter`, quantized by your plugin or by another.
 
     Returns:
-        The plain tensors that it holds and the number of weights that it stands for; None where it isn't yours.
+        The plain tensors that it holds and the number of weights that it stands for; None where it isn't
+        yours.
     """
 
 
-# --- The phases between loading and the audit, in this order; each only where the plan has it ------------------------
+# --- The phases between loading and the audit, in this order; each only where the plan has it
+# ------------------------
 
 
 @hookspec(firstresult=True)
@@ -569,7 +587,8 @@ def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any | None:
 
 @hookspec(firstresult=True)
 def loadkit_enable_input_gradients(plan: Plan, model: Any) -> Any | None:
-    """Let gradients flow from the embeddings, so that a checkpointed frozen layer hands them on to the adapter.
+    """Let gradients flow from the embeddings, so that a checkpointed frozen layer hands them on to the
+    adapter.
 
     When:
         The fifth phase, where an adapter is trained under checkpointing.
@@ -593,7 +612,8 @@ def loadkit_attach_adapters(plan: Plan, model: Any, adapters: Adapters, vocabula
     Parameters:
         plan: the plan.
         model: the prepared `transformers.PreTrainedModel`.
-        adapters: what was decided; the `source` of an existing one is a folder here, whose files are on this machine.
+        adapters: what was decided; the `source` of an existing one is a folder here, whose files are on this
+            machine.
         vocabulary: what the tokenizer asked for: the rows of new tokens train with a new adapter.
 
     Returns:

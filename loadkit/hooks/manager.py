@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 import pluggy
 
 from loadkit.errors import LoadkitError, PluginError, Problem
 from loadkit.hooks import hookspecs
-from loadkit.hooks.result_types import misfit
+from loadkit.hooks.calls import attributed, call, typed
+from loadkit.hooks.old_names import OldNamesManager, PluginWarning
+from loadkit.hooks.provisions import Provided, Provision, provided_by, provision
 from loadkit.request.options import CORE_OPTIONS, Option
 from loadkit.request.profiles import Profile
 from loadkit.schema.claims import Claim, StampedClaim
@@ -51,18 +52,6 @@ class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class Provision(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """What plugins provide of one kind.
-
-    Parameters:
-        found: name to (plugin, item).
-        conflicts: a name that several plugins provide, to those plugins. It breaks only who asks for that name.
-    """
-
-    found: Mapping[str, tuple[str, T]]
-    conflicts: Mapping[str, tuple[str, ...]]
-
-
 class Polled(NamedTuple):
     """The answers to a decision hook: claims, and explanations for when nobody claims."""
 
@@ -70,60 +59,14 @@ class Polled(NamedTuple):
     explanations: list[Problem]
 
 
-class _Provided(NamedTuple):
-    options: tuple[Option, ...]
-    profiles: tuple[Profile, ...]
-    architectures: tuple[Architecture, ...]
-
-
-class PluginWarning(UserWarning):
-    """What is odd about plugins and doesn't stop anything: a name that no plugin has, a hook under its old name."""
-
-
-class _Pluggy(pluggy.PluginManager):
-    """pluggy's manager, which takes hooks and parameters under their old names too."""
-
-    registering = ""
-
-    def register(self, plugin: Any, name: str | None = None) -> str | None:
-        """As pluggy's, knowing the name while it looks at the plugin's functions."""
-        self.registering = name or ""
-        return super().register(plugin, name)
-
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        """As pluggy's; an old name counts as the present one."""
-        opts = super().parse_hookimpl_opts(plugin, name)
-        new = hookspecs.RENAMED.get(name)
-        if opts is not None and new is not None and opts.get("specname") is None:
-            opts["specname"] = new
-            warnings.warn(
-                f"the plugin {self.registering!r} has {name}, which is called {new} now: the old name works until "
-                "the next major version",
-                PluginWarning,
-                stacklevel=2,
-            )
-        return opts
-
-    def _verify_hook(self, hook: Any, hookimpl: Any) -> None:
-        """As pluggy's (1.7), with old names of parameters replaced: an implementation is called by position, so that is all it takes."""
-        renamed = hookspecs.RENAMED_PARAMETERS.get(hook.name, {})
-        for old in (name for name in hookimpl.argnames if name in renamed):
-            warnings.warn(
-                f"the plugin {hookimpl.plugin_name!r} has the parameter {old} in {hook.name}, which is called {renamed[old]} now: the "
-                "old name works until the next major version",
-                PluginWarning,
-                stacklevel=2,
-            )
-        hookimpl.argnames = tuple(renamed.get(name, name) for name in hookimpl.argnames)
-        super()._verify_hook(hook, hookimpl)
-
-
 class PluginManager:
     """A set of plugins. Managers are independent: a test or an application can have its own.
 
     Parameters:
-        entry_points: whether to load the plugins that installed distributions announce in the group "loadkit".
-        environ: where LOADKIT_DISABLE, LOADKIT_PLUGINS and LOADKIT_STRICT are read; the process's environment by default.
+        entry_points: whether to load the plugins that installed distributions announce in the group
+            "loadkit".
+        environ: where LOADKIT_DISABLE, LOADKIT_PLUGINS and LOADKIT_STRICT are read; the process's environment
+            by default.
 
     Raises:
         PluginError: LOADKIT_STRICT=1 and a plugin is broken.
@@ -134,16 +77,17 @@ class PluginManager:
         self._disabled = _names(env.get("LOADKIT_DISABLE", ""))
         self._allowed = _names(env.get("LOADKIT_PLUGINS", ""))
         self._strict = env.get("LOADKIT_STRICT", "") not in ("", "0")
-        self._pluggy = _Pluggy(hookspecs.PROJECT)
+        self._pluggy = OldNamesManager(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         self._infos: dict[str, PluginInfo] = {}
-        self._provided: dict[str, _Provided] = {}
+        self._provided: dict[str, Provided] = {}
         self._sorted: dict[str, tuple[pluggy.HookImpl, ...]] = {}
         if entry_points:
             self._load_entry_points()
             self._warn_of_strangers()
 
-    # --- Registering -------------------------------------------------------------------------------------------------
+    # --- Registering
+    # -------------------------------------------------------------------------------------------------
 
     def register(self, plugin: object, name: str) -> None:
         """Add a plugin by hand.
@@ -153,7 +97,8 @@ class PluginManager:
             name: what it is called in plans and messages.
 
         Raises:
-            PluginError: the name is taken, or the plugin doesn't fit the hooks. Nothing of it stays registered.
+            PluginError: the name is taken, or the plugin doesn't fit the hooks. Nothing of it stays
+                registered.
         """
         if name in self._infos:
             raise PluginError(
@@ -180,7 +125,8 @@ class PluginManager:
 
     def _load_entry_points(self) -> None:
         found = metadata.entry_points(group=hookspecs.PROJECT)
-        # Asked once: each look at a name or version parses all of a distribution's metadata, its long description too.
+        # Asked once: each look at a name or version parses all of a distribution's metadata, its long
+        # description too.
         of = {dist: (dist.name, dist.version) if dist else ("", "") for dist in {e.dist for e in found}}
         claimants: dict[str, dict[str, metadata.EntryPoint]] = {}
         for entry in sorted(found, key=lambda e: (e.name, of[e.dist][0], e.value)):
@@ -230,7 +176,7 @@ class PluginManager:
         try:
             self._pluggy.register(plugin, name=name)
             hooks = self._validated(plugin)
-            self._provided[name] = self._collected(name)
+            self._provided[name] = provided_by(name, self._pluggy)
         except Exception:
             # pluggy leaves a plugin half registered when its check fails (pluggy 1.7): roll it back whole.
             if self._pluggy.get_plugin(name) is not None:
@@ -259,31 +205,13 @@ class PluginManager:
             raise TypeError("it implements no hook: mark its functions with @loadkit.hookimpl")
         return tuple(sorted(caller.name for caller in callers))
 
-    def _collected(self, name: str) -> _Provided:
-        """What one plugin declares, asked once; a declaration of the wrong type makes the plugin a broken one."""
-
-        def given(hook: Callable[[], Sequence[T]], kind: type[T]) -> tuple[T, ...]:
-            impls = [
-                i for i in getattr(self._pluggy.hook, hook.__name__).get_hookimpls() if i.plugin_name == name
-            ]
-            items = tuple(item for impl in impls for item in _called(impl, {}) or ())
-            for item in items:
-                if not isinstance(item, kind):
-                    raise TypeError(f"{hook.__name__} gave {item!r}; it gives {kind.__name__} values")
-            return items
-
-        return _Provided(
-            given(hookspecs.loadkit_options, Option),
-            given(hookspecs.loadkit_profiles, Profile),
-            given(hookspecs.loadkit_architectures, Architecture),
-        )
-
     def _broken(self, about: PluginInfo, reason: str, error: Exception | None = None) -> PluginInfo:
         if self._strict:
             raise PluginError(about.name, f"{reason} (LOADKIT_STRICT is set)") from error
         return msgspec.structs.replace(about, state="broken", reason=reason)
 
-    # --- Asking ------------------------------------------------------------------------------------------------------
+    # --- Asking
+    # ------------------------------------------------------------------------------------------------------
 
     def poll(self, hook: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Polled:
         """Ask every plugin a decision hook, sorted by plugin name; each claim is stamped with its plugin.
@@ -308,7 +236,8 @@ class PluginManager:
         return Polled(claims, explanations)
 
     def answers(self, hook: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[tuple[str, T]]:
-        """Call a hook of every plugin, sorted by name, and yield (plugin, answer) for answers other than None.
+        """Call a hook of every plugin, sorted by name, and yield (plugin, answer) for answers other than
+        None.
 
         Raises:
             PluginError: a plugin raised; its exception is the cause.
@@ -318,7 +247,7 @@ class PluginManager:
             found = getattr(self._pluggy.hook, name).get_hookimpls()
             self._sorted[name] = tuple(sorted(found, key=lambda i: i.plugin_name))
         for impl in self._sorted[name]:
-            answer = _called(impl, kwargs)
+            answer = call(impl, kwargs)
             if answer is not None:
                 yield impl.plugin_name, answer
 
@@ -341,10 +270,12 @@ class PluginManager:
         return found
 
     def first(self, hook: Callable[P, T | None], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Call an action hook: the first result that isn't None. loadkit's own plugins are asked last, the others by their names.
+        """Call an action hook: the first result that isn't None. loadkit's own plugins are asked last, the
+        others by their names.
 
         Raises:
-            PluginError: a plugin raised something that isn't a loadkit error, or answered something of another type.
+            PluginError: a plugin raised something that isn't a loadkit error, or answered something of
+                another type.
         """
         caller = getattr(self._pluggy.hook, hook.__name__)
         own = {about.name for about in self.plugins if about.distribution == "loadkit"}
@@ -358,36 +289,37 @@ class PluginManager:
             except LoadkitError:
                 raise
             except Exception as error:
-                raise _attributed(names, hook.__name__, error) from error
-            return None if result is None else _fitting(result, names, hook.__name__)
+                raise attributed(names, hook.__name__, error) from error
+            return None if result is None else typed(result, names, hook.__name__)
         for impl in impls:
-            answer: T | None = _called(impl, kwargs, passing=LoadkitError)
+            answer: T | None = call(impl, kwargs, passing=LoadkitError)
             if answer is not None:
-                return _fitting(answer, impl.plugin_name, hook.__name__)
+                return typed(answer, impl.plugin_name, hook.__name__)
         return None
 
-    # --- What plugins provide ----------------------------------------------------------------------------------------
+    # --- What plugins provide
+    # ----------------------------------------------------------------------------------------
 
     @functools.cached_property
     def options(self) -> Provision[Option]:
         """Every declared option, by its name and its aliases; "loadkit" declares the core's own."""
         items = [("loadkit", option) for option in CORE_OPTIONS]
         items += [(plugin, option) for plugin, given in self._provided.items() for option in given.options]
-        return _provision(
+        return provision(
             (name, plugin, option) for plugin, option in items for name in (option.name, *option.aliases)
         )
 
     @functools.cached_property
     def profiles(self) -> Provision[Profile]:
         """Every profile, by its name."""
-        return _provision(
+        return provision(
             (p.name, plugin, p) for plugin, given in self._provided.items() for p in given.profiles
         )
 
     @functools.cached_property
     def architectures(self) -> Provision[Architecture]:
         """Every registered architecture, by its model type."""
-        return _provision(
+        return provision(
             (a.model_type, plugin, a) for plugin, given in self._provided.items() for a in given.architectures
         )
 
@@ -400,48 +332,6 @@ class PluginManager:
 def default_manager() -> PluginManager:
     """The manager that `plan()` and `load()` use: all installed plugins, discovered once a process."""
     return PluginManager()
-
-
-def _called(
-    impl: pluggy.HookImpl, kwargs: Mapping[str, object], passing: type[Exception] = PluginError
-) -> Any:
-    """Call one plugin; what it raises carries its name, but for errors that already say what to do."""
-    try:
-        return impl.function(*(kwargs[name] for name in impl.argnames))
-    except passing:
-        raise
-    except Exception as error:
-        raise _attributed(impl.plugin_name, impl.function.__name__, error) from error
-
-
-def _fitting(answer: T, plugin: str, hook: str) -> T:
-    """The answer, if it is of the hook's type."""
-    fault = misfit(hook, answer)
-    if fault:
-        raise PluginError(
-            plugin, f"{fault}; tell its author, or go on without it: LOADKIT_DISABLE={plugin}", hook=hook
-        )
-    return answer
-
-
-def _attributed(plugin: str, hook: str, error: Exception) -> PluginError:
-    where = inspect.trace()[-1]
-    return PluginError(
-        plugin,
-        f"it raised {type(error).__name__}: {error} ({os.path.basename(where.filename)}, line {where.lineno}); "
-        f"tell its author, or go on without it: LOADKIT_DISABLE={plugin}",
-        hook=hook,
-    )
-
-
-def _provision(items: Iterable[tuple[str, str, T]]) -> Provision[T]:
-    found: dict[str, tuple[str, T]] = {}
-    conflicts: dict[str, tuple[str, ...]] = {}
-    for name, plugin, item in items:
-        if name in found:
-            conflicts[name] = tuple(sorted({*conflicts.get(name, ()), found[name][0], plugin}))
-        found[name] = (plugin, item)
-    return Provision(found={n: f for n, f in found.items() if n not in conflicts}, conflicts=conflicts)
 
 
 def _version(text: str) -> tuple[int, ...]:

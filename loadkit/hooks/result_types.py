@@ -1,4 +1,4 @@
-"""What an estimating or acting hook may answer: an answer of another type is told with its plugin, before anybody trips over it."""
+"""What an estimating or acting hook may answer; another type is refused with the plugin's name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from loadkit.facts.library.weight_roles import Weight
 from loadkit.schema.values import Opened, Packed
 
-__all__ = ["ANSWERS", "misfit"]
+__all__ = ["ANSWERS", "wrong_type"]
 
 
 class Kind(NamedTuple):
@@ -50,7 +50,7 @@ ANSWERS: Mapping[str, Kind] = {
 """Hook to what it answers where it doesn't answer None."""
 
 
-def misfit(hook: str, answer: Any) -> str:
+def wrong_type(hook: str, answer: Any) -> str:
     """What is wrong with an answer, in words; "" where nothing is.
 
     Parameters:

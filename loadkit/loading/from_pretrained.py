@@ -5,57 +5,51 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from loadkit.audit.model_access import configs
 from loadkit.errors import LoadError, LoadkitError
+from loadkit.facts.load_facts import LoadFacts
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
-from loadkit.loading.download import (
-    HUB_KWARGS,
-    explain,
-    fetch_small_files,
-    fetch_weights,
-    may_ask,
-    plan_kwargs,
-    unquoting,
-)
+from loadkit.loading.download import HUB_KWARGS, explain, fetch_weights, may_ask, plan_kwargs, unquoting
+from loadkit.loading.loaded import BareModel
 from loadkit.loading.skip_modules import modules_to_skip
 from loadkit.loading.speed.gc_pause import pause_gc
-from loadkit.loading.speed.run_aids import Lent, LoadedModel, with_aids
-from loadkit.planning.quantization_checks import asked_to_skip
+from loadkit.loading.speed.page_release import released_while_loading
+from loadkit.loading.speed.run_aids import NO_AIDS, Aids, with_aids
+from loadkit.loading.use_cache import set_use_cache
 from loadkit.schema.loading_aids import Stored
 from loadkit.schema.plans import Plan
 from loadkit.schema.reports import Loading
 from loadkit.schema.request import Progress, Token
-from loadkit.schema.values import HEADED_TASKS
+from loadkit.schema.values import Quantization
 
-__all__ = ["LoadedModel", "load_model", "load_processing_class"]
+__all__ = ["load_config", "load_model", "load_processing_class"]
 
-NOTHING = Lent()
-
+FirstOnNode = Callable[[str, Callable[[], tuple[Path, ...]]], tuple[Path, ...]]
 
 NO_ADAPTER = {"subfolder": "loadkit-attaches-adapters"}
-"""Where transformers is sent to look for an adapter beside the weights: it finds none, and injects none (transformers 5.23:
-`maybe_load_adapters`). An adapter that the plan has is attached in its own phase."""
+"""Where transformers is sent to look for an adapter beside the weights: it finds none, and injects none
+(transformers 5.23: `maybe_load_adapters`). An adapter that the plan has is attached in its own phase."""
 
 
 def load_model(
     plan: Plan,
+    facts: LoadFacts,
     manager: PluginManager,
     token: Token = None,
     progress: Progress | None = None,
-    lent: Lent = NOTHING,
-    first_on_node: Callable[[str, Callable[[], None]], None] = lambda _, fetching: fetching(),
-) -> LoadedModel:
+    aids: Aids = NO_AIDS,
+    first_on_node: FirstOnNode = lambda _, fetching: fetching(),
+) -> BareModel:
     """Load the model that the plan names.
 
     Parameters:
-        plan: the plan.
         manager: the plugins that may load it another way, and that build its quantization config.
-        token: the Hub token.
         progress: called with a short sentence before weights are downloaded.
-        lent: what plugins lend to the load.
+        aids: what plugins give to make it faster.
         first_on_node: lets one process of a machine fetch before the others.
 
     Raises:
@@ -63,26 +57,30 @@ def load_model(
     """
     other = manager.first(hooks.loadkit_load_model, plan=plan)
     if other is not None:
-        return LoadedModel(other, Loading(), {})
+        return BareModel(other, Loading(), {}, facts.weight_files)
     return with_aids(
-        lent,
-        fetch=lambda: first_on_node("the weights", lambda: fetch_weights(plan, token, progress)),
-        load=lambda: _load(plan, manager, token),
-        read=lambda stored: _load(plan, manager, token, stored),
+        aids,
+        fetch=lambda: first_on_node("the weights", lambda: fetch_weights(plan, facts, token, progress)),
+        load=lambda files: _load(plan, manager, token, files),
+        read=lambda stored: _load(plan, manager, token, facts.weight_files, stored),
     )
 
 
-def _load(plan: Plan, manager: PluginManager, token: Token, stored: Stored | None = None) -> LoadedModel:
+def _load(
+    plan: Plan, manager: PluginManager, token: Token, files: Sequence[Path], stored: Stored | None = None
+) -> BareModel:
     """Call `from_pretrained` for the checkpoint, or for what is stored of it quantized already."""
-    with _explained(plan, "the model"), pause_gc():
+    quantization = plan.quantization if plan.quantization and not plan.quantization.prequantized else None
+    # Files that are only read, to make other weights of them, needn't stay in memory.
+    read_only = files if quantization and stored is None else ()
+    with _explained(plan, "the model"), pause_gc(), released_while_loading(read_only):
         config, further = load_config(plan, token)
-        own_cache = _set_cache(config, plan.use_cache)
+        own_use_cache = set_use_cache(config, plan.use_cache)
         kwargs: dict[str, Any] = {**plan.kwargs, **further, **_access(plan, token)}
         for name in plan_kwargs(plan).keys() - further.keys() - set(HUB_KWARGS):
             kwargs.pop(name)  # the config took it
-        quantization = plan.quantization
-        if quantization is not None and not quantization.prequantized:
-            kwargs["quantization_config"] = _quantization_config(plan, config, manager)
+        if quantization is not None:
+            kwargs["quantization_config"] = _quantization_config(plan, quantization, config, manager)
         if "max_memory" in kwargs:
             kwargs["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in kwargs["max_memory"].items()}
         location = plan.checkpoint.location
@@ -95,17 +93,17 @@ def _load(plan: Plan, manager: PluginManager, token: Token, stored: Stored | Non
             location,
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told, not raised, so that the audit can name every tensor
+            ignore_mismatched_sizes=True,  # not raised, so that the audit can name every tensor
             **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind == "folder" or stored else {}),
             **kwargs,
         )
         if stored is not None:
             _as_from(plan.checkpoint.location, stored.folder, model)
-    return LoadedModel(model, _loading(info), own_cache)
+    return BareModel(model, _loading(info), own_use_cache, tuple(files))
 
 
 def _as_from(location: str, folder: str, model: Any) -> None:
-    """Have a model that was loaded from what is stored say the same of itself as one that was quantized while loading."""
+    """Have a model that was loaded from what is stored describe itself as one that was quantized just now."""
     model.hf_quantizer.pre_quantized = False
     named = [(module, "name_or_path") for module in model.modules()]
     for each, name in [*named, *((nested, "_name_or_path") for _, nested in configs(model.config))]:
@@ -115,10 +113,6 @@ def _as_from(location: str, folder: str, model: Any) -> None:
 
 def load_config(plan: Plan, token: Token = None) -> tuple[Any, dict[str, Any]]:
     """Load the config at the plan's commit.
-
-    Parameters:
-        plan: the plan.
-        token: the Hub token.
 
     Returns:
         The config that the model's class takes, and those further keyword arguments that aren't fields of it.
@@ -151,7 +145,6 @@ def load_processing_class(plan: Plan, token: Token = None) -> Any:
         LoadError: its files can't be had, or transformers failed; its exception is the cause.
     """
     processing = plan.processing
-    fetch_small_files(plan, token)
     if processing.kind == "none":
         return None
     import transformers
@@ -171,25 +164,13 @@ def load_processing_class(plan: Plan, token: Token = None) -> Any:
 
 
 def _access(plan: Plan, token: Token) -> dict[str, Any]:
-    """How transformers may ask the Hub: not where it was down while planning, for it would ask for minutes."""
+    """How transformers may ask the Hub: not if that was down while planning, as it would ask for minutes."""
     down = bool(plan.checkpoint.commit) and not may_ask(plan)
     return ({} if token is None else {"token": token}) | ({"local_files_only": True} if down else {})
 
 
-def _quantization_config(plan: Plan, config: Any, manager: PluginManager) -> Any:
-    quantization = plan.quantization
-    assert quantization is not None
-    skip: Sequence[str] | None = None
-    # transformers 5.23 means to leave the last module unquantized, and misses one that has a bias, as BERT's classifier:
-    # `get_keys_to_not_convert` strips ".weight" only.
-    if quantization.skip_modules or plan.model_class.task in HEADED_TASKS:
-        skip = modules_to_skip(
-            _class(plan),
-            config,
-            quantization.skip_modules,
-            plan.model_class.implementation == "remote code",
-            asked=asked_to_skip(plan.request),
-        )
+def _quantization_config(plan: Plan, quantization: Quantization, config: Any, manager: PluginManager) -> Any:
+    skip = modules_to_skip(plan, _class(plan), config)
     built = manager.first(
         hooks.loadkit_build_quantization_config, plan=plan, quantization=quantization, skip_modules=skip
     )
@@ -213,17 +194,6 @@ def _class(plan: Plan) -> Any:
 def _imported(reference: str) -> Any:
     module, _, name = reference.rpartition(":")
     return getattr(importlib.import_module(module or "transformers"), name)
-
-
-def _set_cache(config: Any, use_cache: bool | None) -> dict[str, bool]:
-    """Set `use_cache` at every depth that has it; the values from before."""
-    if use_cache is None:
-        return {}
-    own = {path: nested.use_cache for path, nested in configs(config) if hasattr(nested, "use_cache")}
-    for path, nested in configs(config):
-        if path in own:
-            nested.use_cache = use_cache
-    return own
 
 
 def _loading(info: dict[str, Any]) -> Loading:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadkit.audit.model_access import configs
+from loadkit.loading.use_cache import with_use_cache
 
-__all__ = ["InferenceMode", "cache_settings"]
+__all__ = ["InferenceMode"]
 
 
 class InferenceMode:
@@ -18,7 +18,7 @@ class InferenceMode:
 
     def __init__(self, model: Any) -> None:
         self._modes = [(module, module.training) for module in model.modules()]
-        self._caches = [(config, config.use_cache) for config in cache_settings(model)]
+        self._caches = [(config, config.use_cache) for config in with_use_cache(model)]
         model.eval()
         for config, _ in self._caches:
             config.use_cache = True
@@ -36,16 +36,3 @@ class InferenceMode:
 
     def __exit__(self, *exc_info: object) -> None:
         self.undo()
-
-
-def cache_settings(model: Any) -> list[Any]:
-    """Every config of a model that has a `use_cache`: at every depth, those of decoders, and the generation config.
-
-    T5 and its kin give encoder and decoder copies of their config, and an encoder's is always off.
-    """
-    own = [config for _, config in configs(model.config)]
-    held = [c for m in model.modules() if (c := getattr(m, "config", None)) is not None]
-    decoders = [c for c in held if getattr(c, "is_decoder", False)]
-    generation = getattr(model, "generation_config", None)
-    every = [*own, *decoders, *([] if generation is None else [generation])]
-    return list({id(config): config for config in every if hasattr(config, "use_cache")}.values())

@@ -1,4 +1,4 @@
-"""What a phase did to a model's parameters: measured by comparing before and after, not told by who did it."""
+"""What a phase did to a model's parameters, measured by comparing before and after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The phases between loading and the audit: named, in one order, each carried out by one plugin and measured by the core."""
+"""The phases between loading and the audit, in order: each done by one plugin, measured by the core."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Phase(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What the phases need beside plan and model: the tokenizer's demands, and the adapters with their files on this machine."""
+    """What phases need beside plan and model: the tokenizer's demands, and adapters with local files."""
 
     vocabulary: Vocabulary
     adapters: Adapters | None
@@ -98,8 +98,9 @@ PHASES: tuple[Phase, ...] = (
         "merging the adapter into the base",
     ),
 )
-"""Resizing comes before an adapter wraps the embeddings; freezing before gradients are let through the frozen base;
-checkpointing before input gradients, which it needs; the adapter last, so that nothing freezes it again."""
+"""Resizing comes before an adapter wraps the embeddings; freezing before gradients are let through the frozen
+base; checkpointing before input gradients, which it needs; the adapter last, so that nothing freezes it
+again."""
 
 
 def run_phases(
@@ -113,12 +114,10 @@ def run_phases(
     """Carry out the phases that the plan has, and leave the model in the planned mode.
 
     Parameters:
-        plan: the plan.
         model: the loaded model.
         given: what the phases need beside plan and model.
-        manager: the plugins.
         clock: times each phase by its name.
-        say: told what is going on.
+        say: called with what is going on.
 
     Returns:
         The final model, and what each phase did to its parameters.

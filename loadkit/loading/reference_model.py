@@ -1,4 +1,4 @@
-"""The frozen reference of preference training, without a second load and, where it can be, without a second copy."""
+"""The frozen reference of preference training: no second load and, where possible, no second copy."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ SAMPLED_TENSORS, SAMPLED_VALUES = 8, 256
 
 
 class AdapterReference(torch.nn.Module):
-    """The model as it was before training: the policy's own base, with the adapter off, or a frozen copy of it on.
+    """The model as it was before training: the policy's own base, with the adapter off, or a frozen copy of
+    it on.
 
-    It has no parameters of its own. Each call runs the policy in evaluation mode and without gradients, and leaves it as
-    it was.
+    It has no parameters of its own. Each call runs the policy in evaluation mode and without gradients, and
+    leaves it as it was.
 
     Parameters:
         policy: the `peft.PeftModel` that trains.
@@ -108,7 +109,8 @@ def adapter_reference(policy: Any, name: str, *, trained: bool, starts_neutral: 
         policy: the `peft.PeftModel`.
         name: the adapter that trains.
         trained: whether it has been trained since it was loaded.
-        starts_neutral: whether a fresh adapter of its kind changes nothing, so that the base alone is the reference.
+        starts_neutral: whether a fresh adapter of its kind changes nothing, so that the base alone is the
+            reference.
 
     Raises:
         LoadkitError: the reference is the adapter as it was loaded, and it has been trained since.
@@ -149,7 +151,7 @@ def _copy_adapter(policy: Any, name: str) -> None:
 
 
 def _sibling(key: str, name: str) -> str:
-    """The parameter of the adapter `name` that a parameter of the copy stands for; "" for another parameter."""
+    """The parameter of the adapter `name` that one of the copy stands for; "" for another parameter."""
     parts = key.split(".")
     return ".".join(name if p == REFERENCE else p for p in parts) if REFERENCE in parts else ""
 
@@ -160,10 +162,12 @@ def frozen_copy(policy: Any) -> Any:
 
 
 def shared_reference(policy: Any) -> Any:
-    """A frozen model on the policy's own storage, in evaluation mode; it refuses to run once the policy has trained.
+    """A frozen model on the policy's own storage, in evaluation mode; it refuses to run once the policy has
+    trained.
 
     Parameters:
-        policy: a `transformers.PreTrainedModel` whose weights stay as they are: it is frozen, or gets an adapter later.
+        policy: a `transformers.PreTrainedModel` whose weights stay as they are: it is frozen, or gets an
+            adapter later.
     """
     memo: dict[int, Any] = {}
     for parameter in policy.parameters():
@@ -195,8 +199,8 @@ def _frozen(model: Any) -> Any:
 
 
 def _fingerprint(tensors: list[Any]) -> tuple[int, tuple[float, ...]]:
-    """What changes when weights are trained: torch's count of in-place changes, which optimizers that write through raw
-    pointers leave out, and the first values of a few tensors."""
+    """What changes when weights are trained: torch's count of in-place changes, which optimizers that write
+    through raw pointers leave out, and the first values of a few tensors."""
     sampled = tensors[:: max(1, len(tensors) // SAMPLED_TENSORS)][:SAMPLED_TENSORS]
     values = tuple(float(t.detach().flatten()[:SAMPLED_VALUES].double().sum()) for t in sampled)
     return sum(t._version for t in tensors), values

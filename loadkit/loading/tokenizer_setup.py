@@ -18,8 +18,8 @@ def finish_processing(plan: Plan, processing_class: Any) -> Vocabulary:
     """Set template, padding side and special tokens as planned.
 
     Parameters:
-        plan: the plan.
-        processing_class: the tokenizer or processor, as its `from_pretrained` gave it; None where there is none.
+        processing_class: the tokenizer or processor, as its `from_pretrained` gave it; None where there is
+            none.
 
     Returns:
         What its vocabulary asks of the model.

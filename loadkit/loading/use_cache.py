@@ -1,4 +1,4 @@
-"""Saving what was trained: the files say of the key-value cache what the checkpoint said, not what training needed."""
+"""`use_cache` at every depth of a config: set for the load, turned on for inference, saved as it was."""
 
 from __future__ import annotations
 
@@ -9,40 +9,69 @@ from typing import Any
 
 from loadkit.audit.model_access import configs
 
-__all__ = ["keep_own_cache", "own_cache", "saves_own_cache"]
+__all__ = ["own_use_cache", "save_own_use_cache", "saves_own_use_cache", "set_use_cache", "with_use_cache"]
+
+
+def set_use_cache(config: Any, value: bool | None) -> dict[str, bool]:
+    """Set it wherever a transformers config has it; None leaves all as they are.
+
+    Returns:
+        Path of a nested config ("" for the outermost) to the value from before.
+    """
+    if value is None:
+        return {}
+    own = {path: nested.use_cache for path, nested in configs(config) if hasattr(nested, "use_cache")}
+    _set(config, dict.fromkeys(own, value))
+    return own
 
 
 @contextmanager
-def own_cache(model: Any, own: Mapping[str, bool]) -> Iterator[None]:
-    """Let every config hold the checkpoint's own `use_cache` for a while.
+def own_use_cache(model: Any, own: Mapping[str, bool]) -> Iterator[None]:
+    """Let every config hold the checkpoint's own value for a while.
 
     Parameters:
         model: a `transformers.PreTrainedModel`, or the `peft.PeftModel` around it.
-        own: path of a nested config ("" for the outermost) to its value.
+        own: what `set_use_cache` gave.
     """
-    now = [(config, config.use_cache) for path, config in configs(model.config) if path in own]
+    now = {path: config.use_cache for path, config in configs(model.config) if path in own}
+    _set(model.config, own)
     try:
-        for path, config in configs(model.config):
-            if path in own:
-                config.use_cache = own[path]
         yield
     finally:
-        for config, value in now:
-            config.use_cache = value
+        _set(model.config, now)
 
 
-def keep_own_cache(model: Any, own: Mapping[str, bool]) -> None:
-    """Have the model's own `save_pretrained`, which trainers call, write the checkpoint's own `use_cache`.
+def save_own_use_cache(model: Any, own: Mapping[str, bool]) -> None:
+    """Have the model's own `save_pretrained`, which trainers call, write the checkpoint's own values.
 
     Parameters:
         model: a `transformers.PreTrainedModel`; its `save_pretrained` is replaced on this one object.
-        own: as `own_cache` takes it.
+        own: what `set_use_cache` gave.
     """
     model._loadkit_own_cache = dict(own)
-    model.save_pretrained = types.MethodType(saves_own_cache, model)
+    model.save_pretrained = types.MethodType(saves_own_use_cache, model)
 
 
-def saves_own_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
+def saves_own_use_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
     """`save_pretrained` of the model's class, with the checkpoint's own `use_cache` in the files."""
-    with own_cache(self, self._loadkit_own_cache):
+    with own_use_cache(self, self._loadkit_own_cache):
         return type(self).save_pretrained(self, *args, **kwargs)
+
+
+def with_use_cache(model: Any) -> list[Any]:
+    """Every config of a model that has it: at every depth, those of decoders, and the generation config.
+
+    T5 and its kin give encoder and decoder copies of their config, and an encoder's is always off.
+    """
+    own = [config for _, config in configs(model.config)]
+    held = [c for m in model.modules() if (c := getattr(m, "config", None)) is not None]
+    decoders = [c for c in held if getattr(c, "is_decoder", False)]
+    generation = getattr(model, "generation_config", None)
+    every = [*own, *decoders, *([] if generation is None else [generation])]
+    return list({id(config): config for config in every if hasattr(config, "use_cache")}.values())
+
+
+def _set(config: Any, values: Mapping[str, bool]) -> None:
+    for path, nested in configs(config):
+        if path in values:
+            nested.use_cache = values[path]

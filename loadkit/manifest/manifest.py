@@ -1,4 +1,4 @@
-"""The manifest of a load: what is needed to repeat it months later, or to say what isn't the same any more."""
+"""The manifest of a load: what it takes to repeat it months later, or to say what has changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIBRARIES = (
     "torch",
     "transformers",
 )
-"""What takes part in a load, by distribution: loadkit's own dependencies that do. Plugins of others bring theirs."""
+"""What takes part in a load, by distribution: loadkit's own dependencies. Plugins bring theirs."""
 
 WORKAROUNDS: Mapping[str, Callable[[Plan], bool]] = {
     "transformers is kept from injecting an adapter that lies beside the weights (transformers 5.23)": lambda plan: (
@@ -138,7 +138,6 @@ def make_manifest(plan: Plan, report: Report, progress: Progress | None = None) 
     """Take down a load. Every file is read once, for its hash.
 
     Parameters:
-        plan: what was loaded.
         report: what was found.
         progress: called with a short sentence for each file.
     """
@@ -229,7 +228,7 @@ def proof_of(path: Path) -> FileProof:
 
 
 def library_versions(plan: Plan) -> dict[str, str]:
-    """The versions of what takes part, here and now: of the plan's plugins, too, and of what their distributions depend on."""
+    """The versions of what takes part, here and now: plugins, and what their distributions depend on."""
     wanted = {*LIBRARIES, *(_normalised(about.split(" ")[0]) for about in plan.plugins.values() if about)}
     installed = {_normalised(name): d for d in metadata.distributions() if (name := d.metadata["Name"])}
     for name in sorted((wanted - {*LIBRARIES}) & {*installed}):

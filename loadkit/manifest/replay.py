@@ -57,8 +57,8 @@ def plan_of(
 ) -> Plan:
     """The manifest's plan, if it still holds here.
 
-    Files are hashed and compared; the request is planned again, and its decisions compared. Versions of libraries that differ are
-    told in a warning.
+    Files are hashed and compared; the request is planned again, and its decisions compared. Versions of
+    libraries that differ are told in a warning.
 
     Raises:
         ReplayError: files or decisions differ, and `strict`.
@@ -75,11 +75,11 @@ def plan_of(
     found = _here(manifest, token, plugin_manager, progress)
     soft = [d for d in found if d.what.startswith(("library ", "python", "machine", "plugin ", "because "))]
     hard = [d for d in found if d not in soft]
-    told = [d for d in soft if not d.what.startswith("because ")]
+    worth_saying = [d for d in soft if not d.what.startswith("because ")]
     if hard and strict:
         raise ReplayError(manifest.plan.request.source, hard)
-    if told or hard:
-        lines = "; ".join(map(str, [*hard, *told]))
+    if worth_saying or hard:
+        lines = "; ".join(map(str, [*hard, *worth_saying]))
         warnings.warn(
             f"{manifest.plan.request.source!r} is loaded again, and differs: {lines}",
             ReplayWarning,

@@ -8,9 +8,10 @@ from functools import partial
 import msgspec
 
 from loadkit.errors import Problem
+from loadkit.facts.machine.engines import ENGINES, Engine
 from loadkit.facts.machine.machine import Machine
 from loadkit.facts.machine.named_machines import named_machine
-from loadkit.facts.machine.topology import ENGINES, Engine, Topology
+from loadkit.facts.machine.topology import Topology
 from loadkit.schema.request import Request
 from loadkit.text.suggest import did_you_mean
 
@@ -25,7 +26,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         machine: the machine, or one of the equal nodes.
         topology: the processes.
-        elsewhere: what the plan is for in a few words, where it isn't this launch on this machine; such a plan can't be loaded. "" here.
+        elsewhere: what the plan is for in a few words, where it isn't this launch on this machine; such a
+            plan can't be loaded. "" here.
         problems: what is wrong with what was asked for, or with what the launcher set.
     """
 
@@ -52,7 +54,8 @@ def find_target(
         machine: facts, a name ("8xH100-80GB"), or None for this machine.
         nodes: how many such machines; None for this launch.
         engine: one of `ENGINES`; None for what the launch says.
-        topology: facts of the processes; None for this launch, or for one process per accelerator of the nodes named.
+        topology: facts of the processes; None for this launch, or for one process per accelerator of the
+            nodes named.
         here: this machine.
         launch: reads this launch.
     """
@@ -84,7 +87,7 @@ def find_target(
 
 
 def _imagined(machine: Machine, nodes: int, engine: str | None) -> Topology:
-    """One process for each accelerator where an engine spreads the model, or there are several nodes; else a single one."""
+    """One process an accelerator where an engine spreads the model or there are several nodes; else one."""
     if engine is None and nodes == 1:
         return Topology()
     each = max(len(machine.accelerators), 1)
@@ -110,7 +113,7 @@ def _with_engine(topology: Topology, engine: str | None) -> Topology:
 
 
 def _with_splitting(topology: Topology, request: Request) -> tuple[Topology, list[Problem]]:
-    """`tp_plan` or `tp_size` make tensor parallelism the engine where nobody named another; FSDP2 may stand beside it."""
+    """`tp_plan` or `tp_size` choose tensor parallelism where nobody named an engine, and go with FSDP2."""
     plan, size = request.asked("tp_plan"), request.asked("tp_size")
     if topology.engine == "tensor-parallel" or plan is not None or size is not None:
         asked = next((a for a in (size, plan) if a is not None), None)

@@ -28,7 +28,6 @@ def check_quantization(context: Context, decided: Quantization | None) -> list[P
     """What was asked about quantizing, and nobody took up.
 
     Parameters:
-        context: the facts.
         decided: the decision; None where the weights stay as they are.
     """
     return [
@@ -39,7 +38,7 @@ def check_quantization(context: Context, decided: Quantization | None) -> list[P
 
 
 def _unserved(request: Request, decided: Quantization | None) -> Iterator[Problem]:
-    """A quantization_config that no plugin took up: dropping it would load another model than was asked for."""
+    """A quantization_config that no plugin took up: another model than asked for would be loaded."""
     asked = request.asked("quantization_config")
     if asked is None or not asked.demanded:
         return
@@ -68,7 +67,7 @@ def _nothing_to_skip(request: Request, decided: Quantization | None) -> Iterator
 
 
 def _unmatched(context: Context, decided: Quantization | None) -> Iterator[Problem]:
-    """A skip entry is a path or the end of one; here only its last part is looked for, as loading may rename the rest."""
+    """A skip entry is a path or its end; only its last part is looked for, as loading may rename the rest."""
     if decided is None or decided.prequantized:
         return
     asked, tensors = asked_to_skip(context.request), context.checkpoint.tensors

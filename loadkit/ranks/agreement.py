@@ -13,12 +13,13 @@ import msgspec
 from loadkit.facts.checkpoint.fingerprint import sample
 from loadkit.facts.machine.topology import Topology
 from loadkit.manifest.manifest import files_of, library_versions, lines
+from loadkit.ranks.rank_names import named
 from loadkit.schema.plans import Plan
 
-__all__ = ["difference", "digest_of", "passport"]
+__all__ = ["difference", "digest_of", "to_agree_on"]
 
 PIECES = 64
-"""How many pieces of each file are looked at: it is done once a launch, not at every plan."""
+"""Pieces of each file that are looked at: more than a plan looks at, since it is once a launch."""
 
 LOCAL, HERE = "the rank's own device", "the rank's own folder"
 
@@ -26,14 +27,10 @@ OF_THE_MACHINE = ("because ", "machine")
 """Lines that say how a machine is, rather than what is loaded."""
 
 
-def passport(plan: Plan, topology: Topology) -> dict[str, str]:
+def to_agree_on(plan: Plan, topology: Topology) -> dict[str, str]:
     """Everything that must be the same, a line each: what it is, to how it is.
 
     A rank's own device and own folders count as the same: what the folders hold is compared instead.
-
-    Parameters:
-        plan: this rank's plan.
-        topology: where this rank is.
     """
     found = lines(_without_place(plan, topology))
     kept = {what: how for what, how in found.items() if not what.startswith(OF_THE_MACHINE)}
@@ -45,58 +42,50 @@ def passport(plan: Plan, topology: Topology) -> dict[str, str]:
 
 
 def digest_of(lines: Mapping[str, str]) -> str:
-    """SHA-256 of a passport, in hexadecimal."""
+    """SHA-256 of what must be the same, in hexadecimal."""
     return hashlib.sha256(msgspec.json.encode(lines, order="sorted")).hexdigest()
 
 
-def difference(passports: Sequence[Mapping[str, str]]) -> tuple[list[int], str]:
-    """Which ranks would load something else than most, and what, in words.
-
-    Parameters:
-        passports: everybody's, by rank.
-    """
-    told, ranks = [], set()
-    for what in sorted({what for one in passports for what in one}):
+def difference(by_rank: Sequence[Mapping[str, str]]) -> tuple[list[int], str]:
+    """Which ranks would load something else than most, and what, in words."""
+    rows, ranks = [], set()
+    for what in sorted({what for one in by_rank for what in one}):
         values: dict[str, list[int]] = {}
-        for rank, one in enumerate(passports):
+        for rank, one in enumerate(by_rank):
             values.setdefault(one.get(what, "nothing"), []).append(rank)
         if len(values) == 1:
             continue
         sides = sorted(values.items(), key=lambda item: (-len(item[1]), item[1]))
         ranks |= {rank for _, some in sides[1:] for rank in some}
-        told.append(f"  - {what}: " + "; ".join(f"{_named(some)}: {value}" for value, some in sides))
-    head = f"the ranks of this launch wouldn't load the same: {len(told)} difference{'s' if len(told) != 1 else ''}"
+        rows.append(f"  - {what}: " + "; ".join(f"{named(some)}: {value}" for value, some in sides))
+    head = f"the ranks of this launch wouldn't load the same: {len(rows)} difference{'s' if len(rows) != 1 else ''}"
     fix = "    fix: give every rank the same request, and every node the same packages and files"
-    return sorted(ranks), "\n".join([head, *told, fix])
-
-
-def _named(ranks: Sequence[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    return sorted(ranks), "\n".join([head, *rows, fix])
 
 
 def _without_place(plan: Plan, topology: Topology) -> Plan:
     """The plan with the rank's own device under one name."""
-    decisions = []
-    for decision in plan.decisions:
-        if decision.stage == "device_map" and decision.value.device_map == {"": topology.local_rank}:
-            value = msgspec.structs.replace(decision.value, device_map={"": LOCAL})
-            decision = msgspec.structs.replace(decision, value=value)
-        decisions.append(decision)
-    return msgspec.structs.replace(plan, decisions=tuple(decisions))
+    if plan.placement.device_map != {"": topology.local_rank}:
+        return plan
+    placement = msgspec.structs.replace(plan.placement, device_map={"": LOCAL})
+    decisions = {d.stage: d for d in plan.decisions}
+    decisions["device_map"] = msgspec.structs.replace(decisions["device_map"], value=placement)
+    return msgspec.structs.replace(plan, decisions=tuple(decisions.values()))
 
 
 def _folders(plan: Plan) -> list[str]:
     """The folders that the plan reads, as it spells them; longest first, since one may lie in another."""
     checkpoint, processing = plan.checkpoint, plan.processing
-    named = {"" if checkpoint.commit else checkpoint.location, "" if checkpoint.commit else checkpoint.source}
-    named |= {"" if processing.revision or processing.kind == "none" else processing.source}
+    names = set() if checkpoint.commit else {checkpoint.location, checkpoint.source}
+    if not processing.revision and processing.kind != "none":
+        names.add(processing.source)
     if plan.adapters is not None:
-        named |= {a.source for a in plan.adapters.members if not a.revision}
-    return sorted((name for name in named if name and os.path.isdir(name)), key=len, reverse=True)
+        names |= {a.source for a in plan.adapters.members if not a.revision}
+    return sorted((name for name in names if name and os.path.isdir(name)), key=len, reverse=True)
 
 
 def _files(plan: Plan) -> dict[str, str]:
-    """Fingerprints of the files in folders. A repository's commit says the same of its files."""
+    """Fingerprints of the files in folders; of a repository's files its commit says the same."""
     commits = {"checkpoint": plan.checkpoint.commit, "tokenizer": plan.processing.revision}
     if plan.adapters is not None:
         commits |= {f"adapter {a.name}": a.revision for a in plan.adapters.members}
@@ -108,6 +97,6 @@ def _files(plan: Plan) -> dict[str, str]:
 
 
 def _fingerprint(path: Path) -> str:
-    """A file's size, and a digest of its header and of pieces of it. Not its times: each node may have its own copy."""
+    """A file's size, and a digest of its header and pieces; not its times, since nodes have copies."""
     looked_at = sample(path, PIECES)
     return f"{looked_at.stat.st_size} bytes, {looked_at.digest.hex()[:16]}"

@@ -7,26 +7,22 @@ from collections.abc import Sequence
 import msgspec
 
 from loadkit.errors import SEVERITIES, Finding
+from loadkit.ranks.rank_names import named
 
 __all__ = ["merged"]
 
 
 def merged(findings: Sequence[Sequence[Finding]]) -> tuple[Finding, ...]:
-    """What all ranks found once; what some found, with their numbers.
-
-    Parameters:
-        findings: each rank's, by rank.
-    """
-    homes: dict[Finding, list[int]] = {}
+    """What all ranks found once; what some found, with their numbers."""
+    found_by: dict[Finding, list[int]] = {}
     for rank, found in enumerate(findings):
         for finding in dict.fromkeys(found):
-            homes.setdefault(finding, []).append(rank)
-    told = [
-        finding if len(ranks) == len(findings) else _of(finding, ranks) for finding, ranks in homes.items()
+            found_by.setdefault(finding, []).append(rank)
+    everybodys = [
+        finding if len(ranks) == len(findings) else _of(finding, ranks) for finding, ranks in found_by.items()
     ]
-    return tuple(sorted(told, key=lambda finding: SEVERITIES.index(finding.severity)))
+    return tuple(sorted(everybodys, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def _of(finding: Finding, ranks: Sequence[int]) -> Finding:
-    named = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-    return msgspec.structs.replace(finding, message=f"{named}: {finding.message}")
+    return msgspec.structs.replace(finding, message=f"{named(ranks)}: {finding.message}")

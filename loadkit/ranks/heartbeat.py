@@ -1,4 +1,4 @@
-"""Signs of life, on a thread of their own: who is gone is noticed, and who is busy is stopped when another one fails."""
+"""Heartbeats, on a thread of their own: who is gone is noticed; who is busy is stopped when another fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 from loadkit.ranks.settings import Settings
 from loadkit.ranks.stores import Store
 
-__all__ = ["Failure", "Stopped", "Watch"]
+__all__ = ["FAILED", "Failure", "Heartbeat", "Stopped"]
 
 FAILED = "failed"
 """The key under which the first failure of any rank stands."""
@@ -34,14 +34,10 @@ class Stopped(BaseException):
     """Raised in a busy thread because another rank failed; never seen outside."""
 
 
-class Watch:
-    """Gives signs of life of this rank, and looks for those of others: rank 0 for everybody's, the others for rank 0's.
+class Heartbeat:
+    """This rank's heartbeat, and an eye on others: rank 0's on everybody's, the others' on rank 0's.
 
-    Parameters:
-        store: the store, with a prefix for this load.
-        rank: this rank.
-        size: how many there are.
-        settings: how long the others may be silent.
+    It interrupts the thread that makes it.
     """
 
     def __init__(self, store: Store, rank: int, size: int, settings: Settings) -> None:
@@ -51,19 +47,19 @@ class Watch:
         self._store.set_timeout(timedelta(seconds=settings.silence))
         self._rank = rank
         self._settings = settings
-        self._unseen = set(range(size)) - {rank} if rank == 0 else {0}
-        self._seen: dict[int, tuple[bytes, float]] = {}
-        self._loading = threading.get_ident()
+        self._not_yet_seen = set(range(size)) - {rank} if rank == 0 else {0}
+        self._last_seen: dict[int, tuple[bytes, float]] = {}
+        self._loading_thread = threading.get_ident()
         self._interruptible = True
-        self._stopped_at = 0.0
+        self._interrupted_at = 0.0
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loadkit-ranks", daemon=True)
         self._thread.start()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """While this thread waits it looks for failures itself, and isn't interrupted."""
+    def uninterrupted(self) -> Iterator[None]:
+        """While the loading thread waits, it looks for failures itself."""
         with self._lock:
             self._interruptible = False
         try:
@@ -72,8 +68,8 @@ class Watch:
             with self._lock:
                 self._interruptible = True
 
-    def lost(self, error: Exception) -> Failure:
-        """The store is gone; what is told of it."""
+    def store_lost(self, error: Exception) -> Failure:
+        """Note that the store is gone, and give this launch's first failure."""
         self.reachable = False
         failure = Failure(
             ranks=(0,),
@@ -83,19 +79,19 @@ class Watch:
         self._failed(failure)
         return self.failure or failure
 
-    def end(self) -> None:
-        """Give no more signs of life. What stopped this thread has done so when this returns, and nothing will."""
-        while not self._ended():
+    def stop(self) -> None:
+        """End it; afterwards nothing interrupts the loading thread any more."""
+        while not self._stopped():
             pass
 
-    def _ended(self) -> bool:
+    def _stopped(self) -> bool:
         try:
             with self._lock:
                 self._interruptible = False
             self._end.set()
             self._thread.join(self._settings.silence)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._loading), None)
-        except Stopped:  # it was on its way
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._loading_thread), None)
+        except Stopped:  # its interruption was on its way
             return False
         return True
 
@@ -104,10 +100,10 @@ class Watch:
         while not self._end.is_set():
             try:
                 beats += 1
-                self._store.set(f"alive/{self._rank}", str(beats))
+                self._store.set(f"heartbeat/{self._rank}", str(beats))
                 self._look()
             except RuntimeError as error:  # torch's DistError, or its timeout
-                self.lost(error)
+                self.store_lost(error)
             if self.failure is not None:
                 self._interrupt()
             self._end.wait(self._settings.beat)
@@ -116,16 +112,16 @@ class Watch:
         if self._store.check([FAILED]):
             self._failed(msgspec.json.decode(self._store.get(FAILED), type=Failure))
             return
-        arrived = [r for r in sorted(self._unseen) if self._store.check([f"alive/{r}"])]
-        self._unseen -= {*arrived}
+        arrived = [r for r in sorted(self._not_yet_seen) if self._store.check([f"heartbeat/{r}"])]
+        self._not_yet_seen -= {*arrived}
         now = time.monotonic()
-        self._seen |= dict.fromkeys(arrived, (b"", now))
-        ranks = sorted(self._seen)
-        beats = self._store.multi_get([f"alive/{r}" for r in ranks]) if ranks else []
+        self._last_seen |= dict.fromkeys(arrived, (b"", now))
+        ranks = sorted(self._last_seen)
+        beats = self._store.multi_get([f"heartbeat/{r}" for r in ranks]) if ranks else []
         for rank, beat in zip(ranks, beats, strict=True):
-            last, when = self._seen[rank]
+            last, when = self._last_seen[rank]
             if beat != last:
-                self._seen[rank] = (beat, now)
+                self._last_seen[rank] = (beat, now)
             elif now - when > self._settings.silence:
                 message = f"rank {rank} has given no sign of life for {now - when:.0f} s: it was killed, or its machine hangs"
                 failure = Failure(ranks=(rank,), message=message)
@@ -138,8 +134,8 @@ class Watch:
 
     def _interrupt(self) -> None:
         with self._lock:
-            if self._interruptible and time.monotonic() - self._stopped_at > AGAIN:
-                self._stopped_at = time.monotonic()
+            if self._interruptible and time.monotonic() - self._interrupted_at > AGAIN:
+                self._interrupted_at = time.monotonic()
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(self._loading), ctypes.py_object(Stopped)
+                    ctypes.c_ulong(self._loading_thread), ctypes.py_object(Stopped)
                 )

@@ -1,4 +1,4 @@
-"""What the processes of a launch tell each other during one load, with failures and timeouts."""
+"""What the ranks send each other during one load, with failures and timeouts."""
 
 from __future__ import annotations
 
@@ -12,30 +12,27 @@ from typing import TypeVar
 import msgspec
 
 from loadkit.errors import RankError
-from loadkit.ranks.heartbeat import FAILED, Failure, Watch
+from loadkit.ranks.heartbeat import FAILED, Failure, Heartbeat
+from loadkit.ranks.rank_names import named
 from loadkit.ranks.settings import Settings
 from loadkit.ranks.stores import Store
 
-__all__ = ["Company"]
+__all__ = ["Messages"]
 
 T = TypeVar("T")
-TELL = 30.0
-"""Seconds of waiting after which it is told whom for."""
+WARN_AFTER = 30.0
+"""Seconds of waiting after which a warning names the ranks that are waited for."""
 
-FIRST, LONGEST = 0.005, 0.2
-"""Seconds between two looks: of the first, and at most."""
+SHORTEST, LONGEST = 0.005, 0.2
+"""Seconds between two looks at the store, at first and at most."""
 
 log = logging.getLogger(__name__)
 
 
-class Company:
-    """The ranks of one load. Every rank calls the same methods in the same order.
+class Messages:
+    """Messages of the ranks of one load, which has a store of its own (`prefixed`).
 
-    Parameters:
-        store: the store, with a prefix for this load.
-        rank: this rank.
-        size: how many there are.
-        settings: how long to wait.
+    Every rank calls the same methods in the same order. Errors name the steps, so `what` is in words.
     """
 
     def __init__(self, store: Store, rank: int, size: int, settings: Settings) -> None:
@@ -44,123 +41,104 @@ class Company:
         self._settings = settings
         self._store = store
         self._store.set_timeout(timedelta(seconds=settings.silence))
-        self._watch = Watch(store, rank, size, settings)
+        self._heartbeat = Heartbeat(store, rank, size, settings)
         self._failed = False
 
     def gather(self, what: str, value: T, kind: type[T]) -> list[T]:
-        """Everybody's value, by rank; returns when all have given theirs.
-
-        Parameters:
-            what: the step, in words that an error can name.
-            value: this rank's.
-            kind: its type, as msgspec knows it.
-
-        Raises:
-            RankError: another rank failed, is gone, or doesn't come in time.
-        """
-        self._set(f"{what}/{self.rank}", msgspec.json.encode(value))
+        """Every rank's value, by rank, once all are there; `RankError` where one failed, is gone or late."""
+        self._set(f"{what}/{self.rank}", value)
         if self.rank == 0:
             keys = [f"{what}/{rank}" for rank in range(self.size)]
             self._wait(what, dict(enumerate(keys)))
-            together = [msgspec.json.decode(self._get(key), type=kind) for key in keys]
-            self._set(f"{what}/all", msgspec.json.encode(together))
+            together = [self._get(key, kind) for key in keys]
+            self._set(f"{what}/all", together)
             return together
         self._wait(what, {0: f"{what}/all"})
-        return msgspec.json.decode(self._get(f"{what}/all"), type=list[kind])  # type: ignore[valid-type]
+        return self._get(f"{what}/all", list[kind])  # type: ignore[valid-type]
 
-    def tell(self, what: str, value: T) -> None:
-        """Tell the others something that they wait for with `told`."""
-        self._set(f"{what}/told", msgspec.json.encode(value))
+    def broadcast(self, what: str, value: T) -> None:
+        """Send the others what they `receive`, without waiting for them."""
+        self._set(f"{what}/broadcast", value)
 
-    def told(self, what: str, by: int, kind: type[T]) -> T:
-        """What another rank tells; waits for it.
-
-        Raises:
-            RankError: as `gather`.
-        """
-        self._wait(what, {by: f"{what}/told"})
-        return msgspec.json.decode(self._get(f"{what}/told"), type=kind)
+    def receive(self, what: str, root: int, kind: type[T]) -> T:
+        """Wait for what another rank, the root, broadcasts; raises as `gather` does."""
+        self._wait(what, {root: f"{what}/broadcast"})
+        return self._get(f"{what}/broadcast", kind)
 
     def fail(self, ranks: Sequence[int], message: str) -> None:
-        """Tell all ranks to stop, unless they have been told already."""
+        """Stop all ranks, unless another failure has."""
         self._failed = True
         failure = Failure(ranks=tuple(ranks), message=message)
-        self._last_words(lambda: self._store.compare_set(FAILED, "", msgspec.json.encode(failure).decode()))
+        self._try(lambda: self._store.compare_set(FAILED, "", msgspec.json.encode(failure).decode()))
 
     @property
     def failure(self) -> RankError | None:
         """Why this rank has to stop."""
-        failure = self._watch.failure
+        failure = self._heartbeat.failure
         return None if failure is None else _error(failure)
 
-    def rest(self) -> None:
-        """Give no more signs of life, and be stopped by nobody any more: this rank has loaded, or failed."""
-        self._watch.end()
+    def stop_heartbeat(self) -> None:
+        """This rank has loaded, or failed: nothing interrupts it any more."""
+        self._heartbeat.stop()
 
-    def leave(self) -> None:
-        """Part. Rank 0, which may keep the store, goes last; so does one that fails, since its launcher then ends the others."""
-        self._last_words(lambda: self._store.set(f"left/{self.rank}", ""))
+    def close(self) -> None:
+        """Leave. Rank 0 (it may keep the store) and one that failed (its launcher ends the rest) go last."""
+        self._try(lambda: self._store.set(f"closed/{self.rank}", ""))
         if self.rank == 0 or self._failed:
-            self._last_words(self._until_left)
+            self._try(self._until_others_closed)
 
-    def _last_words(self, telling: Callable[[], object]) -> None:
-        """Tell something, unless the store is gone, and with it whoever could be told; torch prints a stack at each attempt."""
-        if self._watch.reachable:
+    def _try(self, sending: Callable[[], object]) -> None:
+        """Send, unless the store is known to be gone: torch prints a stack at each attempt."""
+        if self._heartbeat.reachable:
             with suppress(RuntimeError):
-                telling()
+                sending()
 
-    def _until_left(self) -> None:
-        failure = self._watch.failure
+    def _until_others_closed(self) -> None:
+        failure = self._heartbeat.failure
         gone = set(failure.ranks) if failure is not None else set()
         deadline = time.monotonic() + self._settings.parting
-        keys = [f"left/{rank}" for rank in range(self.size) if rank not in gone]
+        keys = [f"closed/{rank}" for rank in range(self.size) if rank not in gone]
         while not all(self._store.check([key]) for key in keys) and time.monotonic() < deadline:
             time.sleep(LONGEST / 4)
 
     def _wait(self, what: str, keys: dict[int, str]) -> None:
-        with self._watch.waiting():
-            start, pause, told = time.monotonic(), FIRST, False
+        with self._heartbeat.uninterrupted():
+            start, pause, warned = time.monotonic(), SHORTEST, False
             while True:
-                if self._watch.failure is not None:
-                    raise _error(self._watch.failure)
+                if self._heartbeat.failure is not None:
+                    raise _error(self._heartbeat.failure)
                 keys = {rank: key for rank, key in keys.items() if not self._has(key)}
                 if not keys:
                     return
                 waited = time.monotonic() - start
                 if waited > self._settings.timeout:
                     message = (
-                        f"rank {self.rank} waited {waited:.0f} s for {_ranks(keys)} at {what!r} (LOADKIT_RANKS_TIMEOUT). Every rank of "
+                        f"rank {self.rank} waited {waited:.0f} s for {named(keys)} at {what!r} (LOADKIT_RANKS_TIMEOUT). Every rank of "
                         "a launch has to call load(); where only some do, give together=False"
                     )
                     self.fail([self.rank, *keys], message)
                     raise RankError([self.rank, *keys], message)
-                if waited > TELL and not told:
-                    told = True
-                    log.warning("waiting for %s at %r since %.0f s", _ranks(keys), what, waited)
+                if waited > WARN_AFTER and not warned:
+                    warned = True
+                    log.warning("waiting for %s at %r since %.0f s", named(keys), what, waited)
                 time.sleep(pause)
                 pause = min(pause * 1.5, LONGEST)
 
     def _has(self, key: str) -> bool:
-        return self._asked(lambda: self._store.check([key]))
+        return self._ask(lambda: self._store.check([key]))
 
-    def _set(self, key: str, value: bytes) -> None:
-        self._asked(lambda: self._store.set(key, value.decode()))
+    def _set(self, key: str, value: object) -> None:
+        self._ask(lambda: self._store.set(key, msgspec.json.encode(value).decode()))
 
-    def _get(self, key: str) -> bytes:
-        return self._asked(lambda: self._store.get(key))
+    def _get(self, key: str, kind: type[T]) -> T:
+        return msgspec.json.decode(self._ask(lambda: self._store.get(key)), type=kind)
 
-    def _asked(self, asking: Callable[[], T]) -> T:
-        """Ask the store, or say that it is gone."""
+    def _ask(self, asking: Callable[[], T]) -> T:
         try:
             return asking()
         except RuntimeError as error:
-            raise _error(self._watch.lost(error)) from error
+            raise _error(self._heartbeat.store_lost(error)) from error
 
 
 def _error(failure: Failure) -> RankError:
     return RankError(failure.ranks, failure.message)
-
-
-def _ranks(ranks: Sequence[int] | dict[int, str]) -> str:
-    listed = sorted(ranks)
-    return f"rank{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed))}"

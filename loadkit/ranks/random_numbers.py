@@ -21,25 +21,16 @@ def random_state() -> dict[str, str]:
 
 @contextmanager
 def with_random_state(state: dict[str, str]) -> Iterator[None]:
-    """Draw from another process's generators, and go on with one's own afterwards.
-
-    Parameters:
-        state: what `random_state` told there.
-    """
+    """Draw from another process's generators (its `random_state`), and go on with one's own afterwards."""
     import torch
 
     tensors = {
         kind: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
         for kind, text in state.items()
     }
-    own_cuda = torch.cuda.get_rng_state() if "cuda" in tensors and torch.cuda.is_available() else None
-    own = torch.get_rng_state()
-    torch.set_rng_state(tensors["cpu"])
-    if own_cuda is not None:
-        torch.cuda.set_rng_state(tensors["cuda"])
-    try:
+    devices = [torch.cuda.current_device()] if "cuda" in tensors and torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.set_rng_state(tensors["cpu"])
+        if devices:
+            torch.cuda.set_rng_state(tensors["cuda"])
         yield
-    finally:
-        torch.set_rng_state(own)
-        if own_cuda is not None:
-            torch.cuda.set_rng_state(own_cuda)

@@ -8,7 +8,6 @@ import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import TracebackType
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,10 +15,11 @@ import msgspec
 from loadkit.errors import Finding, RankError
 from loadkit.facts.hub.pinned_commits import noting_commits
 from loadkit.facts.machine.topology import Topology, read_topology
-from loadkit.ranks.agreement import difference, digest_of, passport
+from loadkit.planning.pipeline import Planned
+from loadkit.ranks.agreement import difference, digest_of, to_agree_on
 from loadkit.ranks.findings import merged
 from loadkit.ranks.heartbeat import Stopped
-from loadkit.ranks.messages import Company
+from loadkit.ranks.messages import Messages
 from loadkit.ranks.random_numbers import random_state, with_random_state
 from loadkit.ranks.settings import read_settings
 from loadkit.ranks.stores import open_store, prefixed
@@ -31,7 +31,7 @@ __all__ = ["LaunchedRank", "Ranks", "ranks_of_this_launch"]
 T = TypeVar("T")
 
 WEIGHTS = "the weights"
-"""What is fetched only by those ranks that need it; everything else is fetched by all."""
+"""What only those ranks fetch that need it; everything else is fetched by all."""
 
 _loads = itertools.count()
 """The loads of this process, in order: every rank makes the same ones."""
@@ -40,12 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def ranks_of_this_launch(together: bool = True, topology: Topology | None = None) -> Ranks:
-    """The processes to load with.
-
-    Parameters:
-        together: whether all processes of the launch load; False where this one loads on its own.
-        topology: the launch; read from the environment by default.
-    """
+    """The processes to load with: this one alone, or `together` with the others of the launch."""
     topology = topology or read_topology()
     return LaunchedRank(topology) if together and topology.distributed else Ranks()
 
@@ -56,21 +51,19 @@ class Ranks:
     def __enter__(self) -> Ranks:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         return None
 
     def reporting(self, progress: Progress | None) -> Progress | None:
-        """What may be told of the load's progress: rank 0 tells."""
+        """Where to report progress: rank 0 does."""
         return progress
 
-    def plan(self, planning: Callable[[], Plan]) -> Plan:
+    def plan(self, planning: Callable[[], Planned]) -> Planned:
         """Plan; every branch stands for the commit that rank 0 found."""
         return planning()
 
     def first_on_node(self, what: str, fetching: Callable[[], T]) -> T:
-        """Fetch something: one process of each machine first, then the others, who find it there."""
+        """Fetch something: one process of each machine first, then the others, which find it there."""
         return fetching()
 
     def same_random_numbers(self, step: str) -> AbstractContextManager[None]:
@@ -89,11 +82,7 @@ class _Arrival(msgspec.Struct, frozen=True):
 
 
 class LaunchedRank(Ranks):
-    """One process of several that load together.
-
-    Parameters:
-        topology: where it is.
-    """
+    """One process of several that load together."""
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
@@ -105,79 +94,76 @@ class LaunchedRank(Ranks):
         topology, settings = self._topology, read_settings()
         store = open_store(topology, settings, log.warning)
         own = prefixed(f"load {next(_loads)}", store)
-        self._company = Company(own, topology.rank, topology.world_size, settings)
+        self._messages = Messages(own, topology.rank, topology.world_size, settings)
         self._quiet.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        company = self._company
-        company.rest()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        messages = self._messages
+        messages.stop_heartbeat()
         self._quiet.__exit__(None, None, None)
-        failure = company.failure
+        failure = messages.failure
         stopped = failure is not None and _was_stopped(error)
         if error is not None and not stopped and not isinstance(error, RankError):
-            company.fail([company.rank], f"rank {company.rank} failed: {type(error).__name__}: {error}")
-        company.leave()
+            messages.fail([messages.rank], f"rank {messages.rank} failed: {type(error).__name__}: {error}")
+        messages.close()
         if failure is not None and stopped:
             raise failure from None
 
     def reporting(self, progress: Progress | None) -> Progress | None:
-        return progress if self._company.rank == 0 else None
+        return progress if self._messages.rank == 0 else None
 
-    def plan(self, planning: Callable[[], Plan]) -> Plan:
-        company = self._company
-        if company.rank == 0:
+    def plan(self, planning: Callable[[], Planned]) -> Planned:
+        messages = self._messages
+        if messages.rank == 0:
             with noting_commits() as notes:
-                plan = planning()
-            company.tell("commits", notes)
+                planned = planning()
+            messages.broadcast("commits", notes)
         else:
-            with noting_commits(company.told("commits", 0, dict[str, str])):
-                plan = planning()
-        self._compare(plan)
-        return plan
+            with noting_commits(messages.receive("commits", 0, dict[str, str])):
+                planned = planning()
+        self._compare(planned.plan)
+        return planned
 
     def _compare(self, plan: Plan) -> None:
         """Refuse to load where another rank would load something else; find out who shares this machine."""
-        own = passport(plan, self._topology)
-        company, topology = self._company, self._topology
-        here = _Arrival(digest_of(own), socket.gethostname(), topology.local_rank)
-        arrived = company.gather("plans", here, _Arrival)
+        own = to_agree_on(plan, self._topology)
+        here = _Arrival(digest_of(own), socket.gethostname(), self._topology.local_rank)
+        arrived = self._messages.gather("plans", here, _Arrival)
         beside = [rank for rank, other in enumerate(arrived) if other.host == here.host]
         self._first_here = min(beside, key=lambda rank: (arrived[rank].local_rank, rank))
         if len({other.digest for other in arrived}) == 1:
             return
-        ranks, message = difference(self._company.gather("passports", own, dict[str, str]))
+        ranks, message = difference(self._messages.gather("differences", own, dict[str, str]))
         raise RankError(ranks, message)
 
     def first_on_node(self, what: str, fetching: Callable[[], T]) -> T:
-        company, first = self._company, self._first_here
-        if company.rank != first:
-            company.told(f"{what} on {first}", first, bool)
+        messages, first = self._messages, self._first_here
+        if messages.rank != first:
+            messages.receive(f"{what} on {first}", first, bool)
             return fetching()
         fetched = fetching()
         self._fetched.add(what)
-        company.tell(f"{what} on {first}", True)
+        messages.broadcast(f"{what} on {first}", True)
         return fetched
 
     def _nothing_to_fetch(self) -> None:
-        """A rank that needed no weights, because its machine keeps them quantized, lets those go on who do need them."""
-        if self._company.rank == self._first_here and WEIGHTS not in self._fetched:
-            self._company.tell(f"{WEIGHTS} on {self._first_here}", False)
+        """Let those go on that need the weights, where this rank needed none: they are kept quantized."""
+        if self._messages.rank == self._first_here and WEIGHTS not in self._fetched:
+            self._messages.broadcast(f"{WEIGHTS} on {self._first_here}", False)
 
     def same_random_numbers(self, step: str) -> AbstractContextManager[None]:
-        company = self._company
+        messages = self._messages
         if step == "phases":
             self._nothing_to_fetch()
-        if company.rank == 0:
-            company.tell(f"random numbers of {step}", random_state())
+        if messages.rank == 0:
+            messages.broadcast(f"random numbers of {step}", random_state())
             return nullcontext()  # what a process on its own would draw
-        return with_random_state(company.told(f"random numbers of {step}", 0, dict[str, str]))
+        return with_random_state(messages.receive(f"random numbers of {step}", 0, dict[str, str]))
 
     def finish(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
-        every = self._company.gather("findings", list(findings), list[Finding])
-        self._company.rest()
+        every = self._messages.gather("findings", list(findings), list[Finding])
+        self._messages.stop_heartbeat()
         return merged(every)
 
 
@@ -190,7 +176,7 @@ def _was_stopped(error: BaseException | None) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave it to rank 0 to warn and to draw bars."""
+    """Neither warn nor draw bars: rank 0 does."""
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
@@ -198,11 +184,8 @@ def _quiet() -> Iterator[None]:
     )
     from transformers.utils import logging as theirs
 
-    bars, hub_bars, level = (
-        theirs.is_progress_bar_enabled(),
-        not are_progress_bars_disabled(),
-        theirs.get_verbosity(),
-    )
+    bars, hub_bars = theirs.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    level = theirs.get_verbosity()
     theirs.disable_progress_bar()
     disable_progress_bars()
     theirs.set_verbosity_error()

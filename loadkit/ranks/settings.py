@@ -13,13 +13,14 @@ __all__ = ["Settings", "read_settings"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds.
+    """Seconds to wait.
 
     Parameters:
         timeout: the longest wait for another process, such as for one that downloads (LOADKIT_RANKS_TIMEOUT).
-        silence: without a sign of life for so long, a process counts as gone (LOADKIT_RANKS_SILENCE).
-        beat: between two signs of life.
-        parting: the longest that a process which fails stays, so that the others learn the cause before their launcher ends them.
+        silence: without a heartbeat for so long, a process counts as gone (LOADKIT_RANKS_SILENCE).
+        beat: between two heartbeats.
+        parting: the longest that a process which fails stays, so that the others learn the cause before
+            their launcher ends them.
     """
 
     timeout: float = 1800.0
@@ -29,14 +30,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the environment.
-
-    Parameters:
-        environ: the environment; the process's own by default.
-
-    Raises:
-        LoadkitError: a variable isn't a positive number.
-    """
+    """Read the environment; `LoadkitError` where a variable isn't a positive number."""
     env = os.environ if environ is None else environ
     default = Settings()
     return Settings(

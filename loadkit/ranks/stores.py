@@ -1,8 +1,8 @@
 """The key-value store that the processes of a launch share.
 
-It is the one of torch's default process group where the application has made that; else the one that torchrun's agent
-keeps; else one that rank 0 keeps at MASTER_ADDR and MASTER_PORT, in a way (torch's "multi-tenant" store) that lets a process
-group, made later at the same port, share it. No process group is made here.
+It is that of torch's default process group, if there is one; else the one that torchrun's agent keeps; else
+one that rank 0 keeps at MASTER_ADDR and MASTER_PORT, "multi-tenant" in torch's words: a process group that is
+made later at the same port shares it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Store", "open_store", "prefixed"]
 
 PREFIX = "loadkit"
 ATTEMPT = 10.0
-"""Seconds of one attempt to connect: between two, the user can interrupt, and is told."""
+"""Seconds of one attempt to connect: after each, a line says so, and the user can interrupt."""
 
 
 class Store(Protocol):
@@ -41,13 +41,8 @@ class Store(Protocol):
 def open_store(topology: Topology, settings: Settings, say: Progress) -> Store:
     """Open the store that all processes of the launch share.
 
-    Parameters:
-        topology: the launch.
-        settings: how long to wait for the one who keeps it.
-        say: told that this takes long.
-
     Raises:
-        LoadkitError: this torch can't, the launcher doesn't say where the store is, or it can't be reached in time.
+        LoadkitError: this torch can't, the launcher doesn't say where it is, or it can't be reached in time.
     """
     dist = _torch_distributed()
     if not dist.is_available():
@@ -64,7 +59,7 @@ def open_store(topology: Topology, settings: Settings, say: Progress) -> Store:
 
 
 def prefixed(prefix: str, store: Store) -> Store:
-    """A part of a store, whose keys begin with the prefix."""
+    """The part of a store whose keys begin with the prefix."""
     found: Store = _torch_distributed().PrefixStore(prefix, store)
     return found
 
@@ -85,43 +80,32 @@ def _address(topology: Topology) -> tuple[str, int]:
 
 
 _open: dict[tuple[str, int], Store] = {}
-"""One connection a process. The keeper's is never closed: a process group made later at that port shares its server."""
+"""One connection a process, never closed: a process group made later at that port shares the server."""
 
 
 def _connected(host: str, port: int, rank: int, settings: Settings, say: Progress) -> Store:
-    if (host, port) not in _open:
-        keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        start = time.monotonic()
-        while (store := _attempt(host, port, keeps, start, settings)) is None:
-            say(f"waiting for rank 0 at {host}:{port}")
-        _open[host, port] = store
-    return _open[host, port]
-
-
-def _attempt(host: str, port: int, keeps: bool, start: float, settings: Settings) -> Store | None:
-    """The store; None where nobody keeps it yet.
-
-    Raises:
-        LoadkitError: the port is taken, or it has been tried for long enough.
-    """
+    """The store; `LoadkitError` where the port is taken, or nobody keeps it in time."""
     dist = _torch_distributed()
-    try:
-        store: Store = dist.TCPStore(
-            host,
-            port,
-            is_master=keeps,
-            timeout=timedelta(seconds=min(ATTEMPT, settings.timeout)),
-            wait_for_workers=False,
-            multi_tenant=keeps,
-        )
-    except dist.DistError as error:
-        waited = time.monotonic() - start
-        if not keeps and waited < settings.timeout:
-            return None
-        raise LoadkitError(
-            f"the store at {host}:{port} that the processes of this launch share couldn't be {'opened' if keeps else 'reached'} in "
-            f"{waited:.0f} s: {str(error).splitlines()[0]}\n"
-            "    fix: see that every rank calls load() and that MASTER_ADDR and MASTER_PORT are those of rank 0, or give "
-            "together=False to let each process load on its own"
-        ) from error
-    return store
+    keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    start = time.monotonic()
+    while (host, port) not in _open:
+        try:
+            _open[host, port] = dist.TCPStore(
+                host,
+                port,
+                is_master=keeps,
+                timeout=timedelta(seconds=min(ATTEMPT, settings.timeout)),
+                wait_for_workers=False,
+                multi_tenant=keeps,
+            )
+        except dist.DistError as error:  # noqa: PERF203 - an attempt takes seconds
+            waited = time.monotonic() - start
+            if keeps or waited >= settings.timeout:
+                raise LoadkitError(
+                    f"the store at {host}:{port} that the processes of this launch share couldn't be {'opened' if keeps else 'reached'} in "
+                    f"{waited:.0f} s: {str(error).splitlines()[0]}\n"
+                    "    fix: see that every rank calls load() and that MASTER_ADDR and MASTER_PORT are those of rank 0, or give "
+                    "together=False to let each process load on its own"
+                ) from error
+            say(f"waiting for rank 0 at {host}:{port}")
+    return _open[host, port]

@@ -150,16 +150,14 @@ CORE_OPTIONS: tuple[Option, ...] = (
 )
 """Options that the core reads itself."""
 
-
 SKIPPING = next((o.name, *o.aliases) for o in CORE_OPTIONS if o.name == "skip_modules")
-"""What the modules to leave unquantized are called: as an option, and as a field of a quantization config."""
+"""What the modules to leave unquantized are called, as an option and as a field of a quantization config."""
 
 
 def plain(value: object) -> Any:
     """Turn an option's value into plain data, without importing the library it comes from.
 
-    A torch dtype becomes its name, a configuration object its `to_dict()`, an enum its value, a path a string,
-    sets sorted lists.
+    A torch dtype becomes its name, a configuration its `to_dict()`, an enum its value, sets sorted lists.
 
     Raises:
         TypeError: the value has no plain form.
@@ -214,30 +212,28 @@ def ask(
     for name, value in given.items():
         if name not in declared:
             problems.append(_undeclared(name, by, declared, conflicts))
-        elif value is not None:
-            plugin, option = declared[name]
-            checked = _checked(name, value, plugin, option, by)
-            if isinstance(checked, Problem):
-                problems.append(checked)
-                continue
-            clean = checked[0]
-            earlier = asked.get(option.name)
-            if earlier is not None and earlier.value != clean:
-                problems.append(_twice(name, earlier.value, clean, plugin, option, by))
-                continue
+            continue
+        if value is None:
+            continue
+        plugin, option = declared[name]
+        problem = partial(Problem, option.stage, plugin)
+        try:
+            clean = msgspec.convert(plain(value), TYPES[option.type])
+        except (TypeError, msgspec.ValidationError):
+            found = f"{by} gave {name}={value!r}, a {type(value).__name__}; it takes a {option.type}"
+            problems.append(problem("bad-option", found, f"{name}: {option.help}"))
+            continue
+        earlier = asked.get(option.name)
+        if option.choices and clean not in option.choices:
+            found = f"{by} gave {name}={clean!r}{did_you_mean(str(clean), option.choices)}"
+            problems.append(problem("bad-choice", found, f"choose one of {', '.join(option.choices)}"))
+        elif earlier is not None and earlier.value != clean:
+            found = f"{by} gave {option.name!r} twice under two names, with {earlier.value!r} and with {clean!r} ({name})"
+            remedy = f"keep {option.name}={earlier.value!r} or {option.name}={clean!r}"
+            problems.append(problem("option-twice", found, remedy))
+        else:
             asked[option.name] = Asked(name=option.name, value=clean, by=by, strength=strength)
     return asked, problems
-
-
-def _checked(name: str, value: object, plugin: str, option: Option, by: str) -> tuple[Any] | Problem:
-    """The value as plain data of the option's type, in a tuple of one; else what is wrong with it."""
-    try:
-        clean = msgspec.convert(plain(value), TYPES[option.type])
-    except (TypeError, msgspec.ValidationError):
-        return _wrong_type(name, value, plugin, option, by)
-    if option.choices and clean not in option.choices:
-        return _no_choice(name, clean, plugin, option, by)
-    return (clean,)
 
 
 def _undeclared(
@@ -245,44 +241,9 @@ def _undeclared(
 ) -> Problem:
     if name in conflicts:
         plugins = conflicts[name]
-        return _problem(
-            "conflict",
-            f"{by} gave {name!r}, which several plugins declare as theirs: {', '.join(plugins)}",
-            f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}",
-        )
-    return _problem(
-        "unknown-option",
-        f"{by} gave {name!r}, which isn't an option{did_you_mean(name, declared)}",
-        "`loadkit plan --help` lists the options; pass anything else that from_pretrained takes in model_kwargs",
-    )
-
-
-def _wrong_type(name: str, value: object, plugin: str, option: Option, by: str) -> Problem:
-    return Problem(
-        option.stage,
-        plugin,
-        "bad-option",
-        f"{by} gave {name}={value!r}, a {type(value).__name__}; it takes a {option.type}",
-        f"{name}: {option.help}",
-    )
-
-
-def _no_choice(name: str, value: object, plugin: str, option: Option, by: str) -> Problem:
-    return Problem(
-        option.stage,
-        plugin,
-        "bad-choice",
-        f"{by} gave {name}={value!r}{did_you_mean(str(value), option.choices)}",
-        f"choose one of {', '.join(option.choices)}",
-    )
-
-
-def _twice(alias: str, first: object, second: object, plugin: str, option: Option, by: str) -> Problem:
-    name = option.name
-    return Problem(
-        option.stage,
-        plugin,
-        "option-twice",
-        f"{by} gave {name!r} twice under two names, with {first!r} and with {second!r} ({alias})",
-        f"keep {name}={first!r} or {name}={second!r}",
-    )
+        message = f"{by} gave {name!r}, which several plugins declare as theirs: {', '.join(plugins)}"
+        remedy = f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}"
+        return _problem("conflict", message, remedy)
+    message = f"{by} gave {name!r}, which isn't an option{did_you_mean(name, declared)}"
+    remedy = "`loadkit plan --help` lists the options; pass anything else that from_pretrained takes in model_kwargs"
+    return _problem("unknown-option", message, remedy)

@@ -56,9 +56,7 @@ def read_profile(path: Path) -> Profile:
         msgspec.ValidationError: it has other fields.
     """
     content = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
-    return Profile(
-        name=path.stem, description=content.description, extends=content.extends, options=content.options
-    )
+    return Profile(name=path.stem, **msgspec.structs.asdict(content))
 
 
 def read_profiles(folder: Path) -> list[Profile]:
@@ -98,11 +96,10 @@ def _one(
     if name in known:
         return known[name][1], None
     if not name.endswith(".toml"):
-        return None, _problem(
-            "unknown-profile",
-            f"{asked_by} asked for profile {name!r}, which nobody provides{did_you_mean(name, known)}",
-            f"choose one of {', '.join(sorted(known)) or 'none: the plugins that bring profiles are blocked or missing'}, or give the path of a .toml file",
-        )
+        message = f"{asked_by} asked for profile {name!r}, which nobody provides{did_you_mean(name, known)}"
+        names = ", ".join(sorted(known)) or "none: the plugins that bring profiles are blocked or missing"
+        remedy = f"choose one of {names}, or give the path of a .toml file"
+        return None, _problem("unknown-profile", message, remedy)
     try:
         return read_profile(Path(name).expanduser()), None
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Plain data that is handed about: claims, decisions, plans, reports, and how they print. Nothing here decides or reads."""
+"""Plain data that is handed about: claims, decisions, plans, reports, and how they print."""

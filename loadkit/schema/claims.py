@@ -104,7 +104,8 @@ def decide(
         stage: the stage's name.
         claims: every claim made, in any order.
         option: the option by which a user settles this stage, named in a conflict's remedy.
-        demands: what the user gave for this stage, such as "dtype='float16'": named instead where demands contradict each other.
+        demands: what the user gave for this stage, such as "dtype='float16'": named instead where demands
+            contradict each other.
 
     Returns:
         A `Decision`; a `Problem` where the strongest claims disagree; None where nobody claimed.

@@ -1,4 +1,4 @@
-"""dtypes by their names in torch: which are floating point, what they take, and what safetensors calls them."""
+"""dtypes by their names in torch: which are floating point, their sizes, and safetensors' names."""
 
 from __future__ import annotations
 

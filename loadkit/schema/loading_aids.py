@@ -1,4 +1,4 @@
-"""What plugins do so that the weights come sooner: told in the plan, lent to the load, and never a bit different."""
+"""What plugins do so that the weights come sooner, and never a bit different."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ __all__ = ["LoadingAid", "Shortcut", "Stored"]
 
 
 class Shortcut(msgspec.Struct, frozen=True, kw_only=True):
-    """What will make a load faster, as things are while planning. It isn't part of the plan's digest: it says how, not what.
+    """What will make a load faster, as things are while planning. It isn't part of the plan's digest: it says
+    how, not what.
 
     Parameters:
         plugin: who tells it.
@@ -42,10 +43,11 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadingAid:
-    """What a plugin lends to one load: make a subclass, and say what it does.
+    """What a plugin gives to make one load faster: make a subclass, and say what it does.
 
-    The core asks `stored` first. Where no plugin has anything stored, it enters the aid, asks once more, calls `from_pretrained`, hands the model to
-    `keep` and leaves the aid. Nothing here may raise: what fails makes a load slower, and is told by `line`.
+    The core asks `stored` first. Where no plugin has anything stored, it enters the aid, asks once more,
+    calls `from_pretrained`, hands the model to `keep` and leaves the aid. Nothing here may raise: what fails
+    makes a load slower, and is told by `line`.
     """
 
     line = ""

@@ -69,9 +69,10 @@ class RankMemory(msgspec.Struct, frozen=True, kw_only=True):
         gradients: of what trains.
         optimizer: its state.
         loading: the model on the device while it is loaded, before the engine divides it.
-        host_shared: bytes of the node's main memory that all its processes map from the same files, once for all of them; the
-            system can drop what isn't in use.
-        host_own: bytes of the node's main memory that its processes take for themselves while loading, all together.
+        host_shared: bytes of the node's main memory that all its processes map from the same files, once for
+            all of them; the system can drop what isn't in use.
+        host_own: bytes of the node's main memory that its processes take for themselves while loading, all
+            together.
         processes: how many processes a node has.
         how: how they load, in a sentence.
     """
@@ -105,8 +106,10 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         gradients: bytes of the gradients of what trains.
         optimizer: bytes of the optimizer's state.
         optim: the optimizer counted with, by transformers' name; "" where nothing trains.
-        unknown: parts whose size can't be told before loading, such as "adapters"; they count as nothing here.
-        room: bytes that there are where the model goes; 0 where that isn't known, or an engine spreads the model.
+        unknown: parts whose size can't be told before loading, such as "adapters"; they count as nothing
+            here.
+        room: bytes that there are where the model goes; 0 where that isn't known, or an engine spreads the
+            model.
         where: what has them: an accelerator's name, or "this machine".
         per_rank: what each of several processes takes; None for a single one.
     """
@@ -145,7 +148,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         warnings: problems that don't stop the plan.
         machine: the machine planned for, in a line.
         topology: the processes planned for, in a line that is equal on all ranks; "" for a single process.
-        elsewhere: what the plan is for where it isn't the machine and launch that it was made in: it can't be loaded here. "" here.
+        elsewhere: what the plan is for where it isn't the machine and launch that it was made in: it can't be
+            loaded here. "" here.
         plugins: the plugins that took part, name to version.
         memory: what it takes; None where that can't be told before loading.
         shortcuts: what will make the load faster, as things were while planning; no part of the digest.
@@ -180,7 +184,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan's JSON without its shortcuts, in hexadecimal: equal plans have equal digests in every process."""
+        """SHA-256 of the plan's JSON without shortcuts, in hexadecimal: equal plans, equal digests."""
         lasting = msgspec.structs.replace(self, shortcuts=())
         return hashlib.sha256(msgspec.json.encode(lasting, order="sorted")).hexdigest()
 
@@ -286,7 +290,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return plan_text(self)
 
     def _repr_html_(self) -> str:
-        from loadkit.schema.plan_text import html, plan_table
+        from loadkit.schema.plan_text import plan_table
+        from loadkit.schema.rendering import html
 
         return html(plan_table(self))
 

@@ -60,7 +60,8 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True):
         trainable: how many of them train.
         devices: device to bytes.
         footprint: bytes of all parameters, buffers and quantization constants.
-        unquantized: of a quantized model, the reason to the bytes that stay as they are, largest first; adapters aside.
+        unquantized: of a quantized model, the reason to the bytes that stay as they are, largest first;
+            adapters aside.
     """
 
     model_class: str
@@ -83,7 +84,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         loading: what `from_pretrained` said of the weights.
         seconds: phase to seconds, in order: "plan", "import", "processing", "load",
             "comparison" (with the files), the phases that the plan has, "audit".
-        peak_memory: bytes: the process's highest resident set so far, and each accelerator's highest allocation.
+        peak_memory: bytes: the process's highest resident set so far, and each accelerator's highest
+            allocation.
         workarounds: what plugins did about faults of libraries, a line each.
         shortcuts: what made the load faster, a line each.
     """
@@ -102,12 +104,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
 
     def __str__(self) -> str:
-        from loadkit.schema.plan_text import report_text
+        from loadkit.schema.report_text import report_text
 
         return report_text(self)
 
     def _repr_html_(self) -> str:
-        from loadkit.schema.plan_text import html, report_table
+        from loadkit.schema.rendering import html
+        from loadkit.schema.report_text import report_table
 
         return html(report_table(self))
 

@@ -100,7 +100,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(name="tokens", type=Tokens | None, option="pad_token", required=False),
     Stage(name="adapter", type=Adapters | None, option="adapter", required=False, owns=("adapter_kwargs",)),
 )
-"""All stages that decide one value each. After them come the further kwargs, decided one by one as "kwargs.NAME"."""
+"""All stages that decide one value each; then come the further kwargs, one by one, as "kwargs.NAME"."""
 
 OWNED_KWARGS: Mapping[str, str] = {
     **{key: stage.name for stage in STAGES for key in stage.owns},

@@ -58,12 +58,13 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         config: "module:Class" of its configuration, imported only when loading; "" to use transformers' own.
         models: task ("causal-lm", "image-text-to-text", …) to "module:Class".
         processing_class: "module:Class" of its tokenizer or processor; "" to use the Auto classes.
-        attention: `attn_implementation` name to what the family says of it; a name left out is unknown. Where `models`
-            names classes, it is said of those, and doesn't count where transformers' own serve.
+        attention: `attn_implementation` name to what the family says of it; a name left out is unknown. Where
+            `models` names classes, it is said of those, and doesn't count where transformers' own serve.
         lora_target_modules: what LoRA adapts by default; empty for all linear layers.
         skip_modules: modules never to quantize, as dotted paths or their last parts.
         preferred: use these classes even where transformers knows the model type.
-        chat_template: a template in Jinja, for a tokenizer or processor of the checkpoint's own that has none; "" for none.
+        chat_template: a template in Jinja, for a tokenizer or processor of the checkpoint's own that has
+            none; "" for none.
     """
 
     model_type: str
@@ -81,7 +82,8 @@ class ModelClass(msgspec.Struct, frozen=True, kw_only=True):
     """Which class loads the checkpoint.
 
     Parameters:
-        task: "causal-lm", "image-text-to-text", "seq2seq-lm", "sequence-classification", "token-classification".
+        task: "causal-lm", "image-text-to-text", "seq2seq-lm", "sequence-classification",
+            "token-classification".
         auto_class: the transformers Auto class that resolves it; "" where a class is named outright.
         model_class: the class it resolves to: a bare name in transformers, or "module:Class".
         implementation: whose code it is.
@@ -126,7 +128,8 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         data: bytes of its codes.
         constants: bytes of its scales and code books.
-        dtype: what the codes are packed in, by its name in torch: engines that shard parameters take floating point only.
+        dtype: what the codes are packed in, by its name in torch: engines that shard parameters take floating
+            point only.
     """
 
     data: int
@@ -139,7 +142,8 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters:
         data: the `torch.Tensor` of its codes.
-        constants: further tensors: scales, zero points, code books. None twice, and none that shares the data's storage.
+        constants: further tensors: scales, zero points, code books. None twice, and none that shares the
+            data's storage.
         count: how many weights it stands for.
     """
 
@@ -175,11 +179,13 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
         kbit: freeze the quantized base and, with `float32_norms`, keep its norms in float32.
         gradient_checkpointing: recompute activations in the backward pass.
         gradient_checkpointing_kwargs: as `gradient_checkpointing_enable` takes them.
-        input_gradients: let gradients flow from the embeddings (needed by reentrant checkpointing over a frozen base).
+        input_gradients: let gradients flow from the embeddings (needed by reentrant checkpointing over a
+            frozen base).
         training: leave the model in training mode; False leaves `eval()`.
-        float32_norms: whether k-bit preparation keeps norms in float32; engines that shard parameters want one dtype.
-        norms_left: norms that k-bit preparation leaves in the dtype of the weights, as the ends of their paths: the model casts
-            to their dtype.
+        float32_norms: whether k-bit preparation keeps norms in float32; engines that shard parameters want
+            one dtype.
+        norms_left: norms that k-bit preparation leaves in the dtype of the weights, as the ends of their
+            paths: the model casts to their dtype.
     """
 
     kbit: bool = False
@@ -200,8 +206,8 @@ class Processing(msgspec.Struct, frozen=True, kw_only=True):
         revision: the commit of that repository; "" for a folder.
         processing_class: "module:Class" where a plugin registered one.
         chat_template: a template to set; None keeps its own.
-        template_origin: where that template comes from: a file, a checkpoint, or a plugin's architecture; "" where it was given
-            as text.
+        template_origin: where that template comes from: a file, a checkpoint, or a plugin's architecture; ""
+            where it was given as text.
         padding_side: "left" or "right"; None keeps its own.
         options: further keyword arguments of its `from_pretrained`.
     """
@@ -222,8 +228,10 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         eos_token: the token that ends a text; None keeps the tokenizer's own.
         pad_token: the token that fills up a batch; None keeps the tokenizer's own.
-        additional: special tokens to add where the vocabulary lacks them, the two above included where they are new.
-        pad_to_multiple_of: embedding rows are made a multiple of it when tokens are added; None for no padding.
+        additional: special tokens to add where the vocabulary lacks them, the two above included where they
+            are new.
+        pad_to_multiple_of: embedding rows are made a multiple of it when tokens are added; None for no
+            padding.
     """
 
     eos_token: str | None = None
@@ -238,8 +246,10 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         size: one more than its highest id.
         new_tokens: the tokens that loadkit added, to their ids.
-        special_ids: "bos_token_id", "eos_token_id", "pad_token_id" to the id; None where the tokenizer has none.
-        rows: rows that the embeddings must have at least, because an adapter was saved with so many; 0 for no demand.
+        special_ids: "bos_token_id", "eos_token_id", "pad_token_id" to the id; None where the tokenizer has
+            none.
+        rows: rows that the embeddings must have at least, because an adapter was saved with so many; 0 for no
+            demand.
     """
 
     size: int
@@ -260,8 +270,10 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
         trainable: whether its parameters train.
         dtype: dtype of its parameters.
         exclude_vision: leave the towers of a multimodal model other than the text one alone.
-        new_tokens: for a new one: train the embedding rows of the tokens that were added, the pad token's aside.
-        embedding_rows: rows that the embeddings must have because an existing adapter was saved with so many; 0 for no demand.
+        new_tokens: for a new one: train the embedding rows of the tokens that were added, the pad token's
+            aside.
+        embedding_rows: rows that the embeddings must have because an existing adapter was saved with so many;
+            0 for no demand.
     """
 
     name: str = "default"

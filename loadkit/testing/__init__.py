@@ -9,13 +9,14 @@
 `loadkit check NAME` runs the same checks without pytest.
 """
 
+from loadkit.testing.checks import known_checks
 from loadkit.testing.conformance import ConformanceWarning, conformance
-from loadkit.testing.kit import Check, Result, known_checks
+from loadkit.testing.kit import Check, Result
 from loadkit.testing.machines import MACHINES, TOPOLOGIES
 from loadkit.testing.scenarios import PLAIN, READY, Scenario, plan_of
 from loadkit.testing.subjects import Subject, entries, subjects
 from loadkit.testing.subprocess_run import run_apart
-from loadkit.testing.time_limit import PATIENCE
+from loadkit.testing.time_limit import TIME_LIMIT
 from loadkit.testing.verdicts import LEVEL, run
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "PATIENCE",
     "PLAIN",
     "READY",
+    "TIME_LIMIT",
     "TOPOLOGIES",
     "Check",
     "ConformanceWarning",
@@ -38,3 +40,6 @@ __all__ = [
     "run_apart",
     "subjects",
 ]
+
+PATIENCE = TIME_LIMIT
+"""The older name of `TIME_LIMIT`."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from loadkit.testing.scenarios import Scenario
 from loadkit.testing.subjects import Subject, subjects
-from loadkit.testing.time_limit import PATIENCE
+from loadkit.testing.time_limit import TIME_LIMIT
 from loadkit.testing.verdicts import LEVEL, cases, checked_expectations, checked_level, run_one
 
 __all__ = ["ConformanceWarning", "conformance"]
@@ -27,23 +27,19 @@ def conformance(
     level: str = LEVEL,
     scenarios: Sequence[Scenario] = (),
     expect_fail: Mapping[str, str] | None = None,
-    timeout: float = PATIENCE,
+    timeout: float = TIME_LIMIT,
 ) -> Callable[[F], F]:
-    """Make a test function run every check on a plugin, each under its own id.
-
-        @conformance("loadkit_mine", level="1.0", scenarios=[Scenario(name="mine", checkpoint="mistral")])
-        def test_conformance(check):
-            check()
+    """Make a test function, which calls its argument `check`, run every check on a plugin, each as a test.
 
     Parameters:
         name: an installed plugin, its distribution or its package; or a `Subject`.
         level: the level that the plugin keeps to.
         scenarios: situations of your own; those with a `checkpoint` are loaded.
         expect_fail: code to the reason why it fails now; one that passes fails the test.
-        timeout: seconds that a check may take in one scenario; what takes longer fails it, and the others run.
+        timeout: seconds that a check may take in one scenario; taking longer fails it, and the others run.
 
     Raises:
-        LoadkitError: nothing is called so, or `expect_fail` names a code that isn't one; or the level is none.
+        LoadkitError: nothing is called so, `expect_fail` names a code that isn't one, or the level is none.
     """
     import pytest
 

@@ -1,4 +1,4 @@
-"""What a check is, and what it may say."""
+"""What a check is, and what it may find."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from loadkit.testing.scenarios import Scenario
     from loadkit.testing.subjects import Subject
 
-__all__ = ["Check", "Group", "NotApplicable", "Result", "Unmet", "Verdict", "check", "known_checks"]
+__all__ = ["CHECKS", "Check", "Group", "NotApplicable", "Result", "Unmet", "Verdict", "check"]
 
 Group = Literal["packaging", "contract", "manners", "facts", "loading", "failure"]
 Verdict = Literal["passed", "failed", "skipped", "expected", "unexpected", "newer"]
 
 
 class Unmet(Exception):  # noqa: N818 - a verdict
-    """The plugin doesn't do what the check asks for; the text is a sentence that says what it does instead."""
+    """The plugin doesn't do what the check asks for; the text is a sentence that says what it does."""
 
 
 class NotApplicable(Exception):  # noqa: N818 - a verdict
@@ -35,8 +35,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         title: the rule, as a sentence.
         remedy: how to keep it.
         run: called with the plugin and a scenario; raises `Unmet` or `NotApplicable`.
-        scenarios: in which scenarios it is run: "none" once for the plugin, "planned" in those that are planned, "loaded" in those
-            that are loaded.
+        scenarios: in which scenarios it is run: "none" once for the plugin, "planned" in those that are
+            planned, "loaded" in those that are loaded.
     """
 
     code: str
@@ -56,8 +56,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         title: its rule.
         plugin: who was checked.
         scenario: where; "" for the plugin as a whole.
-        verdict: "passed", "failed", "skipped" (nothing to look at), "expected" (a failure that was announced), "unexpected" (it was
-            announced, and passes), "newer" (fails a check that is newer than the level: it will fail once the level is raised).
+        verdict: "passed", "failed", "skipped" (nothing to look at), "expected" (a failure that was
+            announced), "unexpected" (it was announced, and passes), "newer" (fails a check that is newer than
+            the level: it will fail once the level is raised).
         said: what is wrong, or why it was skipped; "" where it passed.
         remedy: what to do about it; "" where there is nothing to do.
     """
@@ -76,12 +77,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.code} {self.title}\n  {self.plugin}{where}: {self.said}{fix}"
 
 
-_CHECKS: dict[str, Check] = {}
+CHECKS: dict[str, Check] = {}
+"""Every check that was made so far, by its code."""
 
 
 def check(
-    code: str,
     group: Group,
+    code: str,
     title: str,
     remedy: str,
     *,
@@ -91,18 +93,11 @@ def check(
     """Make a function a check; it stays a plain function."""
 
     def made(function: Callable[..., None]) -> Callable[..., None]:
-        if code in _CHECKS:
+        if code in CHECKS:
             raise ValueError(f"two checks are called {code}")
-        _CHECKS[code] = Check(
+        CHECKS[code] = Check(
             code=code, group=group, since=since, title=title, remedy=remedy, run=function, scenarios=scenarios
         )
         return function
 
     return made
-
-
-def known_checks() -> tuple[Check, ...]:
-    """Every check, by its code."""
-    import loadkit.testing.checks  # noqa: F401 - they announce themselves
-
-    return tuple(_CHECKS[code] for code in sorted(_CHECKS))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loadkit.facts.machine.engines import Engine
 from loadkit.facts.machine.machine import Accelerator, Machine
-from loadkit.facts.machine.topology import Engine, Topology
+from loadkit.facts.machine.topology import Topology
 
 __all__ = ["MACHINES", "PACKAGES", "TOPOLOGIES", "gpus"]
 
@@ -22,13 +23,9 @@ PACKAGES: Mapping[str, str] = {
 
 
 def gpus(name: str, capability: tuple[int, int], gib: int, count: int = 1, **packages: str) -> Machine:
-    """A machine with NVIDIA GPUs of one kind.
+    """A machine with NVIDIA GPUs of one kind: `gib` GiB each, a capability such as (8, 0) for sm80.
 
     Parameters:
-        name: what the driver calls them.
-        capability: (8, 0) for sm80.
-        gib: memory of each, in GiB.
-        count: how many there are.
         packages: further distributions to their versions, with underscores for dashes.
     """
     accelerator = Accelerator(kind="cuda", name=name, capability=capability, memory=gib * GIB)

@@ -1,4 +1,4 @@
-"""Processes in which the kit tries a plugin apart from this one."""
+"""Processes of their own in which the kit tries a plugin."""
 
 from __future__ import annotations
 

@@ -11,9 +11,10 @@ import msgspec
 from loadkit.facts.checkpoint.checkpoint import Checkpoint, File, ProcessingFacts, TensorHeader
 from loadkit.facts.checkpoint.companions import Beside
 from loadkit.facts.context import Context
-from loadkit.facts.library.library import read_library
+from loadkit.facts.library.index import read_library
 from loadkit.hooks.manager import PluginManager
-from loadkit.planning.pipeline import make_request, plan_context
+from loadkit.planning.build_request import make_request
+from loadkit.planning.pipeline import plan_context
 from loadkit.schema.plans import Plan
 from loadkit.testing.machines import MACHINES, TOPOLOGIES
 
@@ -33,9 +34,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters:
         name: what it is called in reports.
-        config: config.json of a checkpoint that needs not exist: plugins are asked what they would decide for it.
-        checkpoint: a tiny checkpoint that is really loaded: a name of `loadkit.testing.checkpoints.ARCHITECTURES`, or a folder; ""
-            where nothing is loaded.
+        config: config.json of a checkpoint that needs not exist: plugins are asked what they would decide.
+        checkpoint: a tiny checkpoint that is really loaded: a name of
+            `loadkit.testing.checkpoints.ARCHITECTURES`, or a folder; "" where nothing is loaded.
         profile: the profile asked for; "" for none.
         options: the options given.
         machine: a key of `MACHINES`, for what isn't loaded.
@@ -107,11 +108,7 @@ def context_of(scenario: Scenario, manager: PluginManager) -> Context:
 
 
 def plan_of(scenario: Scenario, manager: PluginManager, context: Context | None = None) -> Plan:
-    """The plan for a scenario, options checked as in a real request.
-
-    Raises:
-        PlanError: it can't be met.
-    """
+    """The plan for a scenario, options checked as in a real request; `PlanError` where it can't be met."""
     _, problems = make_request("somebody/something", scenario.profile or None, scenario.options, manager)
     return plan_context(context or context_of(scenario, manager), manager, problems)
 

@@ -1,30 +1,33 @@
-"""The plugin that is checked, and managers that watch what it says."""
+"""The plugin that is checked, and a plugin manager that records what it answers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from loadkit.errors import LoadkitError, PluginError
+from loadkit.errors import LoadkitError, PlanError, PluginError
 from loadkit.hooks import hookspecs
 from loadkit.hooks.manager import PluginManager
 from loadkit.testing.kit import NotApplicable
-from loadkit.testing.time_limit import PATIENCE, Hung, in_time
+from loadkit.testing.time_limit import TIME_LIMIT, Hung, in_time
 from loadkit.text.suggest import did_you_mean
 
-__all__ = ["Said", "Subject", "Watching", "entries", "subject_of", "subjects"]
+__all__ = ["Answer", "Recorder", "Subject", "entries", "listed", "subject_of", "subjects"]
 
 
-class Said(NamedTuple):
+class Answer(NamedTuple):
     """One answer of the plugin: to which hook, what."""
 
     hook: str
-    answer: Any
+    value: Any
 
 
+@dataclass(eq=False)
 class Subject:
     """A plugin to check.
 
@@ -36,20 +39,11 @@ class Subject:
         hung: the code of the check in which it didn't come back; "" where it always did.
     """
 
-    def __init__(
-        self,
-        name: str,
-        plugin: Any,
-        entry: metadata.EntryPoint | None = None,
-        fault: str = "",
-        hung: str = "",
-    ) -> None:
-        self.name = name
-        self.plugin = plugin
-        self.entry = entry
-        self.fault = fault
-        self.hung = hung
-        self._manager: Watching | None = None
+    name: str
+    plugin: Any
+    entry: metadata.EntryPoint | None = None
+    fault: str = ""
+    hung: str = ""
 
     @property
     def module(self) -> str:
@@ -63,56 +57,57 @@ class Subject:
         names = [name for name in dir(self.plugin) if name.startswith("loadkit_")]
         return {name: found for name in names if callable(found := getattr(self.plugin, name))}
 
-    def manager(self) -> Watching:
-        """All installed plugins and this one, with an ear on what it says; nothing is taken down yet.
+    def manager(self) -> Recorder:
+        """All installed plugins and this one, whose answers are recorded from now on.
 
         Raises:
-            NotApplicable: it can't be registered; or it hung before, and would keep everybody waiting again.
+            NotApplicable: it can't be imported or registered; or it hung before, and would do so again.
         """
+        if self.plugin is None:
+            raise NotApplicable("it can't be imported (LK101)")
         if self.hung:
             raise NotApplicable(f"it doesn't come back when it is asked ({self.hung})")
-        if self._manager is None:
-            try:
-                self._manager = Watching(self)
-            except PluginError as error:
-                raise NotApplicable(f"it can't be registered: {error}") from error
-        self._manager.said.clear()
-        return self._manager
+        try:
+            self._recorder.answered.clear()
+        except PluginError as error:
+            raise NotApplicable(f"it can't be registered: {error}") from error
+        return self._recorder
+
+    @cached_property
+    def _recorder(self) -> Recorder:
+        return Recorder(self)
+
+    def failure_in(self, error: PlanError) -> str:
+        """How the plugin itself failed while planning; "" where it didn't."""
+        own = (p.message for p in error.problems if p.code == "plugin-failed" and p.plugin == self.name)
+        return next(own, "")
 
 
-class Watching(PluginManager):
-    """A plugin manager that takes down what one plugin answers."""
+class Recorder(PluginManager):
+    """A plugin manager that records what one plugin answers."""
 
     def __init__(self, subject: Subject) -> None:
-        self.said: list[Said] = []
+        self.answered: list[Answer] = []
         self._subject = subject
         super().__init__(environ={})
         if subject.entry is None:
             self.register(subject.plugin, subject.name)
 
     def answers(self, hook: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
-        """As `PluginManager.answers`, taking down this plugin's."""
+        """As `PluginManager.answers`, with this plugin's recorded."""
         for plugin, answer in super().answers(hook, *args, **kwargs):
             if plugin == self._subject.name:
-                self.said.append(Said(hook.__name__, answer))
+                self.answered.append(Answer(hook.__name__, answer))
             yield plugin, answer
 
 
 def subjects(name: str) -> Sequence[Subject]:
-    """The installed plugins that a name means: a plugin's, its distribution's, or its package's.
-
-    Raises:
-        LoadkitError: nothing installed is called so.
-    """
+    """The installed plugins that a name, also of a distribution or package, means; `LoadkitError` if none."""
     return [subject_of(entry) for entry in entries(name)]
 
 
 def entries(name: str) -> Sequence[metadata.EntryPoint]:
-    """The entry points that a name means; nothing is imported.
-
-    Raises:
-        LoadkitError: nothing installed is called so.
-    """
+    """The entry points that a name means, as for `subjects`; nothing is imported."""
     known = sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda e: e.name)
     found = {e.name: e for e in known if name in _names(e)}
     if not found:
@@ -124,13 +119,8 @@ def entries(name: str) -> Sequence[metadata.EntryPoint]:
     return list(found.values())
 
 
-def subject_of(entry: metadata.EntryPoint, timeout: float = PATIENCE) -> Subject:
-    """An installed plugin, imported; where it can't be, the check for that tells why.
-
-    Parameters:
-        entry: its entry point.
-        timeout: seconds that importing it may take.
-    """
+def subject_of(entry: metadata.EntryPoint, timeout: float = TIME_LIMIT) -> Subject:
+    """An installed plugin, imported within so many seconds; where that fails, the subject says why."""
     try:
         with in_time(timeout):
             return Subject(entry.name, entry.load(), entry)
@@ -138,6 +128,11 @@ def subject_of(entry: metadata.EntryPoint, timeout: float = PATIENCE) -> Subject
         return Subject(entry.name, None, entry, str(slow).removeprefix("it "))
     except Exception as error:
         return Subject(entry.name, None, entry, f"raises {type(error).__name__}: {error}")
+
+
+def listed(value: Any) -> list[Any]:
+    """What a hook gave, several values or one, as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _names(entry: metadata.EntryPoint) -> set[str]:

@@ -1,7 +1,7 @@
-"""The checks in a process of their own, which can be ended: for plugins that hang where no alarm reaches them, or crash.
+"""The checks in a subprocess, which can be ended: for plugins that crash, or hang where no alarm helps.
 
-`run_apart` is the near side. The far side is this module run as a program: it reads what to do from its input, and writes a line for each
-result, in order. Where it ends before it is done, the check that comes next has failed, and another process goes on with the rest.
+The subprocess runs this module as a program: it reads its task from its input, and writes a line for each
+result, in order. Where it ends too soon, the check that comes next has failed, and another one does the rest.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from loadkit.testing.kit import Check, Result, Unmet
 from loadkit.testing.processes import same_modules
 from loadkit.testing.scenarios import PLAIN, Scenario
 from loadkit.testing.subjects import Subject, entries, subject_of
-from loadkit.testing.time_limit import PATIENCE, where_in
+from loadkit.testing.time_limit import TIME_LIMIT, where_in
 from loadkit.testing.verdicts import LEVEL, SLOW, cases, checked_level, run_one
 
 __all__ = ["run_apart"]
 
 GRACE = 2.0
-"""Seconds after the alarm, until the process is ended that doesn't hear it."""
+"""Seconds after the alarm, until the process is ended that the alarm doesn't reach."""
 
 IMPORT = "LK101"
 """The check that the plugin can be imported; it is the first."""
@@ -42,7 +42,7 @@ FRAME = re.compile(r'File "(.+)", line (\d+) in (\w+)')
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What the other process is to do: the checks from `first` on, of a plugin that didn't come back in the check `hung`."""
+    """What the subprocess is to do: the checks from `first` on, of a plugin that hung in the check `hung`."""
 
     plugin: str
     distribution: str
@@ -54,7 +54,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """A check is done; `hung` is the one in which the plugin didn't come back, so far."""
+    """A check is done; `hung` is the one in which the plugin hung so far."""
 
     result: Result
     hung: str = ""
@@ -65,21 +65,11 @@ def run_apart(
     *,
     level: str = LEVEL,
     scenarios: Sequence[Scenario] = (),
-    timeout: float = PATIENCE,
+    timeout: float = TIME_LIMIT,
 ) -> Iterator[Result]:
     """Run all checks on an installed plugin, in processes that end with what hangs or crashes in them.
 
-    Parameters:
-        entry: its entry point.
-        level: the level it keeps to.
-        scenarios: further situations, beside the ready-made ones.
-        timeout: seconds that a check may take in one scenario.
-
-    Returns:
-        One result a check, as soon as it is there.
-
-    Raises:
-        LoadkitError: the level is none.
+    The parameters are those of `run`; each check's result comes as soon as it is there.
     """
     checked_level(level)
     checks = {check.code: check for check, _ in cases(scenarios)}
@@ -93,7 +83,7 @@ def run_apart(
         first=left[0],
     )
     while left:
-        with tempfile.TemporaryFile() as errors, _started(task, errors) as process:
+        with tempfile.TemporaryFile() as errors, _subprocess(task, errors) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 done = msgspec.json.decode(line, type=Done)
@@ -102,15 +92,15 @@ def run_apart(
                 yield done.result
             code = process.wait()
             errors.seek(0)
-            said = errors.read().decode(errors="replace")
+            printed = errors.read().decode(errors="replace")
         if left:
             ended = checks[left.pop(0)]
-            yield _ended(ended, entry, level, _how(code, said, timeout))
+            yield _ended(ended, entry, level, _how(code, printed, timeout))
             task = msgspec.structs.replace(task, hung=task.hung or ended.code, first=left[0] if left else "")
 
 
 @contextmanager
-def _started(task: Task, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _subprocess(task: Task, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
@@ -128,14 +118,14 @@ def _started(task: Task, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]
             process.kill()
 
 
-def _how(code: int, said: str, timeout: float) -> str:
-    """How the process ended that didn't finish, from its exit code and what it wrote last."""
-    where = where_in([(name, file, int(line)) for file, line, name in FRAME.findall(said)])
-    if "Timeout (" in said:
+def _how(code: int, printed: str, timeout: float) -> str:
+    """How the process ended that didn't finish, from its exit code and what it printed as errors."""
+    where = where_in([(name, file, int(line)) for file, line, name in FRAME.findall(printed)])
+    if "Timeout (" in printed:
         return f"it takes longer than {timeout:g} s, and no alarm stops it{where}"
     if code < 0:
         return f"the process dies of {signal.Signals(-code).name}{where}"
-    last = said.strip().splitlines()[-1:] or ["it said nothing"]
+    last = printed.strip().splitlines()[-1:] or ["it said nothing"]
     return f"the process ends with exit code {code}: {last[0]}"
 
 
@@ -147,11 +137,8 @@ def _ended(check: Check, entry: metadata.EntryPoint, level: str, how: str) -> Re
     return run_one(failing, Subject(entry.name, None, entry), [PLAIN], level=level)
 
 
-# --- The far side ----------------------------------------------------------------------------------------------------
-
-
 def main() -> None:
-    """Do what the input says. What the plugin prints goes where errors go, so that it isn't taken for a result."""
+    """The subprocess. What the plugin prints goes where errors go, so that it isn't taken for a result."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     faulthandler.enable()
@@ -185,7 +172,7 @@ def _guarded(check: Check, timeout: float) -> Check:
 
 @contextmanager
 def _ending(timeout: float) -> Iterator[None]:
-    """End the process, with a word on where it was, if the alarm hasn't helped."""
+    """End the process, with its stack printed, if the alarm hasn't helped."""
     faulthandler.dump_traceback_later(timeout + GRACE, exit=True)
     try:
         yield

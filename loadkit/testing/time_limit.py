@@ -10,28 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["PATIENCE", "Hung", "in_time", "where_in"]
+__all__ = ["TIME_LIMIT", "Hung", "in_time", "where_in"]
 
-PATIENCE = 120.0
-"""Seconds that a check may take in one scenario, unless somebody says otherwise. Importing torch and transformers is part of it."""
+TIME_LIMIT = 120.0
+"""Seconds that a check may take in one scenario by default, with importing torch and transformers."""
 
 
 class Hung(BaseException):
-    """A check took longer than it may; the text says where it was. Not an `Exception`, so that no plugin catches it."""
+    """A check took too long; the text says where it was. No `Exception`, so that no plugin catches it."""
 
 
 @contextmanager
 def in_time(seconds: float) -> Iterator[None]:
     """Stop what takes longer, with the system's alarm clock.
 
-    The alarm reaches whatever runs Python or waits in the system: a sleep, a lock, a socket. It can't reach code in C that doesn't come
-    back, threads other than the main one, or Windows; `loadkit check` has a process to end for those.
-
-    Parameters:
-        seconds: how long it may take.
-
-    Raises:
-        Hung: it took longer.
+    The alarm, which raises `Hung`, reaches whatever runs Python or waits in the system: a sleep, a lock, a
+    socket. It can't reach code in C that doesn't come back, other threads than the main one, or Windows:
+    `loadkit check` has a process to end for those.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
@@ -42,24 +37,20 @@ def in_time(seconds: float) -> Iterator[None]:
         raise Hung(f"it takes longer than {seconds:g} s{where_in(frames)}")
 
     before, started = signal.signal(signal.SIGALRM, stop), time.monotonic()
-    # Again every second: what is raised inside a destructor is only printed. Somebody else's alarm is put back afterwards.
+    # Again every second, since what is raised inside a destructor is only printed.
     others, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if others:
+        if others:  # somebody else's alarm
             left = max(others - (time.monotonic() - started), 0.001)
             signal.setitimer(signal.ITIMER_REAL, left, interval)
 
 
 def where_in(frames: list[tuple[str, str, int]]) -> str:
-    """The hook that was running, in words.
-
-    Parameters:
-        frames: function, file and line of each frame, innermost first.
-    """
+    """The hook that was running, in words, from function, file and line of each frame, innermost first."""
     for function, file, line in frames:
         if function.startswith("loadkit_"):
             name = file.replace("\\", "/").rpartition("/")[2]

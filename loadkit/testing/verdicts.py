@@ -1,14 +1,15 @@
-"""Run the checks on a plugin."""
+"""Run the checks on a plugin: what comes of each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from loadkit.errors import LoadkitError
-from loadkit.testing.kit import Check, NotApplicable, Result, Unmet, known_checks
+from loadkit.testing.checks import known_checks
+from loadkit.testing.kit import Check, NotApplicable, Result, Unmet, Verdict
 from loadkit.testing.scenarios import PLAIN, READY, Scenario
 from loadkit.testing.subjects import Subject
-from loadkit.testing.time_limit import PATIENCE, Hung, in_time
+from loadkit.testing.time_limit import TIME_LIMIT, Hung, in_time
 from loadkit.text.suggest import did_you_mean
 
 __all__ = ["LEVEL", "SLOW", "cases", "checked_expectations", "checked_level", "run", "run_one"]
@@ -21,18 +22,13 @@ LEVEL = "1.0"
 
 
 def cases(scenarios: Sequence[Scenario] = ()) -> Iterator[tuple[Check, tuple[Scenario, ...]]]:
-    """Every check with the scenarios that it is run in: the ready-made ones and the author's.
-
-    Parameters:
-        scenarios: the author's own.
-    """
-    for check in known_checks():
-        if check.scenarios == "loaded":
-            yield check, tuple(s for s in scenarios if s.checkpoint)
-        elif check.scenarios == "planned":
-            yield check, (*READY, *(s for s in scenarios if not s.checkpoint))
-        else:
-            yield check, (PLAIN,)
+    """Every check with the scenarios that it is run in: the ready-made ones and the author's own."""
+    where = {
+        "none": (PLAIN,),
+        "planned": (*READY, *(s for s in scenarios if not s.checkpoint)),
+        "loaded": tuple(s for s in scenarios if s.checkpoint),
+    }
+    yield from ((check, where[check.scenarios]) for check in known_checks())
 
 
 def run(
@@ -41,19 +37,16 @@ def run(
     level: str = LEVEL,
     scenarios: Sequence[Scenario] = (),
     expect_fail: Mapping[str, str] | None = None,
-    timeout: float = PATIENCE,
+    timeout: float = TIME_LIMIT,
 ) -> list[Result]:
-    """Run all checks on a plugin.
+    """Run all checks on a plugin; one result each.
 
     Parameters:
         subject: the plugin.
         level: the level it keeps to; a check that is newer warns.
         scenarios: the author's own situations, beside the ready-made ones.
         expect_fail: code to the reason why it fails; strict.
-        timeout: seconds that a check may take in one scenario; what takes longer fails it, and the run goes on.
-
-    Returns:
-        One result a check.
+        timeout: seconds that a check may take in one scenario; taking longer fails it, and the others run.
 
     Raises:
         LoadkitError: `expect_fail` names a code that isn't one, or gives no reason; or the level is none.
@@ -73,7 +66,7 @@ def run_one(
     *,
     level: str = LEVEL,
     expected: str = "",
-    timeout: float = PATIENCE,
+    timeout: float = TIME_LIMIT,
 ) -> Result:
     """Run one check in all its scenarios, up to the first that it fails in."""
     said, where, skipped, ran, remedy = "", "", "", 0, check.remedy
@@ -95,10 +88,16 @@ def run_one(
             said, where = f"{type(error).__name__}: {error}", scenario.name
             break
 
-    def result(verdict: str, text: str = "", remedy: str = "") -> Result:
+    def result(verdict: Verdict, said: str = "", remedy: str = "") -> Result:
         return Result(
-            code=check.code, title=check.title, plugin=subject.name, scenario=where, verdict=verdict, said=text, remedy=remedy  # type: ignore[arg-type]
-        )  # fmt: skip
+            code=check.code,
+            title=check.title,
+            plugin=subject.name,
+            scenario=where,
+            verdict=verdict,
+            said=said,
+            remedy=remedy,
+        )
 
     if said and expected:
         return result("expected", f"{said} (expected: {expected})")
@@ -107,19 +106,16 @@ def run_one(
     if said:
         return result("failed", said, remedy)
     if not ran:
-        return result(
-            "skipped",
-            skipped or "no scenario of yours loads a checkpoint: give one with Scenario(checkpoint=…)",
-        )
+        nothing = "no scenario of yours loads a checkpoint: give one with Scenario(checkpoint=…)"
+        return result("skipped", skipped or nothing)
     if expected:
-        return result(
-            "unexpected", f"it was expected to fail ({expected}), and passes", "take it out of expect_fail"
-        )
+        passes = f"it was expected to fail ({expected}), and passes"
+        return result("unexpected", passes, "take it out of expect_fail")
     return result("passed")
 
 
 def checked_expectations(expect_fail: Mapping[str, str]) -> Mapping[str, str]:
-    """The expected failures, if every code is one and every reason is given."""
+    """The expected failures; `LoadkitError` where a code isn't one or a reason is missing."""
     codes = [check.code for check in known_checks()]
     for code, reason in expect_fail.items():
         if code not in codes:

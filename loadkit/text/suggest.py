@@ -9,15 +9,15 @@ __all__ = ["did_you_mean", "nearest_name", "some_of"]
 
 
 def nearest_name(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """The name most like a word, whatever the case; "" where none is as like it as `cutoff` (difflib's ratio)."""
+    """The name most like a word, whatever the case; "" where all are less like it than `cutoff` (difflib)."""
     folded = {name.casefold(): name for name in names}
     found = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=cutoff)
     return folded[found[0]] if found else ""
 
 
-def did_you_mean(word: str, names: Iterable[str]) -> str:
+def did_you_mean(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
     """ " (did you mean 'X'?)" for the nearest of the names; "" where none is near."""
-    found = nearest_name(word, names)
+    found = nearest_name(word, names, cutoff=cutoff)
     return f" (did you mean {found!r}?)" if found else ""
 
 

@@ -315,15 +315,15 @@ def test_a_tower_with_another_attention_is_caught(tiny: Tiny) -> None:
 
 
 def test_what_the_loader_could_not_convert_is_an_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loadkit.loading import load as loading
+    from loadkit.loading import from_pretrained
 
-    real = loading.load_model
+    real = from_pretrained.load_model
 
     def failing(*args: Any) -> Any:
         found = real(*args)
         return found._replace(loading=loadkit.Loading(errors=("experts: two of eight are missing",)))
 
-    monkeypatch.setattr(loading, "load_model", failing)
+    monkeypatch.setattr(from_pretrained, "load_model", failing)
     with pytest.raises(loadkit.AuditError, match="two of eight") as caught:
         loadkit.load(tiny("mistral"))
     assert errors(caught.value) == {"conversion-errors"}
@@ -343,14 +343,13 @@ def test_every_check_has_a_mutant() -> None:
         "mismatched-weights",
     }  # test_load.py, test_weights below
     codes = set()
-    for path in [
-        *Path(loadkit_plugins.__file__).parent.glob("*.py"),
-        Path(loadkit.__file__).parent / "comparing.py",
-    ]:
+    sources = [Path(loadkit_plugins.__file__).parent, Path(loadkit.__file__).parent / "audit"]
+    for path in (file for folder in sources for file in sorted(folder.rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "_finding"):
                 given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-                first = getattr(node.args[0], "value", None) if node.args else None
+                place = 2 if getattr(node.func, "id", "") == "Finding" else 0  # after a stage and a plugin
+                first = getattr(node.args[place], "value", None) if node.args[place:] else None
                 if given.get("severity", "error") in ("error", None) and (code := given.get("code") or first):
                     codes.add(code)
     assert len(codes) > 20

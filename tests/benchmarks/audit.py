@@ -1,6 +1,6 @@
 """What the audit costs: its share of a load's time.
 
-    python benchmarks/audit.py --shape 1.1b --work /somewhere/with/5GB
+    python tests/benchmarks/audit.py --shape 1.1b --work /somewhere/with/5GB
 
 The shares are those of the report (`report.seconds`): the comparison of a sample of tensors with the files, and the audit itself,
 against everything from planning to the end. One process, libraries imported and page cache warm, medians over the rounds.

@@ -1,6 +1,6 @@
 """Make a checkpoint of a published shape with random weights, shard by shard, so that its size costs neither memory nor a second start.
 
-python benchmarks/checkpoint.py 7b --work /somewhere/with/room
+python tests/benchmarks/checkpoint.py 7b --work /somewhere/with/room
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The plan's estimate of memory, beside what the loaded model takes.
 
-python benchmarks/estimates.py FOLDER qlora
+python tests/benchmarks/estimates.py FOLDER qlora
 """
 
 from __future__ import annotations

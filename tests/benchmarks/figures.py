@@ -13,7 +13,7 @@ __all__ = ["tables", "write"]
 
 WAYS = (PLAIN, TRL, FIRST, AGAIN)
 
-MARKS = ("<!-- figures: written by benchmarks/suite.py -->", "<!-- end of figures -->")
+MARKS = ("<!-- figures: written by tests/benchmarks/suite.py -->", "<!-- end of figures -->")
 TITLES = {
     "a": "(a) QLoRA, 1.1 B parameters",
     "b": "(b) QLoRA, 7.24 B parameters",

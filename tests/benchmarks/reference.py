@@ -1,6 +1,6 @@
 """What DPO's reference costs: loadkit's, beside a second load, and how a k-bit preparation weighs.
 
-    python benchmarks/reference.py --shape 1.1b --work /somewhere/with/5GB
+    python tests/benchmarks/reference.py --shape 1.1b --work /somewhere/with/5GB
 
 One process for each way, page cache warm. Memory is the process's resident set after one forward pass of the policy and one of the
 reference, less what it was after two forward passes of the policy alone; tensors are counted too.

@@ -1,9 +1,9 @@
 """All benchmarks of loading, beside what people would use instead.
 
-    python benchmarks/suite.py a c d e f      # about half an hour on 2 cores
-    python benchmarks/suite.py b              # the 7.24 B shape: 14.5 GB of disk for the checkpoint, 4 for the cache
-    python benchmarks/suite.py --estimate a b # how long they will take here
-    python benchmarks/suite.py                # print the tables of what is there, and draw the plots
+    python tests/benchmarks/suite.py a c d e f      # about half an hour on 2 cores
+    python tests/benchmarks/suite.py b              # the 7.24 B shape: 14.5 GB of disk for the checkpoint, 4 for the cache
+    python tests/benchmarks/suite.py --estimate a b # how long they will take here
+    python tests/benchmarks/suite.py                # print the tables of what is there, and draw the plots
 
     a  QLoRA load at 1.1 B: plain from_pretrained, TRL's path, loadkit the first time and again; whole processes, and in one process
     b  the same at 7.24 B without TRL's path, whole processes
@@ -39,6 +39,7 @@ from watching import about, drop, in_memory, warm, watched
 from ways import AGAIN, CACHE, FIRST, PLAIN, TRL
 
 HERE = Path(__file__).parent
+PAGE = HERE.parent.parent / "docs" / "explanation" / "performance.md"
 ALL = (PLAIN, TRL, FIRST, AGAIN)
 
 
@@ -263,7 +264,7 @@ def main() -> None:
     parser.add_argument(
         "--page",
         type=Path,
-        default=HERE.parent / "docs" / "explanation" / "performance.md",
+        default=PAGE,
         help="the page that gets the tables, between its marks; the plots go beside it",
     )
     parser.add_argument("--rounds", type=int, help="samples of each way, instead of each benchmark's own")

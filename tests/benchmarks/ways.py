@@ -1,6 +1,6 @@
 """The ways of loading that are compared, and the process that loads once or several times by them.
 
-python benchmarks/ways.py once "plain" FOLDER qlora
+python tests/benchmarks/ways.py once "plain" FOLDER qlora
 """
 
 from __future__ import annotations

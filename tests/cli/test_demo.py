@@ -132,11 +132,11 @@ def test_an_unknown_demo_is_refused(tmp_path: Path) -> None:
 )
 def test_the_loss_falls(cache_dir: Path, arch: str, mode: str) -> None:
     model, processing_class = load(demo_checkpoint(arch, cache_dir=cache_dir), arch, mode)
-    told: list[tuple[int, float]] = []
-    losses = train_a_few_steps(model, processing_class, on_step=lambda step, loss: told.append((step, loss)))
+    steps: list[tuple[int, float]] = []
+    losses = train_a_few_steps(model, processing_class, on_step=lambda step, loss: steps.append((step, loss)))
     assert len(losses) == 8
     assert losses[-1] < losses[0] - 1
-    assert told == list(enumerate(losses, start=1))
+    assert steps == list(enumerate(losses, start=1))
 
 
 def test_padding_and_images_are_not_learned(cache_dir: Path) -> None:

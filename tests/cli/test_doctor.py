@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from examples import CPU, T4
 
 from loadkit import PluginManager
 from loadkit.cli.doctor import lines
-from loadkit.cli.doctor_report import examine
-from loadkit.cli.known_issues import TROUBLE, known_trouble
+from loadkit.cli.doctor_report import LIBRARIES, examine
+from loadkit.cli.known_issues import KNOWN_ISSUES, Here, known_issues
 
 
 @pytest.fixture
@@ -48,10 +49,23 @@ def test_profiles_are_those_of_the_machine(environ: dict[str, str]) -> None:
     assert {o.profile: o.decisions["dtype"] for o in found.profiles}["qlora"] == "float16"
 
 
-def test_old_libraries_are_told(environ: dict[str, str]) -> None:
+def test_old_libraries_are_shown(environ: dict[str, str]) -> None:
     machine = msgspec.structs.replace(CPU, packages={**CPU.packages, "peft": "0.17.0"})
     text = "\n".join(lines(examine(PluginManager(environ={}), machine=machine, environ=environ)))
     assert "old: peft 0.17.0 is older than 0.21" in text
+
+
+def test_a_library_is_old_below_what_loadkit_requires(environ: dict[str, str]) -> None:
+    ancient = msgspec.structs.replace(CPU, packages=dict.fromkeys(LIBRARIES, "0.0.1"))
+    found = examine(PluginManager(environ={}), machine=ancient, environ=environ)
+    required = {
+        line.partition(">=")[0]: line.partition(">=")[2] for line in metadata.requires("loadkit") or ()
+    }
+    assert list(found.old) == [
+        f"{name} 0.0.1 is older than {required[name]}, the lowest that loadkit was tested with"
+        for name in LIBRARIES
+        if name not in ("tokenizers", "trl")  # which others bring, and which nobody needs
+    ]
 
 
 KNOWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -82,22 +96,23 @@ KNOWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def applying(facts: dict[str, Any]) -> list[str]:
     machine = msgspec.structs.replace(CPU, packages=facts.get("packages", {}), notes=facts.get("notes", ()))
-    return [t.code for t in known_trouble(machine, facts.get("environ", {}), facts.get("python", (3, 11)))]
+    here = Here(machine, facts.get("environ", {}), facts.get("python", (3, 11)))
+    return [i.code for i in known_issues(here)]
 
 
 @pytest.mark.parametrize("code", KNOWN)
-def test_known_trouble_applies_where_it_should_and_nowhere_else(code: str) -> None:
+def test_a_known_issue_applies_where_it_should_and_nowhere_else(code: str) -> None:
     wrong, right = KNOWN[code]
     assert applying(wrong) == [code]
     assert applying(right) == []
 
 
-def test_every_known_trouble_is_tried_and_has_all_that_it_needs() -> None:
-    assert {t.code for t in TROUBLE} == set(KNOWN)
-    assert all(t.reason and t.remedy and t.source for t in TROUBLE)
+def test_every_known_issue_is_tried_and_has_all_that_it_needs() -> None:
+    assert {i.code for i in KNOWN_ISSUES} == set(KNOWN)
+    assert all(i.reason and i.remedy and i.source for i in KNOWN_ISSUES)
 
 
-def test_known_trouble_is_told_with_its_remedy_and_source(environ: dict[str, str]) -> None:
+def test_a_known_issue_is_shown_with_its_remedy_and_source(environ: dict[str, str]) -> None:
     machine = msgspec.structs.replace(CPU, packages={**CPU.packages, "torchao": "0.12.0"})
     text = "\n".join(lines(examine(PluginManager(environ={}), machine=machine, environ=environ)))
     assert "PEFT then refuses to attach any adapter" in text
@@ -108,7 +123,7 @@ def test_known_trouble_is_told_with_its_remedy_and_source(environ: dict[str, str
 
 
 def test_torchao_of_that_age_really_stops_peft(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    """The known trouble is true: an empty torchao of version 0.12, and an adapter that has nothing to do with it."""
+    """The known issue is real: an empty torchao of version 0.12, and an adapter that has nothing to do with it."""
     (tmp_path / "torchao").mkdir()
     (tmp_path / "torchao" / "__init__.py").write_text("")
     info = tmp_path / "torchao-0.12.0.dist-info"
@@ -127,7 +142,7 @@ def test_torchao_of_that_age_really_stops_peft(tiny: Callable[[str], Path], tmp_
     assert "Found an incompatible version of torchao. Found version 0.12.0" in done.stderr
 
 
-def test_broken_plugins_are_told_with_a_remedy(
+def test_broken_plugins_are_shown_with_a_remedy(
     environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = distribution(tmp_path, "loadkit-odd", {}, {"odd": "loadkit_odd_nowhere"}, version="3.0")
@@ -141,7 +156,7 @@ def test_broken_plugins_are_told_with_a_remedy(
     assert "fix: install what it misses, loadkit_odd_nowhere; update or uninstall loadkit-odd" in text
 
 
-def test_two_distributions_with_one_name_are_told_with_a_remedy_that_works(
+def test_two_distributions_with_one_name_are_shown_with_a_remedy_that_works(
     environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("loadkit-one", "loadkit-two"):
@@ -163,11 +178,11 @@ def test_no_secret_however_it_got_there(
     monkeypatch.setenv("HOME", str(home))
     environ |= {"LOADKIT_CACHE": str(home / "cache"), "MY_PASSWORD": "hunter2hunter2"}
     found = examine(PluginManager(environ={}), machine=CPU, environ=environ)
-    for told in ("\n".join(lines(found)), msgspec.json.encode(found).decode()):
+    for shown in ("\n".join(lines(found)), msgspec.json.encode(found).decode()):
         assert (
             "RuntimeError: ~/site/lk_leaky.py can not reach https://hub.example with (token) and (secret)"
-            in told
+            in shown
         )
-        assert "~/cache" in told
+        assert "~/cache" in shown
         for secret in (str(home), "jane", "hunter2", "hf_abc", "word@"):
-            assert secret not in told
+            assert secret not in shown

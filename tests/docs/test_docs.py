@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -36,15 +37,6 @@ PAGES_THAT_RUN = (
 )
 
 
-def generator():
-    spec = importlib.util.spec_from_file_location("generate_docs", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # trl 1.16 sets gradient_checkpointing, which transformers 5.23 calls activation_checkpointing.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("page", PAGES_THAT_RUN)
@@ -70,8 +62,21 @@ def test_a_page_works_when_typed_in(page: str, tmp_path: Path, monkeypatch: pyte
     assert ran
 
 
-def test_the_reference_is_fresh() -> None:
-    assert generator().stale() == [], "run python docs/generate.py"
+def test_what_is_made_is_fresh(script: Callable[[str], ModuleType]) -> None:
+    assert script("generate").stale() == [], "run python docs/generate.py"
+
+
+def test_what_is_stale_is_noticed(
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = script("generate")
+    hooks = {page: page.read_text(encoding="utf-8") for page in (generate.REFERENCE / "hooks").glob("*.md")}
+    gone = hooks.popitem()[0]
+    monkeypatch.setattr(generate, "pages", lambda: {**hooks, generate.PICTURE: "another one"})
+    assert generate.stale() == [
+        "docs/explanation/request.svg",
+        f"docs/reference/hooks/{gone.name}",
+    ]
 
 
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("loadkit_")}
@@ -96,7 +101,7 @@ def test_a_hook_is_documented(name: str) -> None:
 
 
 def test_hooks_are_in_the_order_of_their_pages() -> None:
-    """That each is exercised too is what tests/core/test_faults.py fails without."""
+    """That each is exercised too is what tests/hooks/test_faults.py fails without."""
     navigation = re.findall(
         r"reference/hooks/(loadkit_\w+)\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     )
@@ -104,7 +109,8 @@ def test_hooks_are_in_the_order_of_their_pages() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    pages = [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    elsewhere = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/benchmarks/README.md")
+    pages = [*DOCS.rglob("*.md"), *ROOT.glob("plugins/*/README.md"), *(ROOT / name for name in elsewhere)]
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if not target.startswith(("http:", "https:")):
@@ -115,3 +121,19 @@ def test_the_readme_shows_what_is_printed() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for placeholder in ("\nPLAN\n", "\nPROBLEMS\n", "\nPROFILES\n"):
         assert placeholder not in text
+
+
+def test_benchmarks_write_into_the_page() -> None:
+    """`python tests/benchmarks/suite.py` puts its tables between marks of the page, from wherever it is called."""
+    code = "import figures, suite; print(suite.PAGE, *figures.MARKS, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "tests" / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    page, *marks = done.stdout.splitlines()
+    assert Path(page) == DOCS / "explanation" / "performance.md"
+    text = Path(page).read_text(encoding="utf-8")
+    assert [text.count(mark) for mark in marks] == [1, 1]

@@ -336,7 +336,7 @@ def test_a_token_that_cannot_be_sent_is_in_no_traceback(
     token = TOKEN + "\n"
     if "adapter" in asks:
         with pytest.raises(loadkit.LoadError, match="characters that can't be sent") as caught:
-            fetch_adapters(plan, token)
+            fetch_adapters(plan, {}, token)
         assert TOKEN not in printed(caught.value)
     else:
         assert "characters that can't be sent" in refused(plan, token)

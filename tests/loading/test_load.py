@@ -56,13 +56,13 @@ def test_the_report_counts_what_is_there(tiny) -> None:
 
 
 def test_the_report_counts_all_of_the_planning(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loading.make_plan
+    real = loading.plan_load
 
     def slowly(*given, **options):
         time.sleep(0.2)
         return real(*given, **options)
 
-    monkeypatch.setattr(loading, "make_plan", slowly)
+    monkeypatch.setattr(loading, "plan_load", slowly)
     assert loadkit.load(tiny("mistral"), "inference").report.seconds["plan"] > 0.2
 
 

@@ -15,7 +15,7 @@ import loadkit
 from loadkit_plugins.quantized_cache.entry import Cached
 from loadkit_plugins.quantized_cache.writer import finish_writing
 
-__all__ = ["apart", "both_orders"]
+__all__ = ["both_orders", "in_own_folders"]
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -30,7 +30,7 @@ def both_orders(out: str, folder: str) -> None:
     report(out, found)
 
 
-def apart(out: str, *caches: str) -> None:
+def in_own_folders(out: str, *caches: str) -> None:
     """Load "owner/wren" beside each of these pairs of caches: rank 0's and rank 1's, with a comma between."""
     found = []
     for pair in caches:
@@ -52,8 +52,8 @@ def load(source: str) -> dict[str, Any]:
         digest.update(name.encode())
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     finish_writing()
-    told = [line for line in loaded.report.shortcuts if line.endswith("(quantized-cache)")]
-    return {"bits": digest.hexdigest(), "told": " ".join(told), "seconds": seconds}
+    used = [line for line in loaded.report.shortcuts if line.endswith("(quantized-cache)")]
+    return {"bits": digest.hexdigest(), "cache": " ".join(used), "seconds": seconds}
 
 
 class second_at_the_lock:  # noqa: N801 - a context manager, named as it reads

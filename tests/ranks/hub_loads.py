@@ -10,9 +10,9 @@ __all__ = ["load"]
 
 
 def load(out: str, adapter: str) -> None:
-    """Tell what was loaded, and what rank's progress was told."""
-    told: list[str] = []
-    loaded = loadkit.load("owner/wren", "inference", adapter=adapter, progress=told.append)
+    """Report what was loaded, and how often the rank reported progress."""
+    steps: list[str] = []
+    loaded = loadkit.load("owner/wren", "inference", adapter=adapter, progress=steps.append)
     checkpoint, given = loaded.plan.checkpoint, loaded.plan.adapter
     assert given is not None
     values = sum(float(p.detach().double().sum()) for p in loaded.model.parameters())
@@ -23,6 +23,6 @@ def load(out: str, adapter: str) -> None:
             "asked": checkpoint.revision,
             "adapter": given.revision,
             "values": values,
-            "told": len(told),
+            "steps": len(steps),
         },
     )

@@ -1,23 +1,24 @@
-"""Launch a function of `engines`, `faults` or `hub_loads` in several real processes, and collect what each one found."""
+"""Launch a function of a module here in several real processes, and collect what each one found."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from forks import Forks
+
 import loadkit
 
-__all__ = ["Launched", "launch", "report", "started"]
+__all__ = ["Launched", "launch", "report"]
 
 TESTS = Path(__file__).parent.parent
+PROGRAM = Path(__file__).with_name("program.py")
 LAUNCHERS = {
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone"],
     # With --cpu accelerate 1.15 starts one process whatever --num_processes says; as if for GPUs it starts them all.
@@ -34,18 +35,16 @@ class Launched(NamedTuple):
     Parameters:
         results: rank to what it reported.
         output: everything printed.
-        seconds: how long it took.
         code: the launcher's exit code; of processes without one, the codes' highest.
     """
 
     results: dict[int, Any]
     output: str
-    seconds: float
     code: int
 
 
 def launch(
-    what: str, ranks: int, out: Path, *args: object, launcher: str = "torchrun", **environ: str
+    what: str, ranks: int, out: Path, *args: object, launcher: str | Forks = "torchrun", **environ: str
 ) -> Launched:
     """Run "module:function" in so many processes.
 
@@ -54,45 +53,26 @@ def launch(
         ranks: how many processes.
         out: where results go.
         args: further arguments.
-        launcher: "torchrun", "accelerate", or "none" for processes that only have the variables, as SLURM starts them.
+        launcher: "torchrun", "accelerate", or what forks processes that only have the variables, as SLURM starts them.
         environ: further variables.
     """
-    start = time.monotonic()
-    with started(what, ranks, out, *args, launcher=launcher, **environ) as processes:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    results = {int(p.stem.removeprefix("rank")): json.loads(p.read_text()) for p in out.glob("rank*.json")}
-    codes = [abs(process.returncode) for process in processes]
-    return Launched(results, "".join(outputs), time.monotonic() - start, max(codes))
-
-
-@contextmanager
-def started(
-    what: str, ranks: int, out: Path, *args: object, launcher: str = "torchrun", **environ: str
-) -> Iterator[list[subprocess.Popen[str]]]:
-    """The processes of a launch, by rank where there is no launcher; ended with the block."""
     out.mkdir(parents=True, exist_ok=True)
-    command = [str(TESTS / "distributed" / "running.py"), what, str(out), *map(str, args)]
+    command = [what, str(out), *map(str, args)]
     env = _environment() | environ
-    if launcher == "none":
+    if isinstance(launcher, Forks):
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        starts = [([sys.executable, *command], env | _place(rank, ranks)) for rank in range(ranks)]
+        started = [
+            launcher.start(PROGRAM, *command, environ=env | _place(rank, ranks), folder=out)
+            for rank in range(ranks)
+        ]
+        ended = [process.wait() for process in started]
     else:
         flag = {"torchrun": ["--nproc-per-node", str(ranks)], "accelerate": ["--num_processes", str(ranks)]}
-        starts = [([*LAUNCHERS[launcher], *flag[launcher], *command], env)]
-    processes = [
-        subprocess.Popen(
-            argv, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=out
-        )
-        for argv, variables in starts
-    ]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+        argv = [*LAUNCHERS[launcher], *flag[launcher], str(PROGRAM), *command]
+        ended = [subprocess.run(argv, env=env, text=True, capture_output=True, cwd=out, timeout=500)]
+    results = {int(p.stem.removeprefix("rank")): json.loads(p.read_text()) for p in out.glob("rank*.json")}
+    output = "".join(each.stdout + each.stderr for each in ended)
+    return Launched(results, output, max(abs(each.returncode) for each in ended))
 
 
 def report(out: str, value: object) -> None:
@@ -121,6 +101,12 @@ def _place(rank: int, ranks: int) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """Below the ports that systems give to whoever asks for any, so that nobody is given it before it is used."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as free:
+            try:
+                free.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port

@@ -126,7 +126,7 @@ def test_four_ranks_of_tensor_parallelism(tiny, tmp_path: Path, one_thread) -> N
 
 @pytest.mark.slow
 def test_under_accelerate_launch(checkpoint: Path, tmp_path: Path, one_thread) -> None:
-    """On CPUs accelerate 1.15 prepares DDP, whatever its launcher was told of FSDP."""
+    """On CPUs accelerate 1.15 prepares DDP, whatever its launcher's configuration says of FSDP."""
     done = launch(
         "engines:accelerated", 2, tmp_path, checkpoint, launcher="accelerate", ACCELERATE_USE_CPU="true"
     )

@@ -1,4 +1,4 @@
-"""One rank's trouble ends all ranks, with the cause, in time; no rank hangs."""
+"""One rank's failure ends all ranks, with the cause, in time; no rank hangs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from ranks.faults import FAULTS, FAULTY
 from ranks.launch import Launched, launch
 
@@ -40,8 +41,8 @@ def folders(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launched(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    done = launch("faults:faults", 2, tmp_path_factory.mktemp("faults"), folders, launcher="none")
+def launched(folders: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    done = launch("faults:faults", 2, tmp_path_factory.mktemp("faults"), folders, launcher=forks)
     assert sorted(done.results) == [0, 1], done.output
     return done
 
@@ -65,12 +66,12 @@ def test_no_fault_takes_long(name: str, launched: Launched) -> None:
         ("interrupted", "KeyboardInterrupt: "),
     ],
 )
-def test_a_failure_is_told_on_every_rank(name: str, cause: str, launched: Launched) -> None:
-    told = errors(launched, name)
-    assert cause in told[FAULTY]
-    assert "RankError" not in told[FAULTY]
-    assert told[0].startswith(f"RankError: rank {FAULTY} failed: ")
-    assert cause in told[0]
+def test_a_failure_is_raised_on_every_rank(name: str, cause: str, launched: Launched) -> None:
+    raised = errors(launched, name)
+    assert cause in raised[FAULTY]
+    assert "RankError" not in raised[FAULTY]
+    assert raised[0].startswith(f"RankError: rank {FAULTY} failed: ")
+    assert cause in raised[0]
 
 
 def test_a_damaged_file_is_named(launched: Launched) -> None:
@@ -86,10 +87,10 @@ def test_a_damaged_file_is_named(launched: Launched) -> None:
     ],
 )
 def test_a_difference_is_refused_on_every_rank(name: str, line: str, launched: Launched) -> None:
-    told = errors(launched, name)
-    assert told[0] == told[1]
-    assert told[0].startswith(DIFFERENT)
-    assert line in told[0]
+    raised = errors(launched, name)
+    assert raised[0] == raised[1]
+    assert raised[0].startswith(DIFFERENT)
+    assert line in raised[0]
 
 
 def test_folders_of_their_own_are_no_difference(launched: Launched) -> None:
@@ -98,32 +99,32 @@ def test_folders_of_their_own_are_no_difference(launched: Launched) -> None:
 
 
 def test_what_one_rank_finds_fails_all(launched: Launched) -> None:
-    told = errors(launched, "audited")
-    assert told[0] == told[1]
-    assert told[0].startswith("AuditError")
-    assert f"rank {FAULTY}: this rank's memory is odd" in told[0]
+    raised = errors(launched, "audited")
+    assert raised[0] == raised[1]
+    assert raised[0].startswith("AuditError")
+    assert f"rank {FAULTY}: this rank's memory is odd" in raised[0]
 
 
 def test_afterwards_all_is_well(launched: Launched) -> None:
     assert errors(launched, "nothing") == {0: "", 1: ""}
 
 
-def test_the_cause_is_told_before_the_store_goes(folders: Path, tmp_path: Path) -> None:
-    done = launch("faults:parting", 2, tmp_path, folders / "own", launcher="none")
+def test_the_cause_is_known_before_the_store_goes(folders: Path, forks: Forks, tmp_path: Path) -> None:
+    done = launch("faults:parting", 2, tmp_path, folders / "own", launcher=forks)
     assert done.results[0].startswith("LoadError: this rank's disk is gone"), done.output
     assert done.results[1].startswith("RankError: rank 0 failed: LoadError: this rank's disk is gone")
 
 
 @pytest.mark.parametrize("who", [0, 1])
-def test_a_dead_rank_is_noticed(who: int, folders: Path, tmp_path: Path) -> None:
+def test_a_dead_rank_is_noticed(who: int, folders: Path, forks: Forks, tmp_path: Path) -> None:
     """Rank 0 keeps the store: with it, that is gone."""
     done = launch(
-        "faults:death", 2, tmp_path, folders / "own", who, launcher="none", LOADKIT_RANKS_SILENCE="4"
+        "faults:death", 2, tmp_path, folders / "own", who, launcher=forks, LOADKIT_RANKS_SILENCE="4"
     )
     other = 1 - who
     assert list(done.results) == [other], done.output
-    told = done.results[other]
-    assert told["error"].startswith("RankError: ")
-    assert ("the store that" in told["error"]) == (who == 0)
-    assert f"rank {who}" in told["error"]
-    assert told["seconds"] < LIMIT
+    raised = done.results[other]
+    assert raised["error"].startswith("RankError: ")
+    assert ("the store that" in raised["error"]) == (who == 0)
+    assert f"rank {who}" in raised["error"]
+    assert raised["seconds"] < LIMIT

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from hub_server import HubServer
 from ranks.launch import launch
 
@@ -25,7 +26,7 @@ def downloads(hub: HubServer, name: str) -> list[str]:
 
 
 def test_one_commit_and_one_download(
-    hub: HubServer, cache: Path, tiny, adapters: list[Path], tmp_path: Path
+    hub: HubServer, cache: Path, tiny, adapters: list[Path], forks: Forks, tmp_path: Path
 ) -> None:
     commit = hub.add("owner/wren", tiny("mistral"))
     adapter = hub.add("owner/song", adapters[0])
@@ -36,6 +37,7 @@ def test_one_commit_and_one_download(
         4,
         tmp_path / "out",
         "owner/song",
+        launcher=forks,
         HF_ENDPOINT=hub.url,
         HF_HOME=str(cache.parent),
         HF_HUB_OFFLINE="0",
@@ -47,7 +49,7 @@ def test_one_commit_and_one_download(
     for rank, found in done.results.items():
         assert (found["commit"], found["asked"], found["adapter"]) == (commit, "", adapter), rank
         assert found["values"] == done.results[0]["values"]
-        assert (found["told"] > 0) == (rank == 0)
+        assert (found["steps"] > 0) == (rank == 0)
     for name in ("model.safetensors", "adapter_model.safetensors"):
         assert downloads(hub, name) == ["GET", "HEAD"]
     assert not [a for a in hub.answers if any(new in a.path for new in moved.values())]

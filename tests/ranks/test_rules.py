@@ -18,10 +18,10 @@ from loadkit.audit.local_shard import Part, part_of
 from loadkit.facts.hub.pinned_commits import agreed_commit, note_commit, noting_commits
 from loadkit.planning.pipeline import this_machine
 from loadkit.ranks import Ranks, ranks_of_this_launch
-from loadkit.ranks.agreement import difference, digest_of, passport
+from loadkit.ranks.agreement import difference, digest_of, to_agree_on
 from loadkit.ranks.device import take_own_device
 from loadkit.ranks.findings import merged
-from loadkit.ranks.messages import Company
+from loadkit.ranks.messages import Messages
 from loadkit.ranks.random_numbers import random_state, with_random_state
 from loadkit.ranks.settings import Settings, read_settings
 from loadkit.ranks.stores import open_store
@@ -54,7 +54,7 @@ def test_a_launcher_that_says_no_address_is_refused(monkeypatch: pytest.MonkeyPa
 
 def placed(folder: Path, rank: int, **options: object) -> dict[str, str]:
     topology = Topology(world_size=2, rank=rank, local_rank=rank, local_world_size=2, engine="ddp")
-    return passport(loadkit.plan(folder, "lora", topology=topology, **options), topology)
+    return to_agree_on(loadkit.plan(folder, "lora", topology=topology, **options), topology)
 
 
 def test_equal_checkpoints_in_other_folders_are_equal(tiny, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_ranks_own_device_is_no_difference(tiny) -> None:
             for d in plan.decisions
         ]
         topology = Topology(world_size=2, rank=rank, local_rank=rank, local_world_size=2)
-        digests.add(digest_of(passport(msgspec.structs.replace(plan, decisions=tuple(there)), topology)))
+        digests.add(digest_of(to_agree_on(msgspec.structs.replace(plan, decisions=tuple(there)), topology)))
     assert len(digests) == 1
 
 
@@ -90,7 +90,7 @@ def test_what_the_cache_and_the_memory_are_like_is_no_difference(
         plan = msgspec.structs.replace(plan, shortcuts=(*plan.shortcuts, shortcut))
         plans.append(plan)
         topology = Topology(world_size=2, rank=rank, local_rank=rank, local_world_size=2)
-        digests.add(digest_of(passport(plan, topology)))
+        digests.add(digest_of(to_agree_on(plan, topology)))
     assert plans[0].memory != plans[1].memory
     assert plans[0].shortcuts != plans[1].shortcuts
     assert len(digests) == 1
@@ -114,7 +114,7 @@ def test_those_who_differ_from_most_are_named() -> None:
     assert "  - a: ranks 0, 2: 1; rank 1: 2; rank 3: nothing\n" in message
 
 
-def test_findings_are_told_once_with_the_ranks_that_have_them() -> None:
+def test_findings_are_listed_once_with_the_ranks_that_have_them() -> None:
     note, error = (
         Finding(stage="weights", plugin="p", code="c", message=m, severity=s)  # type: ignore[arg-type]
         for m, s in (("everywhere", "note"), ("here", "error"))
@@ -201,11 +201,11 @@ def test_an_unsplit_parameter_is_its_own_part() -> None:
 def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     store = torch.distributed.FileStore(os.fspath(tmp_path / "store"), 2)
     store.set_timeout(timedelta(seconds=5))
-    company = Company(store, 0, 2, Settings(timeout=0.3, silence=5, beat=0.05, parting=0.1))
+    messages = Messages(store, 0, 2, Settings(timeout=0.3, silence=5, beat=0.05, parting=0.1))
     with pytest.raises(
         RankError, match=r"rank 0 waited 0 s for rank 1 at 'plans' \(LOADKIT_RANKS_TIMEOUT\)"
     ) as raised:
-        company.gather("plans", "mine", str)
-    company.rest()
-    company.leave()
+        messages.gather("plans", "mine", str)
+    messages.stop_heartbeat()
+    messages.close()
     assert raised.value.ranks == (0, 1)

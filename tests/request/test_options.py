@@ -104,8 +104,8 @@ def test_a_profile_file_extends_another(tmp_path: Path) -> None:
 )
 def test_bad_profile_files(tmp_path: Path, text: str, code: str, words: str) -> None:
     path = tmp_path / "ours.toml"
-    told = problems(None, profile(tmp_path, text.replace("PATH", path.as_posix())))
-    assert words in told[code]
+    reported = problems(None, profile(tmp_path, text.replace("PATH", path.as_posix())))
+    assert words in reported[code]
 
 
 def test_a_profile_file_that_isnt_there(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_another_seed_changes_the_weights_only(checkpoints: dict[str, Path], tmp
 
 
 @PEFT_ON_TRANSFORMERS
-def test_the_random_state_is_left_alone(tmp_path: Path) -> None:
+def test_the_random_state_stays_as_it_was(tmp_path: Path) -> None:
     import torch
 
     before = torch.get_rng_state()

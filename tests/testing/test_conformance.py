@@ -28,7 +28,7 @@ def failed(subject: Subject, scenarios: tuple[Scenario, ...] = ()) -> dict[str, 
     return {r.code: r.said for r in run(subject, scenarios=scenarios) if r.verdict == "failed"}
 
 
-def told(check: Callable[..., Any]) -> type:
+def checks_plan(check: Callable[..., Any]) -> type:
     """A plugin that does this in `loadkit_check_plan`, where every plan ends."""
 
     class Mutant:
@@ -215,9 +215,9 @@ MUTANTS: dict[str, tuple[Any, tuple[Scenario, ...]]] = {
     "LK301": (Meddles, ()),
     "LK302": (Counts, ()),
     "LK303": (Verbose, ()),
-    "LK304": (told(mutates), ()),
-    "LK305": (told(changes_environment), ()),
-    "LK306": (told(connects), ()),
+    "LK304": (checks_plan(mutates), ()),
+    "LK305": (checks_plan(changes_environment), ()),
+    "LK306": (checks_plan(connects), ()),
     "LK401": (Nowhere, ()),
     "LK402": (OtherType, ()),
     "LK403": (Boasts, (TINY,)),
@@ -226,9 +226,9 @@ MUTANTS: dict[str, tuple[Any, tuple[Scenario, ...]]] = {
     "LK503": (loads(no_gradient), (TRAINED,)),
     "LK504": (loads(saves_zeros), (TINY,)),
     "LK601": (Particular, ()),
-    "LK602": (told(needs_torch), ()),
-    "LK603": (told(trusts_the_config), ()),
-    "LK604": (told(lambda context, plan: [note("something is odd", remedy=" ")]), ()),
+    "LK602": (checks_plan(needs_torch), ()),
+    "LK603": (checks_plan(trusts_the_config), ()),
+    "LK604": (checks_plan(lambda context, plan: [note("something is odd", remedy=" ")]), ()),
 }
 """Code to the plugin that it alone catches, and the scenarios that this takes."""
 
@@ -384,7 +384,7 @@ def test_expected_failures_have_a_reason_and_are_strict() -> None:
         run(subject, expect_fail={"LK201": " "})
 
 
-def test_an_unknown_plugin_is_told_with_the_nearest_name() -> None:
+def test_an_unknown_plugin_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(loadkit.LoadkitError, match="bitsandbytes"):
         subjects("bitsandbyte")
 

@@ -15,7 +15,7 @@ import pytest
 from distributions import distribution
 
 from loadkit import Plan, Problem, hookimpl
-from loadkit.testing import PATIENCE, Subject, known_checks, run
+from loadkit.testing import PATIENCE, TIME_LIMIT, Subject, known_checks, run
 from loadkit.testing.time_limit import Hung, in_time
 
 NEVER = 10**6
@@ -161,6 +161,7 @@ def test_the_time_is_stated() -> None:
     from loadkit.cli.main import main
 
     said = " ".join(CliRunner().invoke(main, ["check", "--help"]).output.split())
-    assert f"{PATIENCE:g} by default" in said
+    assert f"{TIME_LIMIT:g} by default" in said
+    assert PATIENCE == TIME_LIMIT  # the older name
     wrong = CliRunner().invoke(main, ["check", "dtype", "--timeout", "0"])
     assert wrong.exit_code == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from loadkit.facts.library.library import read_library
+from loadkit.facts.library.index import read_library
 
 __all__ = ["NEEDS", "TABLE", "Expected", "expected", "known_off", "model_types", "row"]
 

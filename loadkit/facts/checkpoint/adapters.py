@@ -10,7 +10,7 @@ from loadkit.errors import Problem
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, Checkpoint, TensorHeader
 from loadkit.facts.checkpoint.config_files import read_json, read_processing
 from loadkit.facts.checkpoint.folder import is_repository_id, open_folder
-from loadkit.facts.checkpoint.source import Place, checkpoint_problem
+from loadkit.facts.checkpoint.source import CheckpointFiles, checkpoint_problem
 from loadkit.facts.checkpoint.weight_files import has_full_weights, read_headers
 from loadkit.text.suggest import some_of
 
@@ -32,26 +32,26 @@ _PICKLE = "adapter_model.bin"
 _NOT_FOUND = frozenset({"no-such-folder", "no-such-repository"})
 
 
-def has_adapter(place: Place) -> bool:
-    """Whether an adapter lies there, with or without a whole model."""
-    return place.size(_CONFIG) is not None
+def has_adapter(files: CheckpointFiles) -> bool:
+    """Whether an adapter is among them, with or without a whole model."""
+    return files.size(_CONFIG) is not None
 
 
-def is_adapter(place: Place) -> bool:
+def is_adapter(files: CheckpointFiles) -> bool:
     """Whether the base lies elsewhere.
 
-    On the Hub an adapter_config.json always sends transformers to the base it names. In a folder a config.json keeps
-    it there; but trainers write one beside an adapter too, so here it takes the whole model's weights.
+    On the Hub an adapter_config.json always sends transformers to the base it names. In a folder a
+    config.json keeps it there; but trainers write one beside an adapter too, so whole weights must be there.
     """
-    if place.size(_CONFIG) is None:
+    if files.size(_CONFIG) is None:
         return False
-    return place.kind == "hub" or place.size("config.json") is None or not has_full_weights(place)
+    return files.kind == "hub" or files.size("config.json") is None or not has_full_weights(files)
 
 
-def base_path(place: Place, named: str) -> str:
+def base_path(files: CheckpointFiles, named: str) -> str:
     """The source of an adapter's base: a relative path may also be meant from the adapter's folder."""
-    if open_folder(named) is None and place.kind == "folder" and not os.path.isabs(os.path.expanduser(named)):
-        beside = os.path.join(place.location, named)
+    if open_folder(named) is None and files.kind == "folder" and not os.path.isabs(os.path.expanduser(named)):
+        beside = os.path.join(files.location, named)
         if os.path.isdir(beside):
             return beside
     return named
@@ -60,12 +60,8 @@ def base_path(place: Place, named: str) -> str:
 def same_base(named: object, checkpoint: Checkpoint) -> bool | None:
     """Whether the base that an adapter's config names is the checkpoint.
 
-    Parameters:
-        named: `base_model_name_or_path`: a Hub id, or a path on the machine that it was trained on.
-        checkpoint: the base that was asked for.
-
-    Returns:
-        None where it can't be told: a path that isn't on this machine, or a folder that may be a copy of a repository.
+    `base_model_name_or_path` is a Hub id, or a path on the machine that it was trained on. None where that
+    isn't known: a path that isn't on this machine, or a folder that may be a copy of a repository.
     """
     if not isinstance(named, str) or not named:
         return None
@@ -80,36 +76,32 @@ def same_base(named: object, checkpoint: Checkpoint) -> bool | None:
     return None
 
 
-def read_adapter(place: Place, source: str, *, allow_pickle: bool) -> tuple[AdapterFacts, list[Problem]]:
-    """Read an adapter's config and the header of its weights.
-
-    Parameters:
-        place: where it is.
-        source: what the user asked for.
-        allow_pickle: whether pickled weights are no problem.
-    """
+def read_adapter(
+    files: CheckpointFiles, source: str, *, allow_pickle: bool
+) -> tuple[AdapterFacts, list[Problem]]:
+    """Read an adapter's config and the header of its weights; `source` is what the user asked for."""
     problems: list[Problem] = []
-    config = read_json(place, _CONFIG)
+    config = read_json(files, _CONFIG)
     if isinstance(config, Problem):
         problems.append(config)
         config = {}
     tensors: dict[str, TensorHeader] = {}
-    if place.size(_WEIGHTS) is not None:
-        headers, unread = read_headers(place, [_WEIGHTS])
+    if files.size(_WEIGHTS) is not None:
+        headers, unread = read_headers(files, [_WEIGHTS])
         tensors = headers.get(_WEIGHTS, {})
         problems += unread
-    elif place.size(_PICKLE) is None:
-        problems.append(place.absent([_WEIGHTS], _no_weights(place)))
+    elif files.size(_PICKLE) is None:
+        problems.append(files.absent([_WEIGHTS], _no_weights(files)))
     elif not allow_pickle:
-        problems.append(_pickled(place))
-    if is_adapter(place) and has_full_weights(place):
-        problems.append(_unused_model(place))
-    processing, unread = read_processing(place)
+        problems.append(_pickled(files))
+    if is_adapter(files) and has_full_weights(files):
+        problems.append(_unused_model(files))
+    processing, unread = read_processing(files)
     problems += unread
     facts = AdapterFacts(
         source=source,
-        location=place.location,
-        commit=place.commit,
+        location=files.location,
+        commit=files.commit,
         config=config,
         tensors=tensors,
         processing=processing,
@@ -117,64 +109,56 @@ def read_adapter(place: Place, source: str, *, allow_pickle: bool) -> tuple[Adap
     return facts, problems
 
 
-def not_an_adapter(place: Place, revision: str) -> Problem:
-    """The problem of an adapter's revision asked of a place without an adapter."""
-    return checkpoint_problem(
-        "not-an-adapter",
-        f"adapter_revision {revision!r} was asked for, but {place} has no {_CONFIG}",
-        "use revision=… for a model, or give the adapter's folder or repository as the source",
-    )
+def not_an_adapter(files: CheckpointFiles, revision: str) -> Problem:
+    """The problem of an adapter's revision asked of files without an adapter."""
+    message = f"adapter_revision {revision!r} was asked for, but {files} has no {_CONFIG}"
+    remedy = "use revision=… for a model, or give the adapter's folder or repository as the source"
+    return checkpoint_problem("not-an-adapter", message, remedy)
 
 
-def _unused_model(place: Place) -> Problem:
+def _unused_model(files: CheckpointFiles) -> Problem:
     return checkpoint_problem(
         "embedded-adapter",
-        f"{place} holds an adapter and a whole model; the base that {_CONFIG} names is loaded instead of "
+        f"{files} holds an adapter and a whole model; the base that {_CONFIG} names is loaded instead of "
         "that model, as transformers does",
         f"to load the model alone, download the repository and remove {_CONFIG}",
         severity="warning",
     )
 
 
-def _no_weights(place: Place) -> Problem:
-    return checkpoint_problem(
-        "no-weights",
-        f"{place} has an {_CONFIG}, but no {_WEIGHTS} (it holds {some_of(place.sizes)})",
-        "save the adapter again with save_pretrained, or download it whole",
+def _no_weights(files: CheckpointFiles) -> Problem:
+    message = f"{files} has an {_CONFIG}, but no {_WEIGHTS} (it holds {some_of(files.sizes)})"
+    remedy = "save the adapter again with save_pretrained, or download it whole"
+    return checkpoint_problem("no-weights", message, remedy)
+
+
+def _pickled(files: CheckpointFiles) -> Problem:
+    message = (
+        f"the adapter in {files} is pickled ({_PICKLE}), and loading a pickle can run code that it holds"
     )
+    remedy = "save it as safetensors with a current PEFT, or pass allow_pickle=True if you trust its maker"
+    return checkpoint_problem("pickle-weights", message, remedy)
 
 
-def _pickled(place: Place) -> Problem:
-    return checkpoint_problem(
-        "pickle-weights",
-        f"the adapter in {place} is pickled ({_PICKLE}), and loading a pickle can run code that it holds",
-        "save it as safetensors with a current PEFT, or pass allow_pickle=True if you trust its maker",
-    )
-
-
-def no_base(place: Place) -> Problem:
+def no_base(files: CheckpointFiles) -> Problem:
     """The problem of an adapter that doesn't say what it was made for."""
-    return checkpoint_problem(
-        "missing-base",
-        f"{place} is an adapter, but its {_CONFIG} names no base (base_model_name_or_path)",
-        f"write the folder or Hub id of the model it was trained on into {_CONFIG}",
-    )
+    message = f"{files} is an adapter, but its {_CONFIG} names no base (base_model_name_or_path)"
+    remedy = f"write the folder or Hub id of the model it was trained on into {_CONFIG}"
+    return checkpoint_problem("missing-base", message, remedy)
 
 
-def base_unreadable(problem: Problem, place: Place, named: str) -> Problem:
+def base_unreadable(problem: Problem, files: CheckpointFiles, named: str) -> Problem:
     """Say of a problem with the base whose base it is."""
     return msgspec.structs.replace(
         problem,
         code="missing-base" if problem.code in _NOT_FOUND else problem.code,
-        message=f"{place} is an adapter of {named!r}, which can't be read: {problem.message}",
+        message=f"{files} is an adapter of {named!r}, which can't be read: {problem.message}",
         remedy=f"{problem.remedy}; base_model_name_or_path in {_CONFIG} may be corrected too",
     )
 
 
-def adapter_of_adapter(place: Place, base: Place) -> Problem:
+def adapter_of_adapter(files: CheckpointFiles, base: CheckpointFiles) -> Problem:
     """The problem of an adapter whose base is an adapter."""
-    return checkpoint_problem(
-        "adapter-of-adapter",
-        f"{place} is an adapter of {base}, which is an adapter itself; only an adapter of a model can be loaded",
-        f"merge {base} into its own base and save that, or name a whole model as base_model_name_or_path",
-    )
+    message = f"{files} is an adapter of {base}, which is an adapter itself; only an adapter of a model can be loaded"
+    remedy = f"merge {base} into its own base and save that, or name a whole model as base_model_name_or_path"
+    return checkpoint_problem("adapter-of-adapter", message, remedy)

@@ -1,4 +1,4 @@
-"""The checkpoint as a frozen fact: its config, its files, and the headers of its weight files. Never the weights."""
+"""The checkpoint as a frozen fact: its config, its files and its weights' headers, never the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
-    """One tensor as a safetensors header describes it; `dtype` in safetensors' spelling ("BF16"), `nbytes` its size."""
+    """One tensor as a safetensors header describes it; `dtype` in safetensors' spelling, such as "BF16"."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,10 +36,10 @@ class ProcessingFacts(msgspec.Struct, frozen=True, kw_only=True):
         commit: the commit of that repository; "" for a folder.
         files: the names of its files.
         tokenizer_config: tokenizer_config.json over special_tokens_map.json, empty where there is neither.
-        processor_config: processor_config.json merged over preprocessor_config.json, empty where there is none.
+        processor_config: processor_config.json over preprocessor_config.json, empty where there is neither.
         chat_template: the template in its files; None where there is none.
-        added_tokens: tokens beside the trained vocabulary, special ones among them, to their ids; as far as the beginning
-            of tokenizer.json tells.
+        added_tokens: tokens beside the trained vocabulary, special ones among them, to their ids, as far as
+            the beginning of tokenizer.json goes.
     """
 
     location: str = ""
@@ -68,7 +68,7 @@ class AdapterFacts(msgspec.Struct, frozen=True, kw_only=True):
         config: adapter_config.json.
         tensors: tensor name to header.
         processing: the tokenizer or processor that lies beside it.
-        base_is_same: whether the base that its config names is the checkpoint; None where that can't be told.
+        base_is_same: whether the base that its config names is the checkpoint; None where that isn't known.
     """
 
     source: str
@@ -96,7 +96,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         tensors: tensor name to header, over all safetensors files; empty for other formats.
         weight_files: the files that hold the weights.
         weight_format: how they are stored; "none" where there are no weights.
-        adapter: the adapter repository that was asked for, where the source is one: the rest then tells its base.
+        adapter: the adapter that was asked for, where the source is one: the rest then is its base.
     """
 
     source: str
@@ -134,7 +134,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def quantization_config(self) -> dict[str, Any]:
         """How the checkpoint is stored quantized, from the config or its text part; empty where it isn't."""
-        for config in (self.config, *(c for key, c in self.sub_configs() if key.startswith("text"))):
+        for config in self._whole_and_text():
             found = config.get("quantization_config")
             if isinstance(found, dict) and found:
                 return found
@@ -142,7 +142,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stored_dtype(self) -> str:
-        """The floating dtype that most bytes of the weight files have, in torch's spelling; "" where unknown."""
+        """The floating dtype that most bytes of the weights have, in torch's spelling; "" where unknown."""
         sizes: dict[str, int] = {}
         for header in self.tensors.values():
             if header.dtype in SAFETENSORS_FLOATS:
@@ -152,8 +152,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def config_dtype(self) -> str:
-        """The dtype that config.json or its text part states (`dtype`, or `torch_dtype` of old); "" where none."""
-        for config in (self.config, *(c for key, c in self.sub_configs() if key.startswith("text"))):
+        """The dtype that config.json or its text part states as `dtype` or the older `torch_dtype`; or ""."""
+        for config in self._whole_and_text():
             for key in ("dtype", "torch_dtype"):
                 found = config.get(key)
                 if isinstance(found, str) and found != "auto":
@@ -172,12 +172,16 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         return sum(header.nbytes for header in self.tensors.values())
 
     def sub_configs(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (dotted key, config) of every nested config, outermost first ("text_config", "vision_config"…)."""
+        """Yield (dotted key, config) of every nested config, such as "text_config", outermost first."""
         yield from _nested("", self.config)
 
     def has_file(self, name: str) -> bool:
         """Whether the checkpoint holds a file of exactly this path."""
         return any(f.name == name for f in self.files)
+
+    def _whole_and_text(self) -> Iterator[dict[str, Any]]:
+        yield self.config
+        yield from (config for key, config in self.sub_configs() if key.startswith("text"))
 
 
 def _nested(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from loadkit.errors import Problem
 from loadkit.facts.checkpoint.adapters import has_adapter, read_adapter, same_base
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, Checkpoint, ProcessingFacts
 from loadkit.facts.checkpoint.config_files import read_processing
-from loadkit.facts.checkpoint.open_source import Access, open_place
-from loadkit.facts.checkpoint.source import Place
+from loadkit.facts.checkpoint.open_source import open_source
+from loadkit.facts.checkpoint.source import Access, CheckpointFiles
 from loadkit.schema.request import Request
 
 __all__ = ["Beside", "Template", "read_beside"]
+
+_adapter_problem = partial(Problem, "adapter", "loadkit")
+_processing_problem = partial(Problem, "processing", "loadkit")
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +43,9 @@ class Beside(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         tokenizer: the tokenizer or processor that the option `tokenizer` names; None where nobody named one.
         template: the chat template that the option `chat_template` gives or names.
-        code: the checkpoint's own Python files to their SHA-256, where they are allowed to run; empty elsewhere.
-        adapters: the existing adapters, by name: the source itself where it is one ("default"), and those that the option
-            `adapter` names.
+        code: the checkpoint's own Python files to their SHA-256, where they may run; empty elsewhere.
+        adapters: the existing adapters by name: the source itself where it is one ("default"), and those that
+            the option `adapter` names.
     """
 
     tokenizer: ProcessingFacts | None = None
@@ -55,159 +59,141 @@ def read_beside(
 ) -> tuple[Beside, list[Problem]]:
     """Read the small files of everything that the request names beside the checkpoint.
 
-    Parameters:
-        request: its options `tokenizer`, `chat_template`, `adapter` and `adapter_revision` are read.
-        checkpoint: the checkpoint, which may have come with an adapter.
-        access: how the Hub may be asked.
-        allow_pickle: whether pickled weights of an adapter are no problem.
+    Its options `tokenizer`, `chat_template`, `trust_remote_code`, `adapter` and `adapter_revision` are read.
     """
-    problems: list[Problem] = []
-    tokenizer = template = None
-    if named := request.value("tokenizer", ""):
-        place = _opened("processing", "tokenizer", named, access, problems)
-        if place is not None:
-            tokenizer, found = read_processing(place)
-            problems += found
-    if given := request.value("chat_template", ""):
-        template = _template(given, access, problems)
-    code: dict[str, str] = {}
-    if checkpoint.auto_map and request.value("trust_remote_code", False):
-        place, found = open_place(checkpoint.location, checkpoint.commit, access)
-        code, unread = ({}, found) if place is None else _code(place)
-        problems += unread
-    own = checkpoint.adapter  # its base was found by what it names
-    adapters = {} if own is None else {"default": msgspec.structs.replace(own, base_is_same=True)}
-    for name, source in _named_adapters(request, taken=bool(adapters), problems=problems).items():
-        place = _opened("adapter", "adapter", source, access, problems)
-        if place is None:
-            continue
-        if not has_adapter(place):
-            problems.append(_not_one(source, place))
-            continue
-        facts, found = read_adapter(place, source, allow_pickle=allow_pickle)
-        problems += found
-        same = same_base(facts.config.get("base_model_name_or_path"), checkpoint)
-        adapters[name] = msgspec.structs.replace(facts, base_is_same=same)
-    return Beside(tokenizer=tokenizer, template=template, code=code, adapters=adapters), problems
-
-
-def _code(place: Place) -> tuple[dict[str, str], list[Problem]]:
-    """The hashes of the Python files beside config.json, which may import each other."""
-    hashes: dict[str, str] = {}
-    problems: list[Problem] = []
-    for name in place.sizes:
-        if name.endswith(".py") and "/" not in name:
-            data = place.read(name)
-            if isinstance(data, Problem):
-                problems.append(data)
-            else:
-                hashes[name] = hashlib.sha256(data).hexdigest()
-    return hashes, problems
-
-
-def _opened(stage: str, option: str, source: str, access: Access, problems: list[Problem]) -> Place | None:
-    """The place that "folder", "owner/name" or "owner/name@revision" names."""
-    name, _, revision = (
-        (source, "", "") if os.path.exists(os.path.expanduser(source)) else source.partition("@")
+    reader = _Reader(request, access)
+    beside = Beside(
+        tokenizer=reader.tokenizer(),
+        template=reader.template(),
+        code=reader.code(checkpoint),
+        adapters=reader.adapters(checkpoint, allow_pickle=allow_pickle),
     )
-    place, found = open_place(name, revision, access)
-    problems += [
-        msgspec.structs.replace(p, stage=stage, message=f"{option}={source!r} was asked for: {p.message}")
-        for p in found
-    ]
-    return place
+    return beside, reader.problems
 
 
-def _template(given: str, access: Access, problems: list[Problem]) -> Template | None:
-    """The template as text, from a file, or from another checkpoint."""
-    if "{" in given or "\n" in given:
-        return Template(text=given)
-    path = Path(given).expanduser()
-    if path.is_file():
-        return _template_file(path, problems)
-    place = _opened("processing", "chat_template", given, access, problems)
-    if place is None:
+class _Reader:
+    """One reading of what a request names, and the problems it found."""
+
+    def __init__(self, request: Request, access: Access) -> None:
+        self.request = request
+        self.access = access
+        self.problems: list[Problem] = []
+
+    def tokenizer(self) -> ProcessingFacts | None:
+        """The tokenizer or processor asked for."""
+        named = self.request.value("tokenizer", "")
+        files = self.opened("processing", "tokenizer", named) if named else None
+        return self.processing(files) if files else None
+
+    def template(self) -> Template | None:
+        """The template asked for, as text, from a file, or from another checkpoint."""
+        given = self.request.value("chat_template", "")
+        if not given:
+            return None
+        if "{" in given or "\n" in given:
+            return Template(text=given)
+        path = Path(given).expanduser()
+        if path.is_file():
+            return self.template_file(path)
+        files = self.opened("processing", "chat_template", given)
+        if files is None:
+            return None
+        text = self.processing(files).chat_template
+        if text is None:
+            message = f"chat_template={given!r} was asked for, and {files} has no chat template"
+            remedy = "name a checkpoint that has one, a file, or give the template's text"
+            self.problems.append(_processing_problem("no-template-there", message, remedy))
+            return None
+        at = f"@{files.commit[:12]}" if files.commit else ""
+        return Template(text=text, origin=f"{files.location}{at}")
+
+    def template_file(self, path: Path) -> Template | None:
+        """The template in a text file, or in a JSON file such as chat_template.json."""
+        fault = "it holds no template"
+        try:
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".json":
+                content = msgspec.json.decode(text)
+                found = content.get("chat_template") if isinstance(content, dict) else None
+                text = found if isinstance(found, str) else ""
+            if text.strip():
+                return Template(text=text, origin=str(path))
+        except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+            fault = str(error)
+        message = f"chat_template={str(path)!r} was asked for, and can't be read: {fault}"
+        remedy = "give a text file with the Jinja template, or a JSON file with a chat_template in it"
+        self.problems.append(_processing_problem("bad-template-file", message, remedy))
         return None
-    processing, found = read_processing(place)
-    problems += found
-    if processing.chat_template is None:
-        problems.append(
-            _problem(
-                "processing",
-                "no-template-there",
-                f"chat_template={given!r} was asked for, and {place} has no chat template",
-                "name a checkpoint that has one, a file, or give the template's text",
-            )
-        )
-        return None
-    at = f"@{place.commit[:12]}" if place.commit else ""
-    return Template(text=processing.chat_template, origin=f"{place.location}{at}")
 
+    def code(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """The hashes of the Python files beside config.json, which import each other, where they may run."""
+        if not checkpoint.auto_map or not self.request.value("trust_remote_code", False):
+            return {}
+        files, problems = open_source(checkpoint.location, checkpoint.commit, self.access)
+        self.problems += problems
+        if files is None:
+            return {}
+        names = [name for name in files.sizes if name.endswith(".py") and "/" not in name]
+        found = {name: files.read(name) for name in names}
+        self.problems += [data for data in found.values() if isinstance(data, Problem)]
+        return {n: hashlib.sha256(data).hexdigest() for n, data in found.items() if isinstance(data, bytes)}
 
-def _template_file(path: Path, problems: list[Problem]) -> Template | None:
-    fault = "it holds no template"
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            content = msgspec.json.decode(text)
-            found = content.get("chat_template") if isinstance(content, dict) else None
-            text = found if isinstance(found, str) else ""
-        if text.strip():
-            return Template(text=text, origin=str(path))
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        fault = str(error)
-    problems.append(
-        _problem(
-            "processing",
-            "bad-template-file",
-            f"chat_template={str(path)!r} was asked for, and can't be read: {fault}",
-            "give a text file with the Jinja template, or a JSON file with a chat_template in it",
-        )
-    )
-    return None
+    def adapters(self, checkpoint: Checkpoint, *, allow_pickle: bool) -> dict[str, AdapterFacts]:
+        """The existing adapters by name, the source's own first."""
+        own = checkpoint.adapter  # its base was found by what it names
+        adapters = {} if own is None else {"default": msgspec.structs.replace(own, base_is_same=True)}
+        for name, source in self.named_adapters(taken=bool(adapters)).items():
+            files = self.opened("adapter", "adapter", source)
+            if files is None:
+                continue
+            if not has_adapter(files):
+                message = f"adapter={source!r} was asked for, but {files} has no adapter_config.json"
+                remedy = (
+                    "give the folder or Hub id of an adapter that PEFT saved, or adapter=True for a new one"
+                )
+                self.problems.append(_adapter_problem("not-an-adapter", message, remedy))
+                continue
+            facts, problems = read_adapter(files, source, allow_pickle=allow_pickle)
+            self.problems += problems
+            same = same_base(facts.config.get("base_model_name_or_path"), checkpoint)
+            adapters[name] = msgspec.structs.replace(facts, base_is_same=same)
+        return adapters
 
+    def named_adapters(self, *, taken: bool) -> dict[str, str]:
+        """Name to source of the existing adapters that the option `adapter` names."""
+        given: Any = self.request.value("adapter")
+        if isinstance(given, bool) or given is None:
+            return {}
+        named: Mapping[str, Any] = {"default": given} if isinstance(given, str) else given
+        wrong = [name for name, source in named.items() if not isinstance(source, str) or not source]
+        if wrong:
+            message = f"adapter={given!r} was asked for, and {', '.join(wrong)} isn't a folder or Hub id"
+            remedy = 'name each adapter and its source: {"style": "folder", "facts": "owner/name@revision"}'
+            self.problems.append(_adapter_problem("bad-adapter", message, remedy))
+            return {}
+        if taken and "default" in named:
+            message = f"the source {self.request.source!r} is itself an adapter, and adapter={given!r} was asked for beside it; both would be called 'default'"
+            remedy = f'give the other one a name: adapter={{"other": {named["default"]!r}}}, or name the base as the source'
+            self.problems.append(_adapter_problem("adapter-name-taken", message, remedy))
+            return {}
+        revision = self.request.value("adapter_revision", "")
+        if isinstance(given, str) and revision and not taken:
+            return {"default": f"{given}@{revision}"}
+        return dict(named)
 
-def _named_adapters(request: Request, *, taken: bool, problems: list[Problem]) -> dict[str, str]:
-    """Name to source of the existing adapters that the option `adapter` names."""
-    given: Any = request.value("adapter")
-    if isinstance(given, bool) or given is None:
-        return {}
-    named: Mapping[str, Any] = {"default": given} if isinstance(given, str) else given
-    wrong = [name for name, source in named.items() if not isinstance(source, str) or not source]
-    if wrong:
-        problems.append(
-            _problem(
-                "adapter",
-                "bad-adapter",
-                f"adapter={given!r} was asked for, and {', '.join(wrong)} isn't a folder or Hub id",
-                'name each adapter and its source: {"style": "folder", "facts": "owner/name@revision"}',
-            )
-        )
-        return {}
-    if taken and "default" in named:
-        problems.append(
-            _problem(
-                "adapter",
-                "adapter-name-taken",
-                f"the source {request.source!r} is itself an adapter, and adapter={given!r} was asked for beside it; both would be called 'default'",
-                f'give the other one a name: adapter={{"other": {named["default"]!r}}}, or name the base as the source',
-            )
-        )
-        return {}
-    revision = request.value("adapter_revision", "")
-    if isinstance(given, str) and revision and not taken:
-        return {"default": f"{given}@{revision}"}
-    return dict(named)
+    def opened(self, stage: str, option: str, source: str) -> CheckpointFiles | None:
+        """The files that "folder", "owner/name" or "owner/name@revision" names."""
+        is_path = os.path.exists(os.path.expanduser(source))
+        name, _, revision = (source, "", "") if is_path else source.partition("@")
+        files, problems = open_source(name, revision, self.access)
+        asked = f"{option}={source!r} was asked for"
+        self.problems += [
+            msgspec.structs.replace(p, stage=stage, message=f"{asked}: {p.message}") for p in problems
+        ]
+        return files
 
-
-def _not_one(source: str, place: Place) -> Problem:
-    return _problem(
-        "adapter",
-        "not-an-adapter",
-        f"adapter={source!r} was asked for, but {place} has no adapter_config.json",
-        "give the folder or Hub id of an adapter that PEFT saved, or adapter=True for a new one",
-    )
-
-
-def _problem(stage: str, code: str, message: str, remedy: str) -> Problem:
-    return Problem(stage, "loadkit", code, message, remedy)
+    def processing(self, files: CheckpointFiles) -> ProcessingFacts:
+        """What the files have of a tokenizer or processor."""
+        found, problems = read_processing(files)
+        self.problems += problems
+        return found

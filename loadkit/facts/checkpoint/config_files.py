@@ -1,4 +1,4 @@
-"""The small files of a checkpoint: its JSON configs, its chat template, and the beginning of its tokenizer."""
+"""The small files of a checkpoint: JSON configs, the chat template, and the beginning of the tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.checkpoint import ProcessingFacts
-from loadkit.facts.checkpoint.source import Place, checkpoint_problem
+from loadkit.facts.checkpoint.source import CheckpointFiles, checkpoint_problem
 
 __all__ = ["Configs", "parse_json", "read_configs", "read_each", "read_json", "read_processing"]
 
@@ -30,7 +30,7 @@ _JSON_FILES = (
 _TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER_FILE = "tokenizer.json"
 _TOKENIZER_HEAD = 128 * 1024
-"""Bytes of tokenizer.json to read. Added tokens are written before the vocabulary, which may be tens of megabytes."""
+"""Bytes of tokenizer.json to read: added tokens stand before the vocabulary of perhaps tens of megabytes."""
 
 
 class Configs(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,17 +41,17 @@ class Configs(msgspec.Struct, frozen=True, kw_only=True):
     processing: ProcessingFacts = ProcessingFacts()
 
 
-def read_configs(place: Place) -> tuple[Configs, list[Problem]]:
-    """Read every small file that the place has."""
+def read_configs(files: CheckpointFiles) -> tuple[Configs, list[Problem]]:
+    """Read every small file that is there."""
     problems: list[Problem] = []
     found: dict[str, dict[str, Any]] = {}
     template: str | None = None
     added: dict[str, int] = {}
-    names = [n for n in (*_JSON_FILES, _TEMPLATE_FILE, _TOKENIZER_FILE) if place.size(n) is not None]
-    for name, data in read_each(place.workers, names, lambda name: _read(place, name)):
+    names = [n for n in (*_JSON_FILES, _TEMPLATE_FILE, _TOKENIZER_FILE) if files.size(n) is not None]
+    for name, data in read_each(files.workers, names, lambda name: _read(files, name)):
         if name == _TOKENIZER_FILE:
             added = {} if isinstance(data, Problem) else _added_tokens(data)
-            continue  # what can't be read there is told by who loads it
+            continue  # what can't be read there is reported by who loads it
         text = data if isinstance(data, Problem) else _decode(name, data)
         parsed = text if isinstance(text, Problem) or name == _TEMPLATE_FILE else parse_json(name, text)
         if isinstance(parsed, Problem):
@@ -60,19 +60,13 @@ def read_configs(place: Place) -> tuple[Configs, list[Problem]]:
             template = parsed
         else:
             found[name] = parsed
-    tokenizer_config = {
-        **found.get("special_tokens_map.json", {}),
-        **found.get("tokenizer_config.json", {}),
-    }
+    tokenizer_config = _merged(found, "special_tokens_map.json", "tokenizer_config.json")
     processing = ProcessingFacts(
-        location=place.location,
-        commit=place.commit,
-        files=tuple(place.sizes),
+        location=files.location,
+        commit=files.commit,
+        files=tuple(files.sizes),
         tokenizer_config=tokenizer_config,
-        processor_config={
-            **found.get("preprocessor_config.json", {}),
-            **found.get("processor_config.json", {}),
-        },
+        processor_config=_merged(found, "preprocessor_config.json", "processor_config.json"),
         chat_template=_chat_template(template, found),
         added_tokens={**_decoder_tokens(tokenizer_config), **added},
     )
@@ -84,15 +78,15 @@ def read_configs(place: Place) -> tuple[Configs, list[Problem]]:
     return configs, problems
 
 
-def read_processing(place: Place) -> tuple[ProcessingFacts, list[Problem]]:
-    """Read what the place holds of a tokenizer or processor."""
-    configs, problems = read_configs(place)
+def read_processing(files: CheckpointFiles) -> tuple[ProcessingFacts, list[Problem]]:
+    """Read what there is of a tokenizer or processor."""
+    configs, problems = read_configs(files)
     return configs.processing, problems
 
 
-def read_json(place: Place, name: str) -> dict[str, Any] | Problem:
+def read_json(files: CheckpointFiles, name: str) -> dict[str, Any] | Problem:
     """Read one JSON file whose content must be an object."""
-    data = place.read(name)
+    data = files.read(name)
     text = data if isinstance(data, Problem) else _decode(name, data)
     return text if isinstance(text, Problem) else parse_json(name, text)
 
@@ -100,12 +94,8 @@ def read_json(place: Place, name: str) -> dict[str, Any] | Problem:
 def parse_json(name: str, text: str) -> dict[str, Any] | Problem:
     """Decode JSON text that must be an object.
 
-    Python's own decoder has the last word, because it is what transformers reads with: it takes NaN and Infinity,
-    which configs of state-space models hold and msgspec refuses.
-
-    Parameters:
-        name: the file, for messages.
-        text: its content.
+    Python's own decoder, which transformers reads with, has the last word: it takes NaN and Infinity, which
+    configs of state-space models hold and msgspec refuses.
     """
     try:
         found = msgspec.json.decode(text)
@@ -120,11 +110,9 @@ def parse_json(name: str, text: str) -> dict[str, Any] | Problem:
             return _bad_json(name, f"it holds a number that is too long: {error}")
     if not isinstance(found, dict):
         kind = {list: "a list", str: "a string", type(None): "null"}.get(type(found), "a bare value")
-        return checkpoint_problem(
-            "config-not-object",
-            f"{name} holds {kind}, where an object ({{…}}) belongs",
-            f"restore {name} from where the checkpoint came from",
-        )
+        message = f"{name} holds {kind}, where an object ({{…}}) belongs"
+        remedy = f"restore {name} from where the checkpoint came from"
+        return checkpoint_problem("config-not-object", message, remedy)
     return found
 
 
@@ -138,8 +126,12 @@ def read_each(workers: int, names: Iterable[S], read: Callable[[S], T]) -> Itera
         yield from zip(every, pool.map(read, every), strict=True)
 
 
-def _read(place: Place, name: str) -> bytes | Problem:
-    return place.read_range(name, 0, _TOKENIZER_HEAD) if name == _TOKENIZER_FILE else place.read(name)
+def _merged(found: Mapping[str, Mapping[str, Any]], *names: str) -> dict[str, Any]:
+    return {key: value for name in names for key, value in found.get(name, {}).items()}
+
+
+def _read(files: CheckpointFiles, name: str) -> bytes | Problem:
+    return files.read_range(name, 0, _TOKENIZER_HEAD) if name == _TOKENIZER_FILE else files.read(name)
 
 
 def _added_tokens(head: bytes) -> dict[str, int]:
@@ -199,8 +191,6 @@ def _decode(name: str, data: bytes) -> str | Problem:
 
 def _bad_json(name: str, fault: str) -> Problem:
     kind = "JSON" if name.endswith(".json") else "text"
-    return checkpoint_problem(
-        "bad-json",
-        f"{name} isn't valid {kind} {fault}",
-        f"correct {name}, or restore it from where the checkpoint came from",
-    )
+    message = f"{name} isn't valid {kind} {fault}"
+    remedy = f"correct {name}, or restore it from where the checkpoint came from"
+    return checkpoint_problem("bad-json", message, remedy)

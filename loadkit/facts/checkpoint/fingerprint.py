@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CONFIGS", "PIECE", "PIECES", "Sample", "identify", "sample"]
+__all__ = ["CONFIGS", "PIECE", "PIECES", "Sample", "fingerprint", "sample"]
 
 CONFIGS = ("config.json", "generation_config.json")
 """What else makes the model what it is; a folder may lack the second."""
@@ -19,10 +19,11 @@ PIECES, PIECE = 16, 4096
 were unpacked with one fixed time, as container images and some archives do."""
 
 
-def identify(location: str, commit: str, files: Sequence[str]) -> str:
+def fingerprint(location: str, commit: str, files: Sequence[str]) -> str:
     """What tells these weights from any others.
 
-    A commit of the Hub names its files' bytes. A folder's files are told by path, size, times, header and a sample of their bytes.
+    A commit of the Hub names its files' bytes. A folder's files are told apart by path, size, times, header and a sample of
+    their bytes.
 
     Parameters:
         location: the folder's path, or the repository's id.

@@ -7,7 +7,7 @@ import re
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 from loadkit.errors import Problem
@@ -30,13 +30,10 @@ _REPOSITORY_ID = re.compile(r"(?:\w(?:[\w.-]{0,94}\w)?/)?\w(?:[\w.-]{0,94}\w)?",
 
 
 class Folder:
-    """A folder and its files, listed when first asked for.
+    """A folder, by its absolute path, and its files, listed when first asked for.
 
-    Four levels deep and up to 20 000 files are listed, hidden folders left out, so that a folder given by mistake
-    (a home, a disk) takes no long walk. Files are read by their path, listed or not.
-
-    Parameters:
-        path: where it is, absolute; it exists.
+    Four levels deep and up to 20 000 files are listed, hidden folders left out, so that a folder given by
+    mistake (a home, a disk) takes no long walk. Files are read by their path, listed or not.
     """
 
     kind: Literal["folder", "hub"] = "folder"
@@ -73,7 +70,7 @@ class Folder:
         return self._outside(name) or read_part(os.path.join(self.location, name), start, stop)
 
     def _outside(self, name: str) -> Problem | None:
-        """The problem of a link that leads out of the folder, for files that aren't the folder's maker's to give.
+        """The problem of a link that leads out of the folder, to files that its maker has no right to name.
 
         The Hub cache is made of such links: a snapshot's files lead to the blobs of the same repository.
         """
@@ -84,11 +81,9 @@ class Folder:
         repository, found, _ = root.partition(f"{os.sep}snapshots{os.sep}")
         if found and real.startswith(f"{repository}{os.sep}blobs{os.sep}"):
             return None
-        return checkpoint_problem(
-            "link-outside",
-            f"{path!r} is a link that leads out of the folder, to {real!r}",
-            f"copy the file into {self.location!r}, if you mean it to be read",
-        )
+        message = f"{path!r} is a link that leads out of the folder, to {real!r}"
+        remedy = f"copy the file into {self.location!r}, if you mean it to be read"
+        return checkpoint_problem("link-outside", message, remedy)
 
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
         """A folder is all there is: what isn't in it doesn't exist."""
@@ -103,12 +98,8 @@ def open_folder(source: str | os.PathLike[str]) -> Folder | None:
 
 def is_repository_id(source: str) -> bool:
     """Whether it has the form of a Hub id: "name" or "owner/name", as huggingface_hub accepts them."""
-    return (
-        _REPOSITORY_ID.fullmatch(source) is not None
-        and "--" not in source
-        and ".." not in source
-        and not source.endswith(".git")
-    )
+    odd = "--" in source or ".." in source or source.endswith(".git")
+    return _REPOSITORY_ID.fullmatch(source) is not None and not odd
 
 
 def looks_like_path(source: str | os.PathLike[str]) -> bool:
@@ -118,25 +109,20 @@ def looks_like_path(source: str | os.PathLike[str]) -> bool:
 
 def missing_folder(source: str | os.PathLike[str]) -> Problem:
     """The problem of a path where no folder is, with the folder that may have been meant."""
+    problem = partial(checkpoint_problem, "no-such-folder")
     asked = os.fspath(source)
+    if not asked:
+        return problem("the source is empty", "give a folder's path, or a Hub id such as 'owner/name'")
     if (url := re.match(r"(?:hf://|https?://[^/]+/)(?:models/)?([^/@?#]+/[^/@?#]+)", asked)) is not None:
-        return checkpoint_problem(
-            "no-such-folder", f"{asked!r} is an address, not a folder or a Hub id", f"give {url[1]!r}"
-        )
-    path = os.path.abspath(os.path.expanduser(asked)) if asked else os.getcwd()
-    if asked and os.path.isfile(path):
-        return checkpoint_problem(
-            "no-such-folder",
+        return problem(f"{asked!r} is an address, not a folder or a Hub id", f"give {url[1]!r}")
+    path = os.path.abspath(os.path.expanduser(asked))
+    if os.path.isfile(path):
+        return problem(
             f"{asked!r} is a file; a checkpoint is a folder with a config.json and weights",
             f"give the folder it lies in: {os.path.dirname(path)!r}",
         )
-    if not asked:
-        return checkpoint_problem(
-            "no-such-folder", "the source is empty", "give a folder's path, or a Hub id such as 'owner/name'"
-        )
     hint = similar_folder(path)
-    return checkpoint_problem(
-        "no-such-folder",
+    return problem(
         f"{asked!r} looks like a path, but there is no folder {path!r}",
         (f"did you mean {hint!r}? " if hint else "") + "check the path; a Hub id looks like 'owner/name'",
     )
@@ -167,11 +153,9 @@ def read_part(path: str, start: int = 0, stop: int | None = None) -> bytes | Pro
                 start += len(part)
             return b"".join(parts)
     except OSError as error:
-        return checkpoint_problem(
-            "unreadable-file",
-            f"{path!r} can't be read: {error.strerror or type(error).__name__}",
-            "check the file's permissions and the disk it lies on",
-        )
+        message = f"{path!r} can't be read: {error.strerror or type(error).__name__}"
+        remedy = "check the file's permissions and the disk it lies on"
+        return checkpoint_problem("unreadable-file", message, remedy)
 
 
 def _walk(root: str) -> Iterator[tuple[str, int]]:

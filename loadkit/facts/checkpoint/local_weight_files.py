@@ -6,15 +6,11 @@ from pathlib import Path
 
 from loadkit.schema.plans import Plan
 
-__all__ = ["weight_paths"]
+__all__ = ["local_weight_files"]
 
 
-def weight_paths(plan: Plan) -> list[Path]:
-    """The safetensors files that are here already; none for pickles, and none of what isn't downloaded yet.
-
-    Parameters:
-        plan: the plan.
-    """
+def local_weight_files(plan: Plan) -> list[Path]:
+    """The safetensors files that are here already; none for pickles, and none of what isn't downloaded yet."""
     checkpoint = plan.checkpoint
     if checkpoint.weight_format != "safetensors":
         return []

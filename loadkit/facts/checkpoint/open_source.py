@@ -1,49 +1,22 @@
-"""Find the place that a source names: an existing folder is a folder, anything else is asked for on the Hub."""
+"""Find the files that a source names: those of an existing folder, else of a repository on the Hub."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
 
 import msgspec
 
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.folder import looks_like_path, missing_folder, open_folder, similar_folder
-from loadkit.facts.checkpoint.source import Place
-from loadkit.schema.request import Progress, Token
+from loadkit.facts.checkpoint.source import Access, CheckpointFiles
 
-__all__ = ["Access", "open_place"]
-
-
-class Access(NamedTuple):
-    """How the Hub may be asked.
-
-    Parameters:
-        token: as huggingface_hub takes it.
-        cache_dir: the Hub cache; huggingface_hub's own by default.
-        local_files_only: use what is cached, don't ask the Hub.
-        progress: called with a short sentence before something that takes long.
-    """
-
-    token: Token = None
-    cache_dir: str | os.PathLike[str] | None = None
-    local_files_only: bool = False
-    progress: Progress | None = None
+__all__ = ["open_source"]
 
 
-def open_place(
+def open_source(
     source: str | os.PathLike[str], revision: str, access: Access
-) -> tuple[Place | None, list[Problem]]:
-    """Find the folder or repository that a source names.
-
-    Parameters:
-        source: a folder or a Hub id.
-        revision: branch, tag or commit; "" for the default branch. Folders ignore it.
-        access: how the Hub may be asked.
-
-    Returns:
-        The place, None where there is none; and what is wrong.
-    """
+) -> tuple[CheckpointFiles | None, list[Problem]]:
+    """The files of the folder or repository that a source names, and problems; folders have no revisions."""
     folder = open_folder(source)
     if folder is not None:
         return folder, []
@@ -52,9 +25,8 @@ def open_place(
     from loadkit.facts.hub.repository import open_repository  # not needed for folders
 
     name = os.fspath(source)
-    about: dict[str, Any] = access._asdict()
-    place, problems = open_repository(name, revision=revision, **about)
-    return place, [_with_folder(p, name) if p.code == "no-such-repository" else p for p in problems]
+    files, problems = open_repository(name, revision, access)
+    return files, [_with_folder(p, name) if p.code == "no-such-repository" else p for p in problems]
 
 
 def _with_folder(problem: Problem, source: str) -> Problem:

@@ -22,9 +22,9 @@ from loadkit.facts.checkpoint.checkpoint import AdapterFacts, Checkpoint, File
 from loadkit.facts.checkpoint.config_files import read_configs
 from loadkit.facts.checkpoint.folder import looks_like_path
 from loadkit.facts.checkpoint.missing_files import no_config
-from loadkit.facts.checkpoint.open_source import Access, open_place
-from loadkit.facts.checkpoint.source import Place, checkpoint_problem
-from loadkit.facts.checkpoint.weight_files import read_weights
+from loadkit.facts.checkpoint.open_source import open_source
+from loadkit.facts.checkpoint.source import Access, CheckpointFiles, checkpoint_problem
+from loadkit.facts.checkpoint.weight_files import read_weight_files
 from loadkit.schema.request import Progress, Token
 
 __all__ = ["read_checkpoint"]
@@ -43,33 +43,28 @@ def read_checkpoint(
     allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Checkpoint, tuple[Problem, ...]]:
-    """Read what a checkpoint's small files and the headers of its weight files say. Weights are never downloaded.
+    """Read what a checkpoint's small files and its weight files' headers say. Weights are never downloaded.
 
-    An existing folder is a folder; anything else that has the form of a Hub id is asked for on the Hub.
-
-    A source is an adapter where it has an adapter_config.json, unless it is a folder that also holds a whole model
-    (an embedded adapter). The checkpoint then tells the base that the config names, and `adapter` the source itself.
-    A base path is looked up from the current directory, as transformers does, then from the adapter's folder.
+    A source is an adapter where it has an adapter_config.json, unless it is a folder that also holds a whole
+    model (an embedded adapter). The checkpoint is the base that the config names then, and the source its
+    `adapter`. A base's path starts at the current directory, as in transformers, else at the adapter's
+    folder.
 
     Parameters:
         source: a folder, a Hub id, or either of an adapter.
         revision: branch, tag or commit of the model; for an adapter that of its base, which otherwise is the
             `revision` in adapter_config.json, if any. Folders have none but "main".
         adapter_revision: branch, tag or commit of the adapter's repository, where the source is an adapter.
-        token: as huggingface_hub takes it.
-        cache_dir: the Hub cache; huggingface_hub's own by default.
-        local_files_only: use what is cached, don't ask the Hub.
+        token, cache_dir, local_files_only, progress: as in `Access`.
         allow_pickle: whether pickled weights are no problem.
-        progress: called with a short sentence before something that takes long.
 
     Returns:
-        The checkpoint as far as it could be read, and every problem found; without an error among them it is whole.
+        The checkpoint as far as it could be read, and every problem; without an error among them it is whole.
     """
     access = Access(token, cache_dir, local_files_only, progress)
     reader = _Reader(source, access, allow_pickle=allow_pickle)
     checkpoint = reader.checkpoint(revision, adapter_revision)
-    # One cause may stop several files; equal problems are told once.
-    return checkpoint, tuple(dict.fromkeys(reader.problems))
+    return checkpoint, tuple(dict.fromkeys(reader.problems))  # one cause may stop several files
 
 
 class _Reader:
@@ -84,108 +79,91 @@ class _Reader:
 
     def checkpoint(self, revision: str, adapter_revision: str) -> Checkpoint:
         """Read the source, and its base where it is an adapter."""
-        place, base_revision, problems = self.find(revision, adapter_revision)
+        files, base_revision, problems = self.find(revision, adapter_revision)
         self.problems += problems
-        if place is None:
-            return Checkpoint(source=self.name, revision=revision, **_where(self.source))
-        if has_adapter(place):
-            self.refuse_revision(place, "adapter_revision", adapter_revision)
-            adapter, problems = read_adapter(place, self.name, allow_pickle=self.allow_pickle)
-            self.problems += problems
-            if is_adapter(place):
-                return self.base(place, adapter, base_revision)
-            return self.contents(place, revision, adapter)
-        return self.contents(place, revision, None)
+        if files is None:
+            return Checkpoint(source=self.name, revision=revision, **_unopened(self.source))
+        if not has_adapter(files):
+            return self.contents(files, revision, None)
+        self.refuse_revision(files, "adapter_revision", adapter_revision)
+        adapter, problems = read_adapter(files, self.name, allow_pickle=self.allow_pickle)
+        self.problems += problems
+        if is_adapter(files):
+            return self.base(files, adapter, base_revision)
+        return self.contents(files, revision, adapter)
 
-    def find(self, revision: str, adapter_revision: str) -> tuple[Place | None, str, list[Problem]]:
-        """The place that the source names, and the revision wanted of its base if that is an adapter.
+    def find(self, revision: str, adapter_revision: str) -> tuple[CheckpointFiles | None, str, list[Problem]]:
+        """The files that the source names, and the revision wanted of its base if that is an adapter.
 
-        Whether the source is an adapter, and which of the two revisions is its own, shows when it has been opened.
+        Whether the source is an adapter, and which of the revisions is its own, shows once it is open.
         """
-        place, problems = self.open(self.source, adapter_revision or revision)
+        files, problems = open_source(self.source, adapter_revision or revision, self.access)
         if adapter_revision:
-            if place is None or has_adapter(place):
-                return place, revision, problems
-            place, problems = self.open(self.source, revision)
-            return place, "", [*problems, *([not_an_adapter(place, adapter_revision)] if place else [])]
-        doubtful = is_adapter(place) if place else any(p.code in _WITHOUT_REVISION for p in problems)
+            if files is None or has_adapter(files):
+                return files, revision, problems
+            files, problems = open_source(self.source, revision, self.access)
+            return files, "", [*problems, *([not_an_adapter(files, adapter_revision)] if files else [])]
+        doubtful = is_adapter(files) if files else any(p.code in _WITHOUT_REVISION for p in problems)
         if revision and doubtful:
-            own, found = self.open(self.source, "")
+            own, found = open_source(self.source, "", self.access)
             if own is not None and is_adapter(own):
                 return own, revision, found
-        return place, "", problems
+        return files, "", problems
 
-    def open(self, source: str | os.PathLike[str], revision: str) -> tuple[Place | None, list[Problem]]:
-        """Find the folder or repository that a source names."""
-        return open_place(source, revision, self.access)
-
-    def contents(self, place: Place, revision: str, adapter: AdapterFacts | None) -> Checkpoint:
-        """Read a model's files. `revision` is what the user demands of it."""
-        self.refuse_revision(place, "revision", revision)
-        configs, problems = read_configs(place)
+    def contents(self, files: CheckpointFiles, revision: str, adapter: AdapterFacts | None) -> Checkpoint:
+        """Read a model's files; `revision` is what the user demands of it."""
+        self.refuse_revision(files, "revision", revision)
+        configs, problems = read_configs(files)
         self.problems += problems
-        weights, problems = read_weights(
-            place, configs.config, allow_pickle=self.allow_pickle, progress=self.access.progress
+        weights, problems = read_weight_files(
+            files, configs.config, allow_pickle=self.allow_pickle, progress=self.access.progress
         )
-        if place.size("config.json") is None:
-            self.problems.append(place.absent(["config.json"], no_config(place)))
-            # What it is instead of a checkpoint has just been told.
+        if files.size("config.json") is None:
+            self.problems.append(files.absent(["config.json"], no_config(files)))
+            # What it is instead of a checkpoint is said there.
             problems = [p for p in problems if p.code != "no-weights"]
         self.problems += problems
         return Checkpoint(
             source=self.name,
-            kind=place.kind,
-            location=place.location,
-            revision=place.revision,
-            commit=place.commit,
-            files=tuple(File(name=name, size=size) for name, size in place.sizes.items()),
+            **_opened(files),
+            files=tuple(File(name=name, size=size) for name, size in files.sizes.items()),
             adapter=adapter,
-            config=configs.config,
-            generation_config=configs.generation_config,
-            processing=configs.processing,
+            **msgspec.structs.asdict(configs),
             **msgspec.structs.asdict(weights),
         )
 
-    def base(self, place: Place, adapter: AdapterFacts, revision: str) -> Checkpoint:
+    def base(self, files: CheckpointFiles, adapter: AdapterFacts, revision: str) -> Checkpoint:
         """Read the model that an adapter was made for."""
         named = adapter.config.get("base_model_name_or_path")
         if not isinstance(named, str) or not named:
-            if adapter.config:  # otherwise it couldn't be read, which has been told
-                self.problems.append(no_base(place))
+            if adapter.config:  # otherwise it couldn't be read, which is a problem already
+                self.problems.append(no_base(files))
             return Checkpoint(source=self.name, revision=revision, adapter=adapter)
         theirs = adapter.config.get("revision")
-        base, problems = self.open(
-            base_path(place, named), revision or (theirs if isinstance(theirs, str) else "")
-        )
+        wanted = revision or (theirs if isinstance(theirs, str) else "")
+        base, problems = open_source(base_path(files, named), wanted, self.access)
         if base is None:
-            self.problems += [base_unreadable(p, place, named) for p in problems]
-            return Checkpoint(source=self.name, revision=revision, adapter=adapter, **_where(named))
+            self.problems += [base_unreadable(p, files, named) for p in problems]
+            return Checkpoint(source=self.name, revision=revision, adapter=adapter, **_unopened(named))
         self.problems += problems
         if has_adapter(base):
-            self.problems.append(adapter_of_adapter(place, base))
-            return Checkpoint(
-                source=self.name,
-                kind=base.kind,
-                location=base.location,
-                revision=base.revision,
-                commit=base.commit,
-                adapter=adapter,
-            )
+            self.problems.append(adapter_of_adapter(files, base))
+            return Checkpoint(source=self.name, **_opened(base), adapter=adapter)
         return self.contents(base, revision, adapter)
 
-    def refuse_revision(self, place: Place, option: str, revision: str) -> None:
-        """Tell that a folder has no revisions; "main" is what recipes ask for by default, and harmless."""
-        if place.kind == "folder" and revision not in ("", "main"):
-            self.problems.append(
-                checkpoint_problem(
-                    "no-such-revision",
-                    f"{option} {revision!r} was asked for, but {place} has no revisions",
-                    f"leave {option} out, or give the Hub id of the repository",
-                )
-            )
+    def refuse_revision(self, files: CheckpointFiles, option: str, revision: str) -> None:
+        """A folder has no revisions; "main" is what recipes ask for by default, and harmless."""
+        if files.kind == "folder" and revision not in ("", "main"):
+            message = f"{option} {revision!r} was asked for, but {files} has no revisions"
+            remedy = f"leave {option} out, or give the Hub id of the repository"
+            self.problems.append(checkpoint_problem("no-such-revision", message, remedy))
 
 
-def _where(source: str | os.PathLike[str]) -> dict[str, Any]:
+def _opened(files: CheckpointFiles) -> dict[str, Any]:
+    return {name: getattr(files, name) for name in ("kind", "location", "revision", "commit")}
+
+
+def _unopened(source: str | os.PathLike[str]) -> dict[str, Any]:
     """`kind` and `location` of a source that couldn't be opened."""
     name = os.fspath(source)
     if looks_like_path(source):

@@ -1,7 +1,8 @@
-"""What the bytes of weight files say without their tensors: headers of safetensors files, and the index of shards.
+"""What weight files say without their tensors' bytes: headers of safetensors files, and the index of shards.
 
-The layout read here is the one of https://huggingface.co/docs/safetensors: eight bytes with the header's length
-(little-endian), the header as JSON, then the tensors' bytes without gaps.
+The layout is the one of https://huggingface.co/docs/safetensors: eight bytes with the header's length
+(little-endian), the header as JSON, then the tensors' bytes without gaps. `file` is a file's name, for
+messages, and `size` its bytes, -1 where unknown.
 """
 
 from __future__ import annotations
@@ -27,10 +28,6 @@ MAX_HEADER_BYTES = 100_000_000
 """The longest header that safetensors itself accepts."""
 
 _LFS_POINTER = b"version "  # the eight bytes that are read; as a length they would be impossible
-_DAMAGED = (
-    "the file is damaged or isn't a safetensors file: download it again, or save it again from the model"
-)
-_INCOMPLETE = "the copy or download was cut short: fetch the file again (and check the disk's free space)"
 
 _DTYPE_BITS: Mapping[str, int] = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -52,22 +49,11 @@ class _Entry(msgspec.Struct):
 
 
 def header_bytes(file: str, start: bytes, size: int) -> int | Problem:
-    """How long a safetensors file's header is.
-
-    Parameters:
-        file: its name, for messages.
-        start: its first bytes, eight of them where it has that many.
-        size: bytes of the whole file; -1 where unknown.
-
-    Returns:
-        Bytes of the header without the eight in front of it, or the problem with them.
-    """
+    """Bytes of the header, without the eight in front of it, of a file that starts so; else a problem."""
     if start.startswith(_LFS_POINTER):
-        return checkpoint_problem(
-            "lfs-pointer",
-            f"{file} is a Git LFS pointer, {size} bytes of text that stand for the real file",
-            "run `git lfs install` and `git lfs pull` in the folder, or download it with `hf download`",
-        )
+        message = f"{file} is a Git LFS pointer, {size} bytes of text that stand for the real file"
+        remedy = "run `git lfs install` and `git lfs pull` in the folder, or download it with `hf download`"
+        return checkpoint_problem("lfs-pointer", message, remedy)
     if len(start) < PREFIX_BYTES:
         return _truncated(file, "at least 8 bytes in front of its header", len(start))
     length = int.from_bytes(start[:PREFIX_BYTES], "little")
@@ -81,12 +67,7 @@ def header_bytes(file: str, start: bytes, size: int) -> int | Problem:
 
 
 def parse_header(file: str, header: bytes, size: int) -> dict[str, TensorHeader] | Problem:
-    """Read a safetensors header, and check it against the file's size as safetensors will when it loads.
-
-    Parameters:
-        file: the file's name, for messages and for the tensors' `file`.
-        header: the JSON, without the eight bytes in front of it.
-        size: bytes of the whole file; -1 where unknown.
+    """Read a header, and check it against the file's size as safetensors will when it loads.
 
     Returns:
         Tensor name to header in the order of their bytes, or the problem with them.
@@ -103,7 +84,7 @@ def parse_header(file: str, header: bytes, size: int) -> dict[str, TensorHeader]
     try:
         entries = msgspec.convert(decoded, dict[str, _Entry])
     except msgspec.ValidationError:
-        return _bad(file, _first_misfit(decoded))
+        return _bad(file, _first_fault(decoded))
     tensors: dict[str, TensorHeader] = {}
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
@@ -133,15 +114,7 @@ def parse_header(file: str, header: bytes, size: int) -> dict[str, TensorHeader]
 
 
 def parse_index(file: str, index: Mapping[str, Any]) -> dict[str, str] | Problem:
-    """Read the index of a sharded checkpoint.
-
-    Parameters:
-        file: the index file's name, for messages.
-        index: its content.
-
-    Returns:
-        Tensor name to the shard that holds it, a path inside the checkpoint; or the problem with them.
-    """
+    """Read the index of shards: tensor name to its shard, a path inside the checkpoint; or a problem."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         return _bad_index(file, 'has no "weight_map" of tensor names to files')
@@ -159,7 +132,7 @@ def parse_index(file: str, index: Mapping[str, Any]) -> dict[str, str] | Problem
 
 
 def safe_path(file: str, path: str) -> str | Problem:
-    """A path that a file of the checkpoint names, in its shortest form, or the problem that it leads outside."""
+    """A path that a file of the checkpoint names, in its shortest form; a problem where it leads outside."""
     short = posixpath.normpath(path)
     if (
         short == ".."
@@ -168,15 +141,13 @@ def safe_path(file: str, path: str) -> str | Problem:
         or "\0" in path
         or re.match(r"[A-Za-z]:", path)
     ):
-        return checkpoint_problem(
-            "path-escape",
-            f"{file} names the file {path!r}, which isn't a path inside the checkpoint",
-            f"don't load it unless you know who wrote it; a sound {file} names files beside itself",
-        )
+        message = f"{file} names the file {path!r}, which isn't a path inside the checkpoint"
+        remedy = f"don't load it unless you know who wrote it; a sound {file} names files beside itself"
+        return checkpoint_problem("path-escape", message, remedy)
     return short
 
 
-def _first_misfit(decoded: Mapping[str, Any]) -> str:
+def _first_fault(decoded: Mapping[str, Any]) -> str:
     for name, entry in decoded.items():
         try:
             msgspec.convert(entry, _Entry)
@@ -186,16 +157,18 @@ def _first_misfit(decoded: Mapping[str, Any]) -> str:
 
 
 def _bad(file: str, fault: str) -> Problem:
-    return checkpoint_problem("bad-header", f"{file} can't be read as safetensors: {fault}", _DAMAGED)
+    remedy = (
+        "the file is damaged or isn't a safetensors file: download it again, or save it again from the model"
+    )
+    return checkpoint_problem("bad-header", f"{file} can't be read as safetensors: {fault}", remedy)
 
 
 def _truncated(file: str, expected: str, found: int) -> Problem:
-    return checkpoint_problem(
-        "truncated-weights", f"{file} is cut short: expected {expected}, found {found} bytes", _INCOMPLETE
-    )
+    message = f"{file} is cut short: expected {expected}, found {found} bytes"
+    remedy = "the copy or download was cut short: fetch the file again (and check the disk's free space)"
+    return checkpoint_problem("truncated-weights", message, remedy)
 
 
 def _bad_index(file: str, fault: str) -> Problem:
-    return checkpoint_problem(
-        "bad-index", f"{file} {fault}", "download it again, or save the model again with save_pretrained"
-    )
+    remedy = "download it again, or save the model again with save_pretrained"
+    return checkpoint_problem("bad-index", f"{file} {fault}", remedy)

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, Protocol
+from functools import partial
+from os import PathLike
+from typing import Literal, NamedTuple, Protocol
 
-from loadkit.errors import Problem, Severity
+from loadkit.errors import Problem
+from loadkit.schema.request import Progress, Token
 
-__all__ = ["Place", "checkpoint_problem"]
+__all__ = ["Access", "CheckpointFiles", "checkpoint_problem"]
+
+checkpoint_problem = partial(Problem, "checkpoint", "loadkit")
+"""A problem of the checkpoint that the core noticed: code, message, remedy, severity."""
 
 
-class Place(Protocol):
-    """The files of one checkpoint at one moment. What can't be read is answered with a problem, not raised."""
+class Access(NamedTuple):
+    """How the Hub may be asked.
+
+    Parameters:
+        token: as huggingface_hub takes it.
+        cache_dir: the Hub cache; huggingface_hub's own by default.
+        local_files_only: use what is cached, don't ask the Hub.
+        progress: called with a short sentence before something that takes long.
+    """
+
+    token: Token = None
+    cache_dir: str | PathLike[str] | None = None
+    local_files_only: bool = False
+    progress: Progress | None = None
+
+
+class CheckpointFiles(Protocol):
+    """The files of one checkpoint at one moment. What can't be read is a problem, and nothing is raised."""
 
     @property
     def kind(self) -> Literal["folder", "hub"]:
@@ -51,12 +73,7 @@ class Place(Protocol):
         """Bytes `start` to `stop` (exclusive) of a file; fewer where the file ends before."""
 
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
-        """The problem to report where these files are needed and not there; most places give `otherwise`."""
+        """The problem to report where these files are needed and not there; most give `otherwise`."""
 
     def __str__(self) -> str:
-        """The place in a sentence, such as "folder '/models/tiny'"."""
-
-
-def checkpoint_problem(code: str, message: str, remedy: str, severity: Severity = "error") -> Problem:
-    """A problem of the checkpoint that the core noticed."""
-    return Problem("checkpoint", "loadkit", code, message, remedy, severity=severity)
+        """What they are, for a sentence, such as "folder '/models/tiny'"."""

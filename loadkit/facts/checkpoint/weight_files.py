@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -18,11 +18,11 @@ from loadkit.facts.checkpoint.safetensors_header import (
     parse_index,
     safe_path,
 )
-from loadkit.facts.checkpoint.source import Place, checkpoint_problem
+from loadkit.facts.checkpoint.source import CheckpointFiles, checkpoint_problem
 from loadkit.schema.request import Progress
 from loadkit.text.suggest import some_of
 
-__all__ = ["Weights", "has_full_weights", "read_headers", "read_weights"]
+__all__ = ["WeightFiles", "has_full_weights", "read_headers", "read_weight_files"]
 
 _SAFETENSORS = ".safetensors"
 _INDEX = ".index.json"
@@ -34,7 +34,7 @@ _IN_ORDER = (
 )
 
 
-class Weights(msgspec.Struct, frozen=True, kw_only=True):
+class WeightFiles(msgspec.Struct, frozen=True, kw_only=True):
     """The weight files, under the names that `Checkpoint` has for it."""
 
     weight_format: Literal["safetensors", "pickle", "none"] = "none"
@@ -42,89 +42,82 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     tensors: dict[str, TensorHeader] = {}
 
 
-def has_full_weights(place: Place) -> bool:
-    """Whether the place holds the weights of a whole model, of whatever format."""
-    return any(place.size(name) is not None for name in _IN_ORDER)
+def has_full_weights(files: CheckpointFiles) -> bool:
+    """Whether the weights of a whole model are among them, of whatever format."""
+    return any(files.size(name) is not None for name in _IN_ORDER)
 
 
-def read_weights(
-    place: Place, config: Mapping[str, Any], *, allow_pickle: bool = False, progress: Progress | None = None
-) -> tuple[Weights, list[Problem]]:
-    """Find the weight files and read their headers.
-
-    Parameters:
-        place: where the checkpoint is.
-        config: config.json; it may name the weight file.
-        allow_pickle: whether pickled weights are no problem; their tensors stay unknown.
-        progress: called with a short sentence before headers are read.
-    """
-    chosen = _choose(place, config)
+def read_weight_files(
+    files: CheckpointFiles,
+    config: Mapping[str, Any],
+    *,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> tuple[WeightFiles, list[Problem]]:
+    """Find the weight files, which config.json may name, and read their headers; pickles have none."""
+    chosen = _choose(files, config)
     if isinstance(chosen, Problem):
-        return Weights(), [chosen]
+        return WeightFiles(), [chosen]
     if not chosen.endswith(_INDEX):
         if not chosen.endswith(_SAFETENSORS):
             return _pickled((chosen,), chosen, allow_pickle)
-        headers, problems = read_headers(place, [chosen])
+        headers, problems = read_headers(files, [chosen])
         tensors = headers.get(chosen, {})
-        return Weights(weight_format="safetensors", weight_files=(chosen,), tensors=tensors), problems
-    index = read_json(place, chosen)
+        return WeightFiles(weight_format="safetensors", weight_files=(chosen,), tensors=tensors), problems
+    index = read_json(files, chosen)
     shard_of = index if isinstance(index, Problem) else parse_index(chosen, index)
     kind: Literal["safetensors", "pickle"] = "safetensors" if _SAFETENSORS in chosen else "pickle"
     if isinstance(shard_of, Problem):
-        return Weights(weight_format=kind), [shard_of]
-    return _read_shards(place, chosen, shard_of, allow_pickle, progress)
+        return WeightFiles(weight_format=kind), [shard_of]
+    return _read_shards(files, chosen, shard_of, allow_pickle, progress)
 
 
 def read_headers(
-    place: Place, files: Sequence[str]
+    files: CheckpointFiles, names: Sequence[str]
 ) -> tuple[dict[str, dict[str, TensorHeader]], list[Problem]]:
-    """Read the headers of safetensors files that exist.
-
-    Returns:
-        File to tensor name to header, without the files that can't be read; and the problems with those.
-    """
+    """Read safetensors files' headers: file to tensor name to header, without those that have problems."""
     headers: dict[str, dict[str, TensorHeader]] = {}
     problems: list[Problem] = []
-    for file, found in read_each(place.workers, files, lambda file: _read_header(place, file)):
+    for name, found in read_each(files.workers, names, lambda name: _read_header(files, name)):
         if isinstance(found, Problem):
             problems.append(found)
         else:
-            headers[file] = found
+            headers[name] = found
     return headers, problems
 
 
-def _choose(place: Place, config: Mapping[str, Any]) -> str | Problem:
+def _choose(files: CheckpointFiles, config: Mapping[str, Any]) -> str | Problem:
     named = config.get("transformers_weights")
     if isinstance(named, str) and named:
         path = safe_path("config.json", named)
-        if isinstance(path, str) and place.size(path) is None:
-            return _missing(place, "config.json", [path])
+        if isinstance(path, str) and files.size(path) is None:
+            return _missing(files, "config.json", [path])
         return path
     for name in _IN_ORDER:
-        if place.size(name) is not None:
+        if files.size(name) is not None:
             return name
-    return place.absent(["model.safetensors"], no_weights(place))
+    return files.absent(["model.safetensors"], no_weights(files))
 
 
 def _read_shards(
-    place: Place,
+    files: CheckpointFiles,
     index: str,
     shard_of: Mapping[str, str],
     allow_pickle: bool,
     progress: Progress | None,
-) -> tuple[Weights, list[Problem]]:
+) -> tuple[WeightFiles, list[Problem]]:
     shards = sorted(set(shard_of.values()))
-    missing = [shard for shard in shards if place.size(shard) is None]
-    problems = [_missing(place, index, missing)] if missing else []
+    missing = [shard for shard in shards if files.size(shard) is None]
+    problems = [_missing(files, index, missing)] if missing else []
     # An index of safetensors may name other files, and transformers would unpickle them.
     pickled = [shard for shard in shards if not shard.endswith(_SAFETENSORS)]
     if pickled:
         weights, refused = _pickled(tuple(shards), some_of(pickled), allow_pickle)
         return weights, problems + refused
     present = [shard for shard in shards if shard not in missing]
-    if progress and place.workers > 1:
+    if progress and files.workers > 1:
         progress(f"reading the headers of {len(present)} weight files")
-    headers, unread = read_headers(place, present)
+    headers, unread = read_headers(files, present)
     problems += unread
     tensors = {name: header for shard in present for name, header in headers.get(shard, {}).items()}
     lost: list[str] = []
@@ -134,60 +127,47 @@ def _read_shards(
         elif shard in headers and name not in tensors:
             lost.append(name)
     if lost:
-        problems.append(
-            checkpoint_problem(
-                "index-mismatch",
-                f"{index} lists {len(lost)} tensors that no weight file holds: {some_of(lost)}",
-                "download the index and the weight files again, from one commit; loading would leave these random",
-            )
+        message = f"{index} lists {len(lost)} tensors that no weight file holds: {some_of(lost)}"
+        remedy = (
+            "download the index and the weight files again, from one commit; loading would leave these random"
         )
-    return Weights(weight_format="safetensors", weight_files=tuple(shards), tensors=tensors), problems
+        problems.append(checkpoint_problem("index-mismatch", message, remedy))
+    return WeightFiles(weight_format="safetensors", weight_files=tuple(shards), tensors=tensors), problems
 
 
-def _read_header(place: Place, file: str) -> dict[str, TensorHeader] | Problem:
-    size = place.size(file)
+def _read_header(files: CheckpointFiles, name: str) -> dict[str, TensorHeader] | Problem:
+    size = files.size(name)
     assert size is not None
-    start = place.read_range(file, 0, place.first_bytes)
+    start = files.read_range(name, 0, files.first_bytes)
     if isinstance(start, Problem):
         return start
-    length = header_bytes(file, start, size)
+    length = header_bytes(name, start, size)
     if isinstance(length, Problem):
         return length
     stop = PREFIX_BYTES + length
     if len(start) < stop:
-        rest = place.read_range(file, len(start), stop)
+        rest = files.read_range(name, len(start), stop)
         if isinstance(rest, Problem):
             return rest
         start += rest
     if len(start) < stop:
-        return checkpoint_problem(
-            "truncated-weights",
-            f"{file} is cut short: expected {stop} bytes for its header alone, found {len(start)} bytes",
-            "fetch the file again",
-        )
-    return parse_header(file, start[PREFIX_BYTES:stop], size)
+        message = f"{name} is cut short: expected {stop} bytes for its header alone, found {len(start)} bytes"
+        return checkpoint_problem("truncated-weights", message, "fetch the file again")
+    return parse_header(name, start[PREFIX_BYTES:stop], size)
 
 
-def _missing(place: Place, named_by: str, files: Iterable[str]) -> Problem:
-    every = list(files)
-    return place.absent(
-        every,
-        checkpoint_problem(
-            "missing-weight-file",
-            f"{named_by} names {some_of(every)}, which {place} doesn't have",
-            f"fetch what is missing, or correct {named_by}",
-        ),
+def _missing(files: CheckpointFiles, named_by: str, names: Sequence[str]) -> Problem:
+    message = f"{named_by} names {some_of(names)}, which {files} doesn't have"
+    remedy = f"fetch what is missing, or correct {named_by}"
+    return files.absent(names, checkpoint_problem("missing-weight-file", message, remedy))
+
+
+def _pickled(names: tuple[str, ...], shown: str, allow_pickle: bool) -> tuple[WeightFiles, list[Problem]]:
+    weights = WeightFiles(weight_format="pickle", weight_files=names)
+    message = (
+        f"the weights are pickled ({shown}), and loading a pickle can run code that it holds (CVE-2025-32434)"
     )
-
-
-def _pickled(files: tuple[str, ...], shown: str, allow_pickle: bool) -> tuple[Weights, list[Problem]]:
-    weights = Weights(weight_format="pickle", weight_files=files)
-    if allow_pickle:
-        return weights, []
-    return weights, [
-        checkpoint_problem(
-            "pickle-weights",
-            f"the weights are pickled ({shown}), and loading a pickle can run code that it holds (CVE-2025-32434)",
-            "use a revision with safetensors, convert them, or pass allow_pickle=True if you trust their maker",
-        )
-    ]
+    remedy = (
+        "use a revision with safetensors, convert them, or pass allow_pickle=True if you trust their maker"
+    )
+    return weights, [] if allow_pickle else [checkpoint_problem("pickle-weights", message, remedy)]

@@ -16,20 +16,20 @@ from pathlib import Path
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.config_files import read_each
 from loadkit.facts.checkpoint.source import checkpoint_problem
-from loadkit.facts.hub.hub_cache import cache_folder, snapshot_folder
+from loadkit.facts.hub.hub_cache import repository_cache, snapshot_folder
 from loadkit.facts.hub.problems import hub_host, hub_problem
-from loadkit.facts.hub.retry import DOWN, THROTTLED, patiently
+from loadkit.facts.hub.retry import DOWN, THROTTLED, with_retries
 from loadkit.schema.request import Token
 
-__all__ = ["RepositoryAt", "spoilt_files"]
+__all__ = ["SnapshotDownload"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 22
 _WORKERS = 8
 
 
-class RepositoryAt:
-    """A repository at a commit, and how to ask for it.
+class SnapshotDownload:
+    """A repository at a commit, and how to bring its files here.
 
     Parameters:
         location: its id.
@@ -49,8 +49,13 @@ class RepositoryAt:
         self.location = location
         self.commit = commit
         self._token = token
-        self._cache = cache_folder(location, cache_dir)
+        self._cache = repository_cache(location, cache_dir)
         self._failed: Problem | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie in the cache, once they are there."""
+        return Path(snapshot_folder(self._cache, self.commit).location)
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of the files that the cache lacks."""
@@ -62,7 +67,7 @@ class RepositoryAt:
         from huggingface_hub import HfApi, constants
 
         try:
-            info = patiently(
+            info = with_retries(
                 lambda: HfApi().model_info(
                     self.location,
                     revision=self.commit,
@@ -85,13 +90,12 @@ class RepositoryAt:
         return list(dict.fromkeys(problem for _, problem in results if problem))
 
     def _fetch(self, name: str) -> Problem | None:
-        import httpx2
         from huggingface_hub import HfApi
 
         if self._failed:
             return self._failed
         try:
-            path = patiently(
+            path = with_retries(
                 lambda: HfApi().hf_hub_download(
                     self.location,
                     name,
@@ -99,26 +103,15 @@ class RepositoryAt:
                     token=self._token,
                     cache_dir=self._cache.parent,
                 ),
-                errors=(httpx2.ReadError,),  # a reset connection, which huggingface_hub doesn't resume after
+                errors=("ReadError",),  # a reset connection, which huggingface_hub doesn't resume after
             )
         except Exception as error:  # as in `listed`
             self._failed = hub_problem(error, self.location, self.commit)
             return self._failed  # and the next file isn't asked for, with all its waits
-        return _spoilt(self.location, name, Path(path))
+        return _damaged(self.location, name, Path(path))
 
 
-def spoilt_files(location: str, folder: Path, names: Iterable[str]) -> list[Problem]:
-    """Check files that have just been downloaded, and remove those from the cache that aren't what was promised.
-
-    Parameters:
-        location: the repository's id.
-        folder: the snapshot.
-        names: the files.
-    """
-    return [problem for name in names if (problem := _spoilt(location, name, folder / name))]
-
-
-def _spoilt(location: str, name: str, path: Path) -> Problem | None:
+def _damaged(location: str, name: str, path: Path) -> Problem | None:
     """Compare a file with the hash that names it in the cache, its etag.
 
     Etags of small files are git's, and some mirrors put others there: those say nothing about the bytes. Where the

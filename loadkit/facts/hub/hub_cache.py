@@ -1,24 +1,27 @@
-"""What huggingface_hub's cache holds of a repository (its guide "Understand caching" tells the layout)."""
+"""What huggingface_hub's cache holds of a repository (its guide "Understand caching" explains the layout)."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from loadkit.cache.atomic_write import write_whole
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.folder import Folder
 from loadkit.facts.checkpoint.source import checkpoint_problem
+from loadkit.facts.hub.pinned_commits import note_commit
 from loadkit.text.suggest import some_of
 
-__all__ = ["Snapshot", "cache_folder", "find_snapshot", "not_cached", "remember", "snapshot_folder"]
+__all__ = ["CachedSnapshot", "find_snapshot", "not_cached", "remember", "repository_cache", "snapshot_folder"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def cache_folder(repository: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def repository_cache(repository: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where everything cached of a repository lies; `cache_dir` is huggingface_hub's own by default."""
     from huggingface_hub import constants
 
@@ -31,16 +34,8 @@ def snapshot_folder(cache: Path, commit: str) -> Folder:
     return Folder(str(cache / "snapshots" / commit))
 
 
-class Snapshot:
-    """What the cache holds of a repository at one commit, for when the Hub can't or mayn't be asked.
-
-    Parameters:
-        location: the repository's id.
-        revision: the revision asked for.
-        commit: the commit that is cached.
-        folder: its files.
-        why: why the Hub isn't asked.
-    """
+class CachedSnapshot:
+    """What the cache holds of a repository at one commit; `why` says why the Hub isn't asked."""
 
     kind: Literal["folder", "hub"] = "hub"
     workers = 1
@@ -61,45 +56,40 @@ class Snapshot:
 
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
         """Files that aren't cached may well exist on the Hub."""
-        return checkpoint_problem(
-            "offline-not-cached",
-            f"{self}: {some_of(names)} isn't cached, and the Hub can't be asked: {self._why}",
-            f"fetch it while online: `hf download {self.location} --revision {self.commit}`",
-        )
+        message = f"{self}: {some_of(names)} isn't cached, and the Hub can't be asked: {self._why}"
+        remedy = f"fetch it while online: `hf download {self.location} --revision {self.commit}`"
+        return checkpoint_problem("offline-not-cached", message, remedy)
 
 
-def find_snapshot(cache: Path, repository: str, revision: str, why: str) -> Snapshot | None:
-    """The snapshot that a revision is cached as; None where there is none."""
-    commit = revision
-    if not _COMMIT.fullmatch(revision):
+def find_snapshot(
+    cache: Path, repository: str, revision: str, wanted: str, why: str
+) -> CachedSnapshot | None:
+    """The snapshot that a wanted branch, tag or commit is cached as, noted as what the revision is."""
+    commit = wanted
+    if not _COMMIT.fullmatch(wanted):
         try:
-            commit = _reference(cache, revision or "main").read_text().strip()
+            commit = _reference(cache, wanted or "main").read_text().strip()
         except (OSError, ValueError):
             return None
-    folder = cache / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit) or not folder.is_dir():
+    folder = snapshot_folder(cache, commit)
+    if not _COMMIT.fullmatch(commit) or not os.path.isdir(folder.location):
         return None
-    return Snapshot(repository, revision, commit, Folder(str(folder)), why)
+    note_commit(repository, revision, commit)
+    return CachedSnapshot(repository, revision, commit, folder, why)
 
 
 def remember(cache: Path, revision: str, commit: str) -> None:
     """Note in the cache what a revision stands for, so that the same request works offline later.
 
-    huggingface_hub notes it when it downloads by the revision's name; loadkit downloads by the commit. Written like
-    there: whole or not at all, and not if the cache can't be written.
+    huggingface_hub notes it when it downloads by the revision's name; loadkit downloads by the commit.
     """
     if _COMMIT.fullmatch(revision):
         return
-    try:
+    with contextlib.suppress(OSError, ValueError):
         reference = _reference(cache, revision)
-        if reference.is_file() and reference.read_text() == commit:
-            return
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        whole = reference.with_name(f".{reference.name}.{os.getpid()}")
-        whole.write_text(commit)
-        whole.replace(reference)
-    except (OSError, ValueError):
-        return
+        if not reference.is_file() or reference.read_text() != commit:
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(reference, commit.encode())
 
 
 def _reference(cache: Path, revision: str) -> Path:

@@ -1,8 +1,8 @@
-"""Which commit a branch stood at when it was first asked for, so that every process of a launch loads that one.
+"""Which commit a branch stood at when it was first asked for: every process of a launch loads that one.
 
-A branch may move between two processes' questions. The first process notes what it was told; the others are given its
-notes before they plan. The notes lie around the planning rather than in its arguments: they are no wish of the user's,
-and the plan must record the revision that was asked for.
+A branch may move between two processes' questions. The first process notes the commits that it gets; the
+others have its notes before they plan. The notes lie around the planning rather than in its arguments: they
+are no wish of the user's, and the plan must record the revision that was asked for.
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ _notes: ContextVar[dict[str, str] | None] = ContextVar("loadkit_commits", defaul
 
 @contextmanager
 def noting_commits(known: Mapping[str, str] | None = None) -> Iterator[dict[str, str]]:
-    """Note every commit that is resolved inside, and use those that are known already.
-
-    Parameters:
-        known: the notes of another process.
-
-    Yields:
-        The notes: "repository@revision" to commit.
-    """
+    """Note every commit resolved inside, "repository@revision" to commit; those known already count."""
     notes = dict(known or {})
     token = _notes.set(notes)
     try:

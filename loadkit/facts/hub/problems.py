@@ -1,17 +1,109 @@
-"""What went wrong with the Hub, as problems with a remedy. No token gets into a message.
+"""What went wrong with the Hub, as problems with a remedy: one table, and a default.
 
-Messages of exceptions are left out on purpose: an HTTP library that refuses a header quotes it, token included.
+Exceptions' messages are left out on purpose: an HTTP library that refuses a header quotes it with the token.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.source import checkpoint_problem
-from loadkit.facts.hub.retry import THROTTLED, wished_wait
+from loadkit.facts.hub.retry import class_names, retry_after
 
 __all__ = ["hub_host", "hub_problem"]
+
+CACHE_ERROR = "an error of the system"
+CUT_OFF = "Consistency check failed"
+"""How huggingface_hub 2.4 begins what it says of a file of another length than was promised."""
+
+
+class Row(NamedTuple):
+    """What an exception means that shows any of the signs; `_words` has what the texts are filled in with."""
+
+    signs: tuple[str, ...]
+    code: str
+    message: str
+    remedy: str
+
+
+def _bad_token(*signs: str, message: str) -> Row:
+    remedy = "log in again with `hf auth login`, correct HF_TOKEN, or pass another token=…"
+    return Row(signs, code="bad-token", message=message, remedy=remedy)
+
+
+def _unreachable(*signs: str, found: str) -> Row:
+    remedy = "check the network, the proxy and HF_ENDPOINT, and try again later; what is cached loads with HF_HUB_OFFLINE=1"
+    message = "{repository!r} can't be asked for: " + found
+    return Row(signs, code="hub-unreachable", message=message, remedy=remedy)
+
+
+ROWS = (
+    Row(
+        ("GatedRepoError",),
+        code="gated",
+        message="{repository!r} is gated, and {no_access} (HTTP {status})",
+        remedy="accept the conditions on {host}/{repository}, then log in with `hf auth login` or pass token=…",
+    ),
+    Row(
+        ("RepositoryNotFoundError",),
+        code="no-such-repository",
+        message="{host} has no model repository {repository!r} for {user} (HTTP {status}); a private one looks the same to "
+        "those without access",
+        remedy="check the id (most are 'owner/name'){log_in}",
+    ),
+    Row(
+        ("RevisionNotFoundError",),
+        code="no-such-revision",
+        message="{repository!r} has no revision {revision!r} on {host}",
+        remedy="give a branch, a tag or a commit of that repository, or leave the revision out",
+    ),
+    _unreachable(
+        "RemoteEntryNotFoundError", found="{host} lists a file that it doesn't serve (HTTP {status})"
+    ),
+    _bad_token("HTTP 401", message="{host} refused the token for {repository!r} (HTTP 401)"),
+    Row(
+        ("HTTP 403", "HTTP 451"),
+        code="no-access",
+        message="{host} refuses access to {repository!r} (HTTP {status}); {token}",
+        remedy="use a token with read access to it; a repository that was disabled can't be loaded at all",
+    ),
+    _unreachable("HTTP 429", found="{host} limits the rate of requests (HTTP 429){wait}"),
+    _unreachable("HfHubHTTPError", found="{host} answered with HTTP {status}{wait}"),
+    Row(
+        ("OfflineModeIsEnabled", "LocalEntryNotFoundError"),
+        code="offline-not-cached",
+        message="a file of {repository!r} isn't in the cache, and the Hub may not be asked",
+        remedy="fetch it while online (`hf download {repository}`), or unset HF_HUB_OFFLINE",
+    ),
+    _bad_token(
+        "LocalTokenNotFoundError",
+        message="token=True asks for the stored token to load {repository!r}, but nobody is logged in",
+    ),
+    _bad_token(
+        "LocalProtocolError",
+        "UnicodeEncodeError",
+        message="the token for {repository!r} holds characters that can't be sent, such as a line break",
+    ),
+    _unreachable("TimeoutException", found="{host} didn't answer in time"),
+    _unreachable("TransportError", found="no connection to {host} ({error})"),
+    Row(
+        (CACHE_ERROR,),
+        code="cache-unwritable",
+        message="a file of {repository!r} can't be written to the cache: {reason}: {path!r}",
+        remedy="free some disk space, or point HF_HOME or cache_dir to a folder that you may write to",
+    ),
+    Row(
+        (CUT_OFF,),
+        code="damaged-download",
+        message="a file of {repository!r} didn't arrive whole from {host}: it has another length than was promised",
+        remedy="load again; if it comes again, a proxy or mirror (HF_ENDPOINT) cuts it off",
+    ),
+)
+"""The first row with a sign of the exception counts: a class, an HTTP status, or one of those above."""
+
+OTHERWISE = _unreachable(found="{host} answered in a way that huggingface_hub doesn't understand ({error})")
 
 
 def hub_host() -> str:
@@ -22,112 +114,45 @@ def hub_host() -> str:
 
 
 def hub_problem(error: BaseException, repository: str, revision: str) -> Problem:
-    """Turn what huggingface_hub raised into a problem.
-
-    Parameters:
-        error: the exception.
-        repository: the repository's id.
-        revision: the revision asked for; "" for the default branch.
-    """
-    import httpx2
-    from huggingface_hub import errors
-
-    host = hub_host()
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+    """Turn what huggingface_hub raised into a problem; `revision` is the one that was asked for."""
+    if error.__cause__ is not None and "LocalEntryNotFoundError" in class_names(error):
         return hub_problem(error.__cause__, repository, revision)
-    if isinstance(error, errors.HfHubHTTPError):
-        return _answered(error, repository, revision, host)
-    if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
-        return checkpoint_problem(
-            "offline-not-cached",
-            f"a file of {repository!r} isn't in the cache, and the Hub may not be asked",
-            f"fetch it while online (`hf download {repository}`), or unset HF_HUB_OFFLINE",
-        )
-    if isinstance(error, errors.LocalTokenNotFoundError):
-        return _bad_token(
-            f"token=True asks for the stored token to load {repository!r}, but nobody is logged in"
-        )
-    if isinstance(error, (httpx2.LocalProtocolError, UnicodeEncodeError)):
-        return _bad_token(
-            f"the token for {repository!r} holds characters that can't be sent, such as a line break"
-        )
-    if isinstance(error, httpx2.TimeoutException):
-        return _unreachable(repository, f"{host} didn't answer in time")
-    if isinstance(error, httpx2.TransportError):
-        return _unreachable(repository, f"no connection to {host} ({type(error).__name__})")
-    if isinstance(error, OSError) and error.errno is not None:
-        return checkpoint_problem(
-            "cache-unwritable",
-            f"a file of {repository!r} can't be written to the cache: {error.strerror}: {error.filename!r}",
-            "free some disk space, or point HF_HOME or cache_dir to a folder that you may write to",
-        )
-    if isinstance(error, OSError) and str(error).startswith("Consistency check failed"):
-        return checkpoint_problem(
-            "damaged-download",
-            f"a file of {repository!r} didn't arrive whole from {host}: it has another length than was promised",
-            "load again; if it comes again, a proxy or mirror (HF_ENDPOINT) cuts it off",
-        )
-    return _unreachable(
-        repository,
-        f"{host} answered in a way that huggingface_hub doesn't understand ({type(error).__name__})",
-    )
+    signs = _signs(error)
+    row = next((row for row in ROWS if not signs.isdisjoint(row.signs)), OTHERWISE)
+    words = _words(error, repository, revision)
+    return checkpoint_problem(row.code, row.message.format_map(words), row.remedy.format_map(words))
 
 
-def _answered(error: object, repository: str, revision: str, host: str) -> Problem:
-    from huggingface_hub import errors
-
-    assert isinstance(error, errors.HfHubHTTPError)
-    status = error.response.status_code
-    sent = "authorization" in error.response.request.headers
-    with_token = "the token that was sent" if sent else "no token was sent"
-    if isinstance(error, errors.GatedRepoError):
-        return checkpoint_problem(
-            "gated",
-            f"{repository!r} is gated, and "
-            + ("the token that was sent has no access to it" if sent else "no token was sent")
-            + f" (HTTP {status})",
-            f"accept the conditions on {host}/{repository}, then log in with `hf auth login` or pass token=…",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return checkpoint_problem(
-            "no-such-repository",
-            f"{host} has no model repository {repository!r} for {'this token' if sent else 'anonymous users'} "
-            f"(HTTP {status}); a private one looks the same to those without access",
-            "check the id (most are 'owner/name')"
-            + ("" if sent else "; for a private repository, log in with `hf auth login` or pass token=…"),
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return checkpoint_problem(
-            "no-such-revision",
-            f"{repository!r} has no revision {revision!r} on {host}",
-            "give a branch, a tag or a commit of that repository, or leave the revision out",
-        )
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return _unreachable(repository, f"{host} lists a file that it doesn't serve (HTTP {status})")
-    if status == 401:
-        return _bad_token(f"{host} refused the token for {repository!r} (HTTP 401)")
-    if status in (403, 451):
-        return checkpoint_problem(
-            "no-access",
-            f"{host} refuses access to {repository!r} (HTTP {status}); {with_token}",
-            "use a token with read access to it; a repository that was disabled can't be loaded at all",
-        )
-    wished = wished_wait(error)
-    wait = f", and asks to wait {wished:.0f} s" if wished else ""
-    if status == THROTTLED:
-        return _unreachable(repository, f"{host} limits the rate of requests (HTTP 429){wait}")
-    return _unreachable(repository, f"{host} answered with HTTP {status}{wait}")
+def _signs(error: BaseException) -> set[str]:
+    signs = class_names(error)
+    if (response := _response(error)) is not None:
+        signs.add(f"HTTP {response.status_code}")
+    elif isinstance(error, OSError) and error.errno is not None:
+        signs.add(CACHE_ERROR)
+    elif isinstance(error, OSError) and str(error).startswith(CUT_OFF):
+        signs.add(CUT_OFF)
+    return signs
 
 
-def _bad_token(message: str) -> Problem:
-    return checkpoint_problem(
-        "bad-token", message, "log in again with `hf auth login`, correct HF_TOKEN, or pass another token=…"
-    )
+def _words(error: BaseException, repository: str, revision: str) -> dict[str, Any]:
+    response = _response(error)
+    sent = response is not None and "authorization" in response.request.headers
+    asked = retry_after(error)
+    return {
+        "repository": repository,
+        "revision": revision,
+        "host": hub_host(),
+        "error": type(error).__name__,
+        "reason": getattr(error, "strerror", None),
+        "path": getattr(error, "filename", None),
+        "status": getattr(response, "status_code", None),
+        "wait": f", and asks to wait {asked:.0f} s" if asked else "",
+        "token": "the token that was sent" if sent else "no token was sent",
+        "no_access": "the token that was sent has no access to it" if sent else "no token was sent",
+        "user": "this token" if sent else "anonymous users",
+        "log_in": "" if sent else "; for a private repository, log in with `hf auth login` or pass token=…",
+    }
 
 
-def _unreachable(repository: str, found: str) -> Problem:
-    return checkpoint_problem(
-        "hub-unreachable",
-        f"{repository!r} can't be asked for: {found}",
-        "check the network, the proxy and HF_ENDPOINT, and try again later; what is cached loads with HF_HUB_OFFLINE=1",
-    )
+def _response(error: BaseException) -> Any:
+    return getattr(error, "response", None) if "HfHubHTTPError" in class_names(error) else None

@@ -1,13 +1,11 @@
 """A checkpoint in a repository on the Hub, or in the cache that huggingface_hub keeps of it.
 
-Everything goes through huggingface_hub, so that HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, proxies and progress
-bars work as everywhere else. The repository is asked once which commit it is at; that commit serves everything.
+Everything goes through huggingface_hub, so that HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, proxies and
+progress bars work as everywhere else. The repository is asked once for its commit, which serves everything.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -15,26 +13,20 @@ from typing import Literal
 import msgspec
 
 from loadkit.errors import Problem
-from loadkit.facts.checkpoint.folder import Folder, read_part
-from loadkit.facts.checkpoint.source import Place
-from loadkit.facts.hub.hub_cache import (
-    Snapshot,
-    cache_folder,
-    find_snapshot,
-    not_cached,
-    remember,
-    snapshot_folder,
-)
+from loadkit.facts.checkpoint.folder import read_part
+from loadkit.facts.checkpoint.source import Access, CheckpointFiles
+from loadkit.facts.hub.hub_cache import find_snapshot, not_cached, remember, repository_cache, snapshot_folder
 from loadkit.facts.hub.pinned_commits import agreed_commit, note_commit
 from loadkit.facts.hub.problems import hub_host, hub_problem
-from loadkit.facts.hub.retry import DOWN, THROTTLED, patiently
-from loadkit.schema.request import Progress, Token
+from loadkit.facts.hub.retry import DOWN, THROTTLED, with_retries
+from loadkit.schema.request import Token
 from loadkit.text.suggest import nearest_name, some_of
 
-__all__ = ["Repository", "open_repository"]
+__all__ = ["HubRepository", "open_repository"]
 
+_RANGE_PAUSES = (0.25, 0.5)
+"""Seconds before a broken answer to a range is asked for again."""
 
-_ATTEMPTS = 3
 _WHOLE_REPOSITORY = frozenset(
     {"gated", "no-access", "bad-token", "hub-unreachable", "no-such-repository", "cache-unwritable"}
 )
@@ -42,46 +34,29 @@ _WHOLE_REPOSITORY = frozenset(
 
 
 def open_repository(
-    repository: str,
-    *,
-    revision: str = "",
-    token: Token = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    progress: Progress | None = None,
-) -> tuple[Place | None, list[Problem]]:
-    """Find out which commit a repository is at, and which files it has.
+    repository: str, revision: str, access: Access
+) -> tuple[CheckpointFiles | None, list[Problem]]:
+    """Find out which commit a repository is at, and which files it has; None where there are none to read.
 
-    Parameters:
-        repository: its id.
-        revision: branch, tag or commit; "" for the default branch.
-        token: as huggingface_hub takes it.
-        cache_dir: the cache; huggingface_hub's own by default.
-        local_files_only: don't ask the Hub, use what is cached.
-        progress: called with a short sentence before the Hub is asked.
-
-    Returns:
-        The place to read from, None where there is none, and the problems found; a place from the cache that
-        stands in for an unreachable Hub comes with a warning.
+    A snapshot that stands in for an unreachable Hub comes with a warning.
     """
     from huggingface_hub import HfApi, constants, is_offline_mode
 
-    cache = cache_folder(repository, cache_dir)
+    cache = repository_cache(repository, access.cache_dir)
     wanted = agreed_commit(repository, revision) or revision
-    if local_files_only or is_offline_mode():
-        why = "local_files_only is set" if local_files_only else "HF_HUB_OFFLINE is set"
-        snapshot = _cached(cache, repository, revision, wanted, why)
+    if access.local_files_only or is_offline_mode():
+        why = "local_files_only is set" if access.local_files_only else "HF_HUB_OFFLINE is set"
+        snapshot = find_snapshot(cache, repository, revision, wanted, why)
         return (snapshot, []) if snapshot else (None, [not_cached(cache, repository, revision, why)])
-    if progress:
-        progress(f"asking {hub_host()} about {repository}")
-    api = HfApi()
+    if access.progress:
+        access.progress(f"asking {hub_host()} about {repository}")
     try:
-        info = patiently(
-            lambda: api.model_info(
+        info = with_retries(
+            lambda: HfApi().model_info(
                 repository,
                 revision=wanted or None,
                 files_metadata=True,
-                token=token,
+                token=access.token,
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
             ),
             statuses=(THROTTLED, *DOWN),
@@ -89,49 +64,25 @@ def open_repository(
     except Exception as error:  # whatever it is, it is reported beside the other problems of the request
         problem = hub_problem(error, repository, revision)
         if problem.code == "no-such-revision":
-            problem = _with_refs(problem, repository, revision, token)
+            problem = _with_refs(problem, repository, revision, access.token)
         if problem.code != "hub-unreachable":
             return None, [problem]
-        snapshot = _cached(cache, repository, revision, wanted, problem.message)
+        snapshot = find_snapshot(cache, repository, revision, wanted, problem.message)
         if snapshot is None:
             return None, [problem]
         used = f"the cached commit {snapshot.commit[:12]} is used, though there may be a newer one"
-        return snapshot, [
-            msgspec.structs.replace(problem, severity="warning", message=f"{problem.message}; {used}")
-        ]
+        message = f"{problem.message}; {used}"
+        return snapshot, [msgspec.structs.replace(problem, severity="warning", message=message)]
     if not info.sha:
         return None, [hub_problem(ValueError("no commit"), repository, revision)]
     remember(cache, revision or constants.DEFAULT_REVISION, info.sha)
     note_commit(repository, revision, info.sha)
     sizes = {s.rfilename: -1 if s.size is None else s.size for s in info.siblings or ()}
-    cached = snapshot_folder(cache, info.sha)
-    place = Repository(
-        repository, revision, info.sha, sizes, token=token, cache_dir=cache.parent, cached=cached
-    )
-    return place, []
+    return HubRepository(repository, revision, info.sha, sizes, token=access.token, cache=cache), []
 
 
-def _cached(cache: Path, repository: str, revision: str, wanted: str, why: str) -> Snapshot | None:
-    """What is cached of the wanted commit, as what the revision stands for."""
-    snapshot = find_snapshot(cache, repository, wanted, why)
-    if snapshot is not None:
-        snapshot.revision = revision
-        note_commit(repository, revision, snapshot.commit)
-    return snapshot
-
-
-class Repository:
-    """A repository at one commit. Small files are downloaded into the cache, of weight files only ranges are read.
-
-    Parameters:
-        location: its id.
-        revision: the revision asked for.
-        commit: the commit that serves everything.
-        sizes: every file to its bytes, -1 where unknown.
-        token: as huggingface_hub takes it.
-        cache_dir: where downloads go.
-        cached: the folder of that commit in the cache, whether it exists or not.
-    """
+class HubRepository:
+    """A repository at one commit. Small files go into its cache, of weight files only ranges are read."""
 
     kind: Literal["folder", "hub"] = "hub"
     workers = 8
@@ -145,16 +96,15 @@ class Repository:
         sizes: Mapping[str, int],
         *,
         token: Token,
-        cache_dir: Path,
-        cached: Folder,
+        cache: Path,
     ) -> None:
         self.location = location
         self.revision = revision
         self.commit = commit
         self.sizes = dict(sorted(sizes.items()))
         self._token = token
-        self._cache_dir = cache_dir
-        self._cached = cached
+        self._cache_dir = cache.parent
+        self._cached = snapshot_folder(cache, commit)
         self._failed: Problem | None = None
 
     def __str__(self) -> str:
@@ -176,7 +126,7 @@ class Repository:
         if self._failed:
             return self._failed
         try:
-            path = patiently(
+            path = with_retries(
                 lambda: HfApi().hf_hub_download(
                     self.location, name, revision=self.commit, token=self._token, cache_dir=self._cache_dir
                 )
@@ -194,7 +144,14 @@ class Repository:
         if self.sizes.get(name) == 0 or stop <= start:
             return b""  # a range of nothing is an error in HTTP
         try:
-            return self._fetch(name, start, stop)
+            # Retries of failures while the body is read can't be left to http_stream_backoff: they reach its
+            # generator as thrown exceptions, and it would yield twice.
+            return with_retries(
+                lambda: self._fetch(name, start, stop),
+                statuses=(),
+                errors=("TransportError",),
+                pauses=_RANGE_PAUSES,
+            )
         except Exception as error:  # reported, as in open_repository
             return self._problem(error)
 
@@ -209,7 +166,6 @@ class Repository:
         return problem
 
     def _fetch(self, name: str, start: int, stop: int) -> bytes:
-        import httpx2
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported lazily
             build_hf_headers,
@@ -217,35 +173,27 @@ class Repository:
             http_stream_backoff,
         )
 
-        url = hf_hub_url(self.location, name, revision=self.commit)
-        headers = build_hf_headers(token=self._token)
-        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                # Retries of failures while the body is read can't be left to http_stream_backoff: they reach its
-                # generator as thrown exceptions, and it would yield twice.
-                with http_stream_backoff(
-                    "GET",
-                    url,
-                    headers=headers,
-                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                    max_retries=_ATTEMPTS - 1,
-                    retry_on_exceptions=(),
-                ) as response:
-                    hf_raise_for_status(response)
-                    # A server or proxy that ignores ranges sends the file from its beginning; reading stops early.
-                    skip = 0 if response.status_code == 206 else start
-                    body = bytearray()
-                    for chunk in response.iter_bytes():
-                        body += chunk
-                        if len(body) >= skip + stop - start:
-                            break
-                    return bytes(body[skip : skip + stop - start])
-            except httpx2.TransportError:
-                if attempt == _ATTEMPTS:
-                    raise
-                time.sleep(0.25 * attempt)
-        raise AssertionError("unreachable")
+        with http_stream_backoff(
+            "GET",
+            hf_hub_url(self.location, name, revision=self.commit),
+            headers={
+                **build_hf_headers(token=self._token),
+                "Range": f"bytes={start}-{stop - 1}",
+                "Accept-Encoding": "identity",
+            },
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            max_retries=2,
+            retry_on_exceptions=(),
+        ) as response:
+            hf_raise_for_status(response)
+            # A server or proxy that ignores ranges sends the file from its beginning; reading stops early.
+            skip = 0 if response.status_code == 206 else start
+            body = bytearray()
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) >= skip + stop - start:
+                    break
+            return bytes(body[skip : skip + stop - start])
 
 
 def _with_refs(problem: Problem, repository: str, revision: str, token: Token) -> Problem:

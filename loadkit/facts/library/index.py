@@ -26,22 +26,18 @@ from loadkit.facts.library.library import ConfigFacts, Family, Library, ModelFac
 from loadkit.schema.request import Progress
 
 if TYPE_CHECKING:
-    from loadkit.facts.library.reader import Reader
+    from loadkit.facts.library.source_tree import SourceTree
 
-__all__ = ["read_indexed"]
+__all__ = ["read_library"]
 
 _Stored = TypeVar("_Stored", bound=msgspec.Struct)
 _Stat = tuple[int, int]
 
 
-class Folder(msgspec.Struct, frozen=True, kw_only=True):
-    """The classes of one folder below transformers/models.
+class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
+    """The classes of one folder below transformers/models, by name.
 
-    Parameters:
-        sources: the files they were read from, relative to transformers' folder, with bytes and time in ns.
-        configs: its config classes by name.
-        models: its model classes by name.
-        modules: what the classes of its modeling files are made of.
+    `sources` are the files they were read from, relative to transformers' folder, with bytes and time in ns.
     """
 
     sources: dict[str, _Stat]
@@ -54,13 +50,24 @@ _memory: dict[tuple[str, str, str], Any] = {}
 """What this process has read already: (transformers' folder, store, file name) to value."""
 
 
-def read_indexed(
-    config: Mapping[str, Any] | None,
-    *,
-    cache_dir: Path | None = None,
-    progress: Progress | None = None,
+def read_library(
+    config: Mapping[str, Any] | None, *, cache_dir: Path | None = None, progress: Progress | None = None
 ) -> Library:
-    """`read_library`: see there."""
+    """Read what the installed transformers offers for a checkpoint, without importing it.
+
+    Parameters:
+        config: the checkpoint's config.json, whose model types (nested and default ones included) are read in
+            full; None for the maps alone.
+        cache_dir: where the index is kept; by default the environment's LOADKIT_CACHE, else the user's cache
+            folder. One that can't be read or written costs time only.
+        progress: called with a short sentence about what has to be built because the index lacks it.
+
+    Returns:
+        The facts; empty, with version "", where transformers isn't installed.
+
+    Raises:
+        LoadkitError: transformers is installed, but isn't laid out as loadkit knows it.
+    """
     root = _locate()
     if root is None:
         return Library()
@@ -87,17 +94,17 @@ class _Index:
         self._version = version
         self._store = store
         self._progress = progress
-        self._reader: Reader | None = None
+        self._tree: SourceTree | None = None
 
     def maps(self) -> Library:
         """The library without families."""
         return self._get("maps", Library, lambda maps: maps.version == self._version, self._build_maps)
 
-    def folder(self, name: str) -> Folder:
+    def folder(self, name: str) -> ModelFolder:
         """The classes of a folder below models."""
         return self._get(
             f"models.{name}",
-            Folder,
+            ModelFolder,
             lambda folder: self._fresh(folder.sources),
             lambda: self._build_folder(name),
         )
@@ -142,9 +149,7 @@ class _Index:
     ) -> _Stored:
         key = (str(self._root), str(self._store), name)
         path = self._store / f"{name}.json"
-        value: _Stored | None = _memory.get(key)
-        if value is None:
-            value = _load(path, kind)
+        value: _Stored | None = _memory.get(key) or _load(path, kind)
         if value is None or not valid(value):
             value = build()
             _save(path, value)
@@ -158,8 +163,10 @@ class _Index:
             return False
 
     def _build_maps(self) -> Library:
+        from loadkit.facts.library.auto_maps import read_maps
+
         self._progress(f"reading the auto classes of transformers {self._version}")
-        maps = self._source().maps(self._version)
+        maps = read_maps(self._source(), self._version)
         if not maps.config_classes or not maps.auto_classes:
             raise LoadkitError(
                 f"loadkit looked for the table of models in models/auto of the transformers {self._version} "
@@ -167,18 +174,20 @@ class _Index:
             )
         return maps
 
-    def _build_folder(self, name: str) -> Folder:
+    def _build_folder(self, name: str) -> ModelFolder:
+        from loadkit.facts.library.reader import read_folder
+
         self._progress(f"reading the {name} models of transformers {self._version}")
-        configs, models, modules, files = self._source().folder(name)
+        configs, models, modules, files = read_folder(self._source(), name)
         sources = {path.relative_to(self._root).as_posix(): _stat(path) for path in sorted(files)}
-        return Folder(sources=sources, configs=configs, models=models, modules=modules)
+        return ModelFolder(sources=sources, configs=configs, models=models, modules=modules)
 
-    def _source(self) -> Reader:
-        if self._reader is None:
-            from loadkit.facts.library.reader import Reader  # with ast, needed only to build
+    def _source(self) -> SourceTree:
+        if self._tree is None:
+            from loadkit.facts.library.reader import source_of  # with ast, needed only to build
 
-            self._reader = Reader(self._root)
-        return self._reader
+            self._tree = source_of(self._root)
+        return self._tree
 
 
 def _locate() -> Path | None:
@@ -200,7 +209,7 @@ def _version(root: Path) -> str:
 
 def _store(root: Path, version: str, cache_dir: Path | None) -> Path:
     """The folder of this index, named for all that goes into every part of it: loadkit's readers too."""
-    own = Path(__file__).parent.glob("library*.py")
+    own = Path(__file__).parent.glob("*.py")
     sources = [root / "__init__.py", root / "configuration_utils.py", root / "modeling_utils.py"]
     sources += sorted([*(root / "models" / "auto").glob("*.py"), *own])
     parts = [str(root), str(sys.version_info[:2])]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from loadkit.schema.request import Progress
 from loadkit.text.suggest import nearest_name
 
-__all__ = ["ConfigFacts", "Family", "Library", "ModelFacts", "ModuleFacts", "read_library"]
+__all__ = ["ConfigFacts", "Family", "Library", "ModelFacts", "ModuleFacts"]
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +28,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         keep_in_fp32_modules: names of submodules kept in float32 when the load dtype is float16.
         keep_in_fp32_modules_strict: the same for float16 and bfloat16.
         compatible_flash_implementations: the only flash kernels it works with; empty for no such limit.
-        tp_plan: how tensor parallelism splits the class's own modules, beside those of the config's plan: path to style.
+        tp_plan: how tensor parallelism splits the class's own modules, beside the config's plan.
     """
 
     name: str
@@ -59,7 +57,7 @@ class ConfigFacts(msgspec.Struct, frozen=True, kw_only=True):
         sub_config_classes: the same attributes to their class, "AutoConfig" where the model type decides.
         fields: every field to its default; None also stands for a default that isn't a literal.
         attribute_map: other names of fields to the field.
-        tp_plan: how tensor parallelism splits the base model's modules: path, with "*" for a layer's number, to style.
+        tp_plan: how tensor parallelism splits the base model: path, "*" for a layer's number, to style.
     """
 
     name: str
@@ -128,7 +126,7 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
         tokenizer_classes: model type to tokenizer classes.
         processor_classes: model type to processor classes.
         image_processor_classes: model type to image processor classes, torchvision's first.
-        conversions: model type to the one whose files it is stored like: weights of single experts are stacked while loading.
+        conversions: model type to the one whose files it is stored like: single experts' weights are stacked.
         families: model type to its classes, for the types that occur in one checkpoint.
     """
 
@@ -227,8 +225,8 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
 
         Returns:
             The class's name and the attribute of the nested config that it takes ("text_config"); None where
-            the type has no text config, or it is for an encoder-decoder, or transformers has no causal
-            language model for it.
+            the type has no text config, or one for an encoder-decoder, or transformers has no causal language
+            model for it.
         """
         family = self.families.get(model_type)
         if family is None:
@@ -237,38 +235,10 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
         given_type = given.get("model_type") if isinstance(given, Mapping) else None
         text = self.sub_config(family.config, _TEXT_CONFIG, given_type if isinstance(given_type, str) else "")
         if text is None or text.fields.get("is_encoder_decoder"):
-            return (
-                None  # florence2's text part is a whole bart, of which the causal class is only the decoder
-            )
+            return None  # florence2's text part is a whole bart: the causal class is only its decoder
         name = self.model_class("AutoModelForCausalLM", text.model_type)
         return (name, _TEXT_CONFIG) if name else None
 
 
 _TEXT_CONFIG = "text_config"
 """What every composite config of transformers since 2024 calls the language model's part."""
-
-
-def read_library(
-    config: Mapping[str, Any] | None,
-    *,
-    cache_dir: Path | None = None,
-    progress: Progress | None = None,
-) -> Library:
-    """Read what the installed transformers offers for a checkpoint, without importing it.
-
-    Parameters:
-        config: the checkpoint's config.json, whose model types (nested and default ones included) are read in
-            full; None for the maps alone.
-        cache_dir: where the index is kept; by default the environment's LOADKIT_CACHE, else the user's cache
-            folder. One that can't be read or written costs time only.
-        progress: told, in a short sentence, what has to be built because the index lacks it.
-
-    Returns:
-        The facts; empty, with version "", where transformers isn't installed.
-
-    Raises:
-        LoadkitError: transformers is installed, but isn't laid out as loadkit knows it.
-    """
-    from loadkit.facts.library.index import read_indexed  # it builds on the values of this module
-
-    return read_indexed(config, cache_dir=cache_dir, progress=progress)

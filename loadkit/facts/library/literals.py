@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["CONTAINERS", "evaluate", "execute"]
+__all__ = ["CONTAINERS", "evaluate", "execute", "known", "text", "text_items"]
 
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -26,16 +26,15 @@ CONTAINERS: Mapping[str, Callable[..., object]] = {
 }
 """The names that mean a builtin container, which may be called."""
 
+_CONTAINER = (list, tuple, set, frozenset, dict)
+_NUMBER = (int, float)
+
 
 def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
     """The value of an expression made of literals, known names, containers and arithmetic.
 
     A conditional whose test isn't known gives what its branches can give: the one value, or a tuple of all,
-    the preferred one first, without None.
-
-    Parameters:
-        node: the expression.
-        names: values of names; callables among them may be called.
+    the preferred one first, without None. Callables among the names may be called.
 
     Raises:
         ValueError: for any other expression.
@@ -55,42 +54,35 @@ def evaluate(node: ast.expr, names: Mapping[str, Any] | None = None) -> Any:
         case ast.Dict(keys=keys, values=values):
             return dict(_items(keys, values, names))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_number(evaluate(operand, names))
+            return -_as(_NUMBER, evaluate(operand, names))
         case ast.BinOp(op=op, left=left, right=right) if type(op) in _ARITHMETIC:
-            return _ARITHMETIC[type(op)](_number(evaluate(left, names)), _number(evaluate(right, names)))
+            return _ARITHMETIC[type(op)](*(_as(_NUMBER, evaluate(side, names)) for side in (left, right)))
         case ast.Compare(left=left, ops=[ast.In() | ast.NotIn() as op], comparators=[right]):
-            return (evaluate(left, names) in _container(evaluate(right, names))) is isinstance(op, ast.In)
+            inside = evaluate(left, names) in _as(_CONTAINER, evaluate(right, names))
+            return inside is isinstance(op, ast.In)
         case ast.IfExp():
             return _either(node, names)
         case ast.Subscript(value=value) if callable(generic := evaluate(value, names)):
             return generic  # OrderedDict[str, str] is OrderedDict
         case ast.Call(func=ast.Attribute(value=owner, attr="items"), args=[], keywords=[]):
-            return list(_dictionary(evaluate(owner, names)).items())
+            return list(_as(dict, evaluate(owner, names)).items())
         case ast.Call(func=func, args=args, keywords=keywords) if callable(function := evaluate(func, names)):
             given = [*_elements(args, names)]
+            named = dict(_items(map(_key, keywords), [k.value for k in keywords], names))
             try:
-                return function(
-                    *given, **dict(_items(map(_key, keywords), [k.value for k in keywords], names))
-                )
+                return function(*given, **named)
             except TypeError as error:
-                raise ValueError(
-                    f"line {node.lineno} calls a known function in an unknown way: {error}"
-                ) from error
+                raise ValueError(f"line {node.lineno} calls a function in an unknown way: {error}") from error
     raise ValueError(f"line {node.lineno} isn't a literal")
 
 
 def execute(
     body: Iterable[ast.stmt], names: dict[str, Any], imported: Callable[[ast.ImportFrom], Mapping[str, Any]]
 ) -> None:
-    """Follow statements in order: what they assign to names, as far as `evaluate` can tell.
+    """Follow statements in order, and change `names` in place to what they assign, as far as that is known.
 
-    A name whose value can't be told is taken out, for better no map than one that lacks entries. What asks for
-    an optional package is taken as if it were installed.
-
-    Parameters:
-        body: the statements.
-        names: values of names; changed in place.
-        imported: the names of the module that a `from … import …` imports from.
+    A name whose value isn't known is taken out, for better no map than one that lacks entries. What asks for
+    an optional package is taken as if it were installed. `imported` gives the names of an imported module.
     """
     for statement in body:
         match statement:
@@ -104,14 +96,32 @@ def execute(
             case ast.If(test=test, body=inner, orelse=other):
                 execute(inner if _holds(test, names) else other, names, imported)
             case ast.For(target=ast.Name(id=name), iter=several, body=inner):
-                for each in _known(several, names, ()):
+                for each in known(several, names, ()):
                     names[name] = each
                     execute(inner, names, imported)
             case ast.Try(body=inner):
                 execute(inner, names, imported)
             case ast.ImportFrom(names=aliases):
-                known = imported(statement)
-                names |= {a.asname or a.name: known[a.name] for a in aliases if a.name in known}
+                theirs = imported(statement)
+                names |= {a.asname or a.name: theirs[a.name] for a in aliases if a.name in theirs}
+
+
+def known(node: ast.expr | None, names: Mapping[str, Any] | None = None, otherwise: Any = None) -> Any:
+    """The value of an expression, or another where it has none."""
+    try:
+        return otherwise if node is None else evaluate(node, names)
+    except ValueError:
+        return otherwise
+
+
+def text(value: Any) -> str:
+    """The value where it is a text; "" for any other."""
+    return value if isinstance(value, str) else ""
+
+
+def text_items(value: Any) -> dict[str, str]:
+    """A dictionary's items as texts; empty for any other value."""
+    return {text(key): text(each) for key, each in value.items()} if isinstance(value, dict) else {}
 
 
 def _key(keyword: ast.keyword) -> ast.expr | None:
@@ -123,7 +133,7 @@ def _elements(nodes: Iterable[ast.expr], names: Mapping[str, Any]) -> Iterator[A
         if not isinstance(node, ast.Starred):
             yield evaluate(node, names)
         else:
-            yield from _container(evaluate(node.value, names))
+            yield from _as(_CONTAINER, evaluate(node.value, names))
 
 
 def _items(
@@ -134,25 +144,13 @@ def _items(
         if key is not None:
             yield evaluate(key, names), evaluated
         else:
-            yield from _dictionary(evaluated).items()
+            yield from _as(dict, evaluated).items()
 
 
-def _container(value: Any) -> Any:
-    if isinstance(value, list | tuple | set | frozenset | dict):
+def _as(kind: Any, value: Any) -> Any:
+    if isinstance(value, kind):
         return value
-    raise ValueError(f"{value!r} isn't a container")
-
-
-def _dictionary(value: Any) -> dict[Any, Any]:
-    if isinstance(value, dict):
-        return value
-    raise ValueError(f"{value!r} isn't a dictionary")
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, int | float):
-        return value
-    raise ValueError(f"{value!r} isn't a number")
+    raise ValueError(f"{value!r} isn't of {kind}")
 
 
 def _either(node: ast.IfExp, names: Mapping[str, Any]) -> Any:
@@ -165,18 +163,11 @@ def _either(node: ast.IfExp, names: Mapping[str, Any]) -> Any:
     return found if len(found) > 1 else next(iter(found), None)
 
 
-def _known(node: ast.expr, names: Mapping[str, Any], otherwise: Any) -> Any:
-    try:
-        return evaluate(node, names)
-    except ValueError:
-        return otherwise
-
-
 def _holds(test: ast.expr, names: Mapping[str, Any]) -> bool:
-    """Whether a branch is run: what asks for an optional package does, what is for type checkers only doesn't."""
+    """Whether a branch is run: what asks for an optional package is, what is for type checkers only isn't."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return not _holds(test.operand, names)
-    return bool(_known(test, {**names, "TYPE_CHECKING": False}, True))
+    return bool(known(test, {**names, "TYPE_CHECKING": False}, True))
 
 
 def _assign(names: dict[str, Any], target: ast.expr, value: ast.expr) -> None:
@@ -186,17 +177,17 @@ def _assign(names: dict[str, Any], target: ast.expr, value: ast.expr) -> None:
                 names[name] = evaluate(value, names)
             except ValueError:
                 names.pop(name, None)
-        case ast.Subscript(value=ast.Name(id=name), slice=key) if isinstance(known := names.get(name), dict):
+        case ast.Subscript(value=ast.Name(id=name), slice=key) if isinstance(table := names.get(name), dict):
             try:
-                known[evaluate(key, names)] = evaluate(value, names)
+                table[evaluate(key, names)] = evaluate(value, names)
             except ValueError:
                 names.pop(name)
 
 
 def _update(names: dict[str, Any], call: ast.Call, given: ast.expr) -> None:
     match call.func:
-        case ast.Attribute(value=ast.Name(id=name)) if isinstance(known := names.get(name), dict):
+        case ast.Attribute(value=ast.Name(id=name)) if isinstance(table := names.get(name), dict):
             try:
-                known.update(evaluate(given, names))
+                table.update(evaluate(given, names))
             except (TypeError, ValueError):
                 names.pop(name)

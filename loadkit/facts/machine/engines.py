@@ -1,4 +1,4 @@
-"""Which engine shares the model among the processes: as accelerate's launcher, or objects of a running program, tell."""
+"""Which engine shares the model among the processes: what launchers and live objects say."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from loadkit.errors import Problem
-from loadkit.facts.machine.topology import Engine
 
-__all__ = ["EngineFacts", "read_engine"]
+__all__ = ["ENGINES", "Engine", "EngineFacts", "read_engine"]
+
+Engine = Literal["none", "ddp", "fsdp", "fsdp2", "zero1", "zero2", "zero3", "tensor-parallel"]
+
+ENGINES: tuple[Engine, ...] = tuple(engine for engine in get_args(Engine) if engine != "none")
+"""What may spread a model over several processes."""
 
 _problem = partial(Problem, "topology", "loadkit")
 
@@ -21,17 +25,11 @@ _TRUE = {"1", "true", "yes", "y", "on", "t"}
 _STAGES: Mapping[int, Engine] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
 
 DEFAULT_STAGE = 2
-"""accelerate's own, where its launcher names neither a stage nor a config file (`DeepSpeedPlugin`, accelerate 1.15)."""
+"""accelerate's, where its launcher names no stage and no config file (`DeepSpeedPlugin`, accelerate 1.15)."""
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the engine.
-
-    Parameters:
-        engine, tp_size, zero3_alive, reads_once, checkpoints_activations: as in `Topology`.
-        source: where the engine was read from; "" where nobody names one.
-        problems: what is wrong with it.
-    """
+    """What is known of the engine, in the words of `Topology`, and where it was read (`source`)."""
 
     engine: Engine = "none"
     tp_size: int = 1
@@ -43,16 +41,13 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_engine(env: Mapping[str, str], modules: Mapping[str, Any], world_size: int) -> EngineFacts:
-    """Read the engine: from live objects first, as those are what will run, then from the environment.
-
-    Parameters:
-        env: the environment.
-        modules: imported modules by name.
-        world_size: how many processes there are.
-    """
-    said = _environment(env, world_size)
+    """Read the engine from live objects of imported modules, which will run, else from the environment."""
+    try:
+        said = _environment(env, world_size)
+    except _SettingError as wrong:
+        said = EngineFacts(problems=wrong.args)
     stage = _alive_stage(modules)
-    live = _accelerator(modules, world_size, said)
+    live = _accelerator(modules, world_size)
     if live is None and stage is not None:
         live = EngineFacts(
             engine=_STAGES.get(stage, "ddp"), source="the DeepSpeed config that transformers holds"
@@ -66,33 +61,38 @@ def read_engine(env: Mapping[str, str], modules: Mapping[str, Any], world_size: 
     return found
 
 
+class _SettingError(Exception):
+    """A setting of the environment can't be right; the argument is the problem."""
+
+
 def _environment(env: Mapping[str, str], world_size: int) -> EngineFacts:
-    """What `accelerate launch` sets. It exports every setting of its config file, so that the file needn't be read; with --cpu it
-    starts one process and names no engine."""
-    engines = {
-        name: variable
-        for name, variable in (
-            ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
-            ("FSDP", "ACCELERATE_USE_FSDP"),
-            ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM"),
+    """What `accelerate launch` sets.
+
+    It exports every setting of its config file, so that the file needn't be read; with --cpu it starts one
+    process and names no engine.
+    """
+    variables = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
+    engines = [variable for variable in variables if _true(env, variable)]
+    if len(engines) > 1:
+        message = f"{' and '.join(engines)} are both on in the environment"
+        raise _SettingError(_problem("several-engines", message, "launch with one of the two engines"))
+    if "ACCELERATE_USE_MEGATRON_LM" in engines:
+        message = "ACCELERATE_USE_MEGATRON_LM is on in the environment, and models of transformers can't be loaded for it"
+        raise _SettingError(
+            _problem("unknown-engine", message, "launch with FSDP2, DeepSpeed or tensor parallelism")
         )
-        if _true(env, variable)
-    }
-    if len(engines) > 1 or "Megatron-LM" in engines:
-        return EngineFacts(problems=(_unclear(engines),))
     splitting = _true(env, "ACCELERATE_USE_PARALLELISM_CONFIG")
     tp = _whole(env, "PARALLELISM_CONFIG_TP_SIZE", 1) if splitting else 1
-    if isinstance(tp, Problem):
-        return EngineFacts(problems=(tp,))
     if tp > 1 and world_size % tp:
-        return EngineFacts(problems=(_indivisible(tp, world_size, "PARALLELISM_CONFIG_TP_SIZE"),))
-    if "DeepSpeed" in engines:
+        message = f"PARALLELISM_CONFIG_TP_SIZE is {tp}, and {world_size} processes can't be parted into groups of {tp}"
+        raise _SettingError(_problem("tp-size", message, f"choose a divisor of {world_size}"))
+    if "ACCELERATE_USE_DEEPSPEED" in engines:
         return _deepspeed(env)
-    if "FSDP" in engines:
+    if "ACCELERATE_USE_FSDP" in engines:
         version = _whole(env, "FSDP_VERSION", 1)
-        if isinstance(version, Problem) or version not in (1, 2):
-            problem = version if isinstance(version, Problem) else _no_version(version)
-            return EngineFacts(problems=(problem,))
+        if version not in (1, 2):
+            message = f"FSDP_VERSION is {version}, and there are 1 and 2"
+            raise _SettingError(_problem("engine-setting", message, "set fsdp_version to 2 or 1"))
         return EngineFacts(
             engine="fsdp2" if version == 2 else "fsdp",
             tp_size=tp,
@@ -116,20 +116,17 @@ def _deepspeed(env: Mapping[str, str]) -> EngineFacts:
         try:
             stage = stage_of(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            return EngineFacts(problems=(_unreadable("deepspeed-config", path, str(error)),))
+            message = f"ACCELERATE_DEEPSPEED_CONFIG_FILE names {path!r}, which can't be read as JSON: {error}"
+            remedy = "name a DeepSpeed config file in accelerate's settings"
+            raise _SettingError(_problem("deepspeed-config", message, remedy)) from error
         named = f"accelerate launch: zero_optimization.stage of {Path(path).name}"
     else:
-        said = _whole(env, "ACCELERATE_DEEPSPEED_ZERO_STAGE", DEFAULT_STAGE)
-        if isinstance(said, Problem):
-            return EngineFacts(problems=(said,))
-        stage, named = said, "accelerate launch: ACCELERATE_DEEPSPEED_ZERO_STAGE"
+        stage = _whole(env, "ACCELERATE_DEEPSPEED_ZERO_STAGE", DEFAULT_STAGE)
+        named = "accelerate launch: ACCELERATE_DEEPSPEED_ZERO_STAGE"
     if stage not in _STAGES:
-        problem = _problem(
-            "engine-setting",
-            f"{named} is {stage!r}; ZeRO has the stages 0 to 3",
-            "name one of them in accelerate's settings or in the DeepSpeed config",
-        )
-        return EngineFacts(problems=(problem,))
+        message = f"{named} is {stage!r}; ZeRO has the stages 0 to 3"
+        remedy = "name one of them in accelerate's settings or in the DeepSpeed config"
+        raise _SettingError(_problem("engine-setting", message, remedy))
     return EngineFacts(engine=_STAGES[stage], source=named)
 
 
@@ -140,10 +137,10 @@ def stage_of(config: Any) -> Any:
 
 
 def _alive_stage(modules: Mapping[str, Any]) -> int | None:
-    """The stage of the DeepSpeed config that transformers looks at when it makes a model; None where none is alive.
+    """The stage of the DeepSpeed config that transformers looks at when it makes a model; None without one.
 
-    transformers holds it by a weak reference: it lives as long as the `TrainingArguments`, the `HfDeepSpeedConfig` or accelerate's
-    plugin that made it (`transformers.integrations.deepspeed`, 5.23).
+    transformers holds it by a weak reference: it lives as long as the `TrainingArguments`, the
+    `HfDeepSpeedConfig` or accelerate's plugin that made it (`transformers.integrations.deepspeed`, 5.23).
     """
     module = modules.get("transformers.integrations.deepspeed")
     reference = getattr(module, "_hf_deepspeed_config_weak_ref", None)
@@ -154,8 +151,8 @@ def _alive_stage(modules: Mapping[str, Any]) -> int | None:
     return stage if isinstance(stage, int) else None
 
 
-def _accelerator(modules: Mapping[str, Any], world_size: int, said: EngineFacts) -> EngineFacts | None:
-    """What an `Accelerator` that was made already decided (accelerate 1.15: `AcceleratorState`); None where there is none."""
+def _accelerator(modules: Mapping[str, Any], world_size: int) -> EngineFacts | None:
+    """What an `Accelerator` already decided (accelerate 1.15: `AcceleratorState`); None without one."""
     state = getattr(modules.get("accelerate.state"), "AcceleratorState", None)
     shared = getattr(state, "_shared_state", None)
     if not isinstance(shared, dict) or "_mixed_precision" not in shared:
@@ -186,49 +183,13 @@ def _true(env: Mapping[str, str], name: str) -> bool:
     return env.get(name, "").strip().lower() in _TRUE
 
 
-def _whole(env: Mapping[str, str], name: str, default: int) -> int | Problem:
+def _whole(env: Mapping[str, str], name: str, default: int) -> int:
     text = env.get(name, "").strip()
     if not text:
         return default
-    if text.isdigit():
-        return int(text)
-    return _problem(
-        "launch-variable",
-        f"the environment has {name}={text!r}, which isn't a number of 0 or more",
-        "set it in accelerate's settings, or unset it",
-    )
-
-
-def _unclear(engines: Mapping[str, str]) -> Problem:
-    named = " and ".join(engines.values())
-    if len(engines) > 1:
-        return _problem(
-            "several-engines", f"{named} are both on in the environment", "launch with one of the two engines"
+    if not text.isdigit():
+        message = f"the environment has {name}={text!r}, which isn't a number of 0 or more"
+        raise _SettingError(
+            _problem("launch-variable", message, "set it in accelerate's settings, or unset it")
         )
-    return _problem(
-        "unknown-engine",
-        f"{named} is on in the environment, and models of transformers can't be loaded for it",
-        "launch with FSDP2, DeepSpeed or tensor parallelism",
-    )
-
-
-def _indivisible(tp: int, world_size: int, name: str) -> Problem:
-    return _problem(
-        "tp-size",
-        f"{name} is {tp}, and {world_size} processes can't be parted into groups of {tp}",
-        f"choose a divisor of {world_size}",
-    )
-
-
-def _no_version(version: int) -> Problem:
-    return _problem(
-        "engine-setting", f"FSDP_VERSION is {version}, and there are 1 and 2", "set fsdp_version to 2 or 1"
-    )
-
-
-def _unreadable(code: str, path: str, error: str) -> Problem:
-    return _problem(
-        code,
-        f"ACCELERATE_DEEPSPEED_CONFIG_FILE names {path!r}, which can't be read as JSON: {error}",
-        "name a DeepSpeed config file in accelerate's settings",
-    )
+    return int(text)

@@ -1,4 +1,4 @@
-"""What launchers tell each process in the environment: its number, and how many there are."""
+"""What launchers set in each process's environment: its number, and how many there are."""
 
 from __future__ import annotations
 
@@ -16,16 +16,9 @@ _problem = partial(Problem, "topology", "loadkit")
 
 
 class Launcher(msgspec.Struct, frozen=True, kw_only=True):
-    """The names of a launcher's variables, the first that is set counts.
+    """The names of a launcher's variables, of which the first that is set counts.
 
-    Parameters:
-        name: what it is called in messages.
-        world: how many processes there are; the launcher is at work where it is set.
-        rank: this one's number.
-        local_rank: its number on its node.
-        local_world: how many its node has.
-        node: the node's number.
-        needs: a variable without which the others are a job's settings, and no launch.
+    It is at work where `world` is set; without the variable `needs` that is a job's setting, and no launch.
     """
 
     name: str
@@ -87,12 +80,9 @@ REMEDY = (
 
 
 class Processes(msgspec.Struct, frozen=True, kw_only=True):
-    """What a launcher says of the processes.
+    """What a launcher says of the processes, in the words of `Topology`.
 
-    Parameters:
-        world_size, rank, local_rank, local_world_size, node_rank: as in `Topology`.
-        source: who says so, and by which variables; "" where no launcher is at work.
-        problems: what is missing or contradicts itself.
+    `source` is the launcher with the variables that were read; "" where none is at work.
     """
 
     world_size: int = 1
@@ -105,14 +95,7 @@ class Processes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_processes(env: Mapping[str, str]) -> Processes:
-    """Read the first launcher's variables that are set.
-
-    Parameters:
-        env: the environment.
-
-    Returns:
-        The numbers; with problems, and those of a single process, where they can't be right.
-    """
+    """Read the first launcher at work; a single process, with problems, where its numbers can't be right."""
     launchers = [one for one in LAUNCHERS if _set(env, one.world) and (not one.needs or env.get(one.needs))]
     if not launchers:
         return _stray(env)
@@ -123,29 +106,18 @@ def read_processes(env: Mapping[str, str]) -> Processes:
     local_rank = read.number(launcher.local_rank)
     node = read.number(launcher.node)
     local_world = read.per_node(launcher.local_world, node or 0)
-    problems = [*read.problems]
-    if not problems and not world:
-        problems.append(
-            _problem(
-                "rank-out-of-range",
-                f"{launcher.name}'s {launcher.world[0]} says that there are no processes",
-                REMEDY.format(launcher.world[0]),
-            )
-        )
-    if not problems and world > 1:
-        problems += _missing(launcher, world, rank, local_rank, local_world)
-    if not problems and world == 1 and not rank:
-        return Processes()
+    problems = read.problems or _missing(launcher, world, rank, local_rank, local_world)
     if problems:
         return Processes(problems=tuple(problems))
     rank = rank or 0
+    if world == 1 and rank == 0:
+        return Processes()
+    assumed = "" if local_world is not None else f"; {launcher.local_world[0]} isn't set: one node is assumed"
     if local_rank is None:
         local_rank = rank % max(local_world or 1, 1)
-    assumed = "" if local_world is not None else f"; {launcher.local_world[0]} isn't set: one node is assumed"
     if local_world is None:
         local_world = world
-    problems += _ranges(launcher, world, rank, local_rank, local_world)
-    problems += _disagreeing(env, launchers, world)
+    problems = _ranges(launcher, world, rank, local_rank, local_world) + _disagreeing(env, launchers, world)
     if problems:
         return Processes(problems=tuple(problems))
     return Processes(
@@ -172,13 +144,8 @@ class _Numbers:
             return None
         text = self._env[name].strip()
         if not text.isdigit():
-            self.problems.append(
-                _problem(
-                    "launch-variable",
-                    f"the environment has {name}={text!r}, which isn't a number of 0 or more",
-                    REMEDY.format(name),
-                )
-            )
+            message = f"the environment has {name}={text!r}, which isn't a number of 0 or more"
+            self.problems.append(_problem("launch-variable", message, REMEDY.format(name)))
             return None
         self.names.append(name)
         return int(text)
@@ -204,31 +171,26 @@ def _stray(env: Mapping[str, str]) -> Processes:
     for name in ("RANK", "LOCAL_RANK"):
         text = env.get(name, "").strip()
         if text.isdigit() and int(text) > 0:
-            problem = _problem(
-                "launch-incomplete",
-                f"the environment has {name}={text}, and WORLD_SIZE isn't set: how many processes there are is unknown",
-                REMEDY.format(name),
-            )
-            return Processes(problems=(problem,))
+            message = f"the environment has {name}={text}, and WORLD_SIZE isn't set: how many processes there are is unknown"
+            return Processes(problems=(_problem("launch-incomplete", message, REMEDY.format(name)),))
     return Processes()
 
 
 def _missing(
     launcher: Launcher, world: int, rank: int | None, local_rank: int | None, local_world: int | None
 ) -> list[Problem]:
+    said = f"{launcher.name}'s {launcher.world[0]} says that there are"
+    remedy = REMEDY.format(launcher.world[0])
+    if not world:
+        return [_problem("rank-out-of-range", f"{said} no processes", remedy)]
     absent = [] if rank is not None else [launcher.rank[0]]
     if local_rank is None and local_world is None:
         absent.append(launcher.local_rank[0])
-    if not absent:
+    if world == 1 or not absent:
         return []
-    return [
-        _problem(
-            "launch-incomplete",
-            f"{launcher.name}'s {launcher.world[0]} says that there are {world} processes, and {' and '.join(absent)} "
-            f"{'is' if len(absent) == 1 else 'are'}n't set: which of them this is, and which device is its own, is unknown",
-            REMEDY.format(launcher.world[0]),
-        )
-    ]
+    unset = f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'}n't set"
+    unknown = "which of them this is, and which device is its own, is unknown"
+    return [_problem("launch-incomplete", f"{said} {world} processes, and {unset}: {unknown}", remedy)]
 
 
 def _ranges(launcher: Launcher, world: int, rank: int, local_rank: int, local_world: int) -> list[Problem]:
@@ -242,15 +204,9 @@ def _ranges(launcher: Launcher, world: int, rank: int, local_rank: int, local_wo
         for name, value, limit, most in pairs
         if value >= most
     ]
-    if not wrong:
-        return []
-    return [
-        _problem(
-            "rank-out-of-range",
-            f"{launcher.name}'s variables contradict each other: {'; '.join(wrong)}",
-            "ranks count from 0 to one below the number of processes; " + REMEDY.format("them"),
-        )
-    ]
+    message = f"{launcher.name}'s variables contradict each other: {'; '.join(wrong)}"
+    remedy = "ranks count from 0 to one below the number of processes; " + REMEDY.format("them")
+    return [_problem("rank-out-of-range", message, remedy)] if wrong else []
 
 
 def _disagreeing(env: Mapping[str, str], launchers: Sequence[Launcher], world: int) -> list[Problem]:
@@ -260,11 +216,8 @@ def _disagreeing(env: Mapping[str, str], launchers: Sequence[Launcher], world: i
     for other in launchers[1:]:
         found = _Numbers(env).number(other.world)
         if found is not None and found > 1 and found != world:
-            return [
-                _problem(
-                    "launchers-disagree",
-                    f"WORLD_SIZE says {world} processes, and {other.name}'s {_set(env, other.world)} says {found}",
-                    "unset WORLD_SIZE and RANK, or set them to the launcher's own numbers in each process",
-                )
-            ]
+            theirs = f"{other.name}'s {_set(env, other.world)} says {found}"
+            message = f"WORLD_SIZE says {world} processes, and {theirs}"
+            remedy = "unset WORLD_SIZE and RANK, or set them to the launcher's own numbers in each process"
+            return [_problem("launchers-disagree", message, remedy)]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -12,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Accelerator", "Machine", "read_machine"]
+__all__ = ["Accelerator", "Machine", "read_machine", "this_machine"]
 
 _DIST_INFO = re.compile(r"^(?P<name>[A-Za-z0-9._]+?)-(?P<version>[^-]+)(-.*)?\.(dist|egg)-info$")
 
@@ -64,7 +65,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         return min(found, default=(0, 0))
 
     def version(self, package: str) -> tuple[int, ...] | None:
-        """A package's version as leading numbers, (2, 7, 4) for "2.7.4.post1"; None where it isn't installed."""
+        """A package's version as leading numbers, (2, 7, 4) for "2.7.4.post1"; None where it is missing."""
         text = self.packages.get(_normalised(package))
         if text is None:
             return None
@@ -80,6 +81,12 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         return f"{len(self.accelerators)} × {first.name} ({capability}{first.memory / 2**30:.1f} GiB)"
 
 
+@functools.lru_cache(maxsize=1)
+def this_machine() -> Machine:
+    """The facts of this machine, read once a process."""
+    return read_machine()
+
+
 def read_machine(environ: Mapping[str, str] | None = None, path: Sequence[str] | None = None) -> Machine:
     """Read the machine's facts, NVIDIA's through its management library.
 
@@ -92,19 +99,19 @@ def read_machine(environ: Mapping[str, str] | None = None, path: Sequence[str] |
     """
     env = os.environ if environ is None else environ
     packages = dict(sorted(_distributions(sys.path if path is None else path)))
-    accelerators, notes = _accelerators(env, packages.get("torch", ""))
+    accelerators, note = _accelerators(env, packages.get("torch", ""))
     return Machine(
         accelerators=accelerators,
         memory=_memory(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         platform=sys.platform,
         packages=packages,
-        notes=notes,
+        notes=(note,) if note else (),
     )
 
 
 def _distributions(path: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Read names and versions off the metadata folders' names: importlib.metadata would open hundreds of files."""
+    """Read metadata folders' names and versions: importlib.metadata would open hundreds of files."""
     for folder in reversed([p for p in path if p]):  # earlier folders shadow later ones
         try:
             entries = sorted(os.listdir(folder))
@@ -132,17 +139,14 @@ def _memory() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
-def _accelerators(
-    env: Mapping[str, str], torch_version: str
-) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
+def _accelerators(env: Mapping[str, str], torch_version: str) -> tuple[tuple[Accelerator, ...], str]:
     if sys.platform == "darwin" and platform.machine() == "arm64":
-        return (Accelerator(kind="mps", name="Apple silicon"),), ()
+        return (Accelerator(kind="mps", name="Apple silicon"),), ""
     found, note = _nvidia(env)
     if found and torch_version.endswith("+cpu"):
-        return (), (
-            f"{len(found)} × {found[0].name} found, but torch {torch_version} is built for the CPU only",
-        )
-    return found, (note,) if note else ()
+        note = f"{len(found)} × {found[0].name} found, but torch {torch_version} is built for the CPU only"
+        return (), note
+    return found, note
 
 
 def _nvidia(env: Mapping[str, str]) -> tuple[tuple[Accelerator, ...], str]:
@@ -154,11 +158,11 @@ def _nvidia(env: Mapping[str, str]) -> tuple[tuple[Accelerator, ...], str]:
         return (), ""
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        uuids = [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
         devices = [
             Accelerator(
                 kind="cuda",
-                name=_text(pynvml.nvmlDeviceGetName(handle)),
+                name=pynvml.nvmlDeviceGetName(handle),
                 capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
                 memory=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
             )
@@ -173,7 +177,7 @@ def _nvidia(env: Mapping[str, str]) -> tuple[tuple[Accelerator, ...], str]:
 
 
 def _visible(spec: str, devices: Sequence[Accelerator], uuids: Sequence[str]) -> Iterator[Accelerator]:
-    """CUDA's rule: entries in order, by index or by the start of a UUID; the first invalid one ends the list."""
+    """CUDA's rule: entries in order, by index or the start of a UUID; the first invalid one ends the list."""
     for entry in (part.strip() for part in spec.split(",")):
         if entry.isdigit() and int(entry) < len(devices):
             yield devices[int(entry)]
@@ -181,7 +185,3 @@ def _visible(spec: str, devices: Sequence[Accelerator], uuids: Sequence[str]) ->
             yield devices[match[0]]
         else:
             return
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

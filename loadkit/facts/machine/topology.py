@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from loadkit.errors import Problem
+from loadkit.facts.machine.engines import Engine, read_engine
+from loadkit.facts.machine.launchers import read_processes
 
-__all__ = ["ENGINES", "Engine", "Topology", "read_topology"]
-
-Engine = Literal["none", "ddp", "fsdp", "fsdp2", "zero1", "zero2", "zero3", "tensor-parallel"]
-
-ENGINES: tuple[Engine, ...] = ("ddp", "fsdp", "fsdp2", "zero1", "zero2", "zero3", "tensor-parallel")
-"""What may spread a model over several processes."""
+__all__ = ["Topology", "read_topology"]
 
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,10 +27,12 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         node_rank: this node's number.
         engine: what spreads the model over them.
         tp_size: how many processes share one copy of the layers that tensor parallelism splits; 1 without it.
-        zero3_alive: under ZeRO-3, whether a DeepSpeed config is alive for transformers to find; None where that can't be known
-            (the launch was given by hand).
-        reads_once: whether one rank's weights are handed to all others (accelerate's `cpu_ram_efficient_loading`).
-        checkpoints_activations: whether the engine itself recomputes activations (accelerate's `activation_checkpointing`).
+        zero3_alive: under ZeRO-3, whether a DeepSpeed config is alive for transformers to find; None where
+            that can't be known (the launch was given by hand).
+        reads_once: whether one rank's weights are handed to all others (accelerate's
+            `cpu_ram_efficient_loading`).
+        checkpoints_activations: whether the engine itself recomputes activations (accelerate's
+            `activation_checkpointing`).
         read_from: what was read from where: "processes" and "engine" to a few words.
         problems: what is wrong with what the launcher set; the fields then are those of a single process.
     """
@@ -68,7 +67,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shards_parameters(self) -> bool:
-        """Whether each process keeps a part of every parameter only, and gathers the rest when it is needed."""
+        """Whether each process keeps a part of every parameter, and gathers the rest when it is needed."""
         return self.engine in ("fsdp", "fsdp2", "zero3")
 
     @property
@@ -77,7 +76,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         return self.engine == "tensor-parallel" or self.tp_size > 1
 
     def describe(self) -> str:
-        """One line, equal on all ranks: "16 processes on 2 nodes, fsdp2"; "" for a single process without an engine."""
+        """One line, equal on all ranks: "16 processes on 2 nodes, fsdp2"; "" for one process alone."""
         if not self.distributed and self.engine == "none":
             return ""
         nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
@@ -92,18 +91,15 @@ def read_topology(
 ) -> Topology:
     """Read what launchers set in the environment, and what engines that are set up already say of themselves.
 
-    Nothing is imported for it: an object of accelerate or transformers can exist only where its module was imported before.
+    Nothing is imported for it: accelerate and transformers have objects only where they were imported.
 
     Parameters:
         environ: the environment; the process's own by default.
         modules: imported modules by name; `sys.modules` by default.
 
     Returns:
-        The topology; a single process where no launcher is seen. What contradicts itself is told in its `problems`.
+        The topology; a single process where no launcher is seen, or, with problems, none that can be right.
     """
-    from loadkit.facts.machine.engines import read_engine
-    from loadkit.facts.machine.launchers import read_processes
-
     env = os.environ if environ is None else environ
     processes = read_processes(env)
     engine = read_engine(env, sys.modules if modules is None else modules, processes.world_size)

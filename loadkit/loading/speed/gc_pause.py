@@ -1,7 +1,7 @@
-"""Python's garbage collector rests while libraries are imported and a model is built.
+"""Pause Python's garbage collector while libraries are imported and a model is built.
 
-Importing torch and transformers makes half a million objects that stay. The collector looks at all of them again and again meanwhile, finds
-next to nothing, and takes a tenth of the load's time with it.
+Importing torch and transformers makes half a million objects that stay. The collector looks at all of them
+again and again meanwhile, finds next to nothing, and takes a tenth of the load's time with it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ _was_on = False
 
 @contextmanager
 def pause_gc() -> Iterator[None]:
-    """Keep the garbage collector from running by itself until the block ends; one that was switched off before stays so.
+    """Keep the garbage collector from running by itself until the block ends; one that was switched off
+    before stays so.
 
-    Nothing may be waited for in the block: the garbage of other threads stays as long. `gc.collect()` works as ever.
+    Nothing may be waited for in the block: the garbage of other threads stays as long. `gc.collect()` works
+    as ever.
     """
     global _resting, _was_on
     with _lock:
@@ -42,9 +44,11 @@ def pause_gc() -> Iterator[None]:
 
 
 def _age() -> None:
-    """Put all objects into the oldest generation, unseen: else the collector would go through them as soon as it wakes.
+    """Put all objects into the oldest generation, unseen: else the collector would go through them as soon as
+    it wakes.
 
-    That is what freezing does, and thawing puts them back; nothing stays frozen. Whoever froze objects before has a reason: theirs stay.
+    That is what freezing does, and thawing puts them back; nothing stays frozen. Whoever froze objects before
+    has a reason: theirs stay.
     """
     if not gc.get_freeze_count():
         gc.freeze()

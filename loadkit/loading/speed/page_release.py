@@ -1,8 +1,10 @@
-"""Give memory back while a checkpoint is quantized, and after it: pages of weight files that were read, and what malloc keeps.
+"""Give memory back while a checkpoint is quantized, and after it: pages of weight files that were read, and
+what malloc keeps.
 
-transformers maps a weight file and quantizes tensor after tensor out of it. The pages that it has read stay in the process for as long
-as one tensor of that file isn't quantized (the embeddings, say): all of the file is then resident beside the model made from it. They
-are the file's own pages, so they can be handed back at any time and are still in the page cache.
+transformers maps a weight file and quantizes tensor after tensor out of it. The pages that it has read stay
+in the process for as long as one tensor of that file isn't quantized (the embeddings, say): all of the file
+is then resident beside the model made from it. They are the file's own pages, so they can be handed back at
+any time and are still in the page cache.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 __all__ = ["OFTEN", "Mapping", "release", "released_while_loading", "trim", "weight_mappings"]
 
 OFTEN = 256 * 2**20
-"""Bytes of parameters after which pages are released again: looking up the mappings takes 10 to 20 milliseconds."""
+"""Bytes of parameters after which pages are released again: finding the mappings takes 10 to 20 ms."""
 
 WRITTEN = "\nAnonymous:"
 """How Linux calls, for each mapping, the pages that were written and have become the process's own."""
@@ -44,11 +46,7 @@ class Mapping(NamedTuple):
 
 
 def weight_mappings(paths: Sequence[Path]) -> list[Mapping]:
-    """Where the files are mapped; nothing where the system doesn't tell (it is Linux that does).
-
-    Parameters:
-        paths: the weight files.
-    """
+    """Where the files are mapped; nothing where the system doesn't tell (it is Linux that does)."""
     try:
         text = Path("/proc/self/smaps").read_text(errors="replace")
     except OSError:
@@ -102,14 +100,13 @@ def trim() -> None:
 
 @contextmanager
 def released_while_loading(paths: Sequence[Path]) -> Iterator[None]:
-    """Release, while a model is quantized out of weight files, the pages that were read, and trim what is left at the end.
+    """Release, while a model is quantized out of weight files, the pages that were read, and trim what is
+    left at the end.
 
-    torch tells of each parameter that a module gets. One that lies in a file itself stays as it is, and so do its pages; of the others the
-    file's pages aren't needed any more. It is the thread that loads which releases, so nothing is written meanwhile. Files that were
-    mapped before (by a model that has trained, maybe) aren't touched.
-
-    Parameters:
-        paths: the weight files.
+    torch tells of each parameter that a module gets. One that lies in a file itself stays as it is, and so do
+    its pages; of the others the file's pages aren't needed any more. It is the thread that loads which
+    releases, so nothing is written meanwhile. Files that were mapped before (by a model that has trained,
+    maybe) aren't touched.
     """
     if sys.platform != "linux" or not paths:
         yield

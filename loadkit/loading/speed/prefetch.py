@@ -1,8 +1,8 @@
 """Read weight files into memory while the libraries import, where they aren't there yet and there is room.
 
-Importing torch and transformers takes seconds in which a disk has nothing to do. On Linux a thread reads the files meanwhile, so that the
-loader finds them in the page cache; elsewhere nothing happens. One process of a machine does it for a file: it holds a lock, and the others
-go on without reading ahead.
+Importing torch and transformers takes seconds in which a disk has nothing to do. On Linux a thread reads the
+files meanwhile, so that the loader finds them in the page cache; elsewhere nothing happens. One process of a
+machine does it for a file: it holds a lock, and the others go on without reading ahead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ SHARE = 0.5
 
 
 class ReadAhead:
-    """A thread that reads files into the page cache. It starts at once, never raises, and ends with the process.
+    """A thread that reads files into the page cache. It starts at once, never raises, and ends with the
+    process.
 
     Parameters:
         paths: the files, in the order in which they will be needed.
@@ -104,11 +105,9 @@ class ReadAhead:
 def missing_bytes(path: Path) -> int:
     """How many bytes of a file aren't in memory.
 
-    Parameters:
-        path: the file.
-
     Returns:
-        Bytes; 0 where the system can't tell, or won't: of a file that this user may only read, Linux says that all is there.
+        Bytes; 0 where the system can't tell, or won't: of a file that this user may only read, Linux says
+        that all is there.
 
     Raises:
         OSError: the file can't be opened.
@@ -117,7 +116,7 @@ def missing_bytes(path: Path) -> int:
     if sys.platform != "linux" or not size:
         return 0
     pages = -(-size // mmap.PAGESIZE)
-    told = (ctypes.c_ubyte * pages)()
+    resident = (ctypes.c_ubyte * pages)()
     libc = ctypes.CDLL(None)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -125,9 +124,9 @@ def missing_bytes(path: Path) -> int:
         address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
     if address == ctypes.c_void_p(-1).value:
         return 0
-    refused = libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), told)
+    refused = libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), resident)
     libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
-    return 0 if refused else min(size, (pages - bytes(told).count(1)) * mmap.PAGESIZE)
+    return 0 if refused else min(size, (pages - bytes(resident).count(1)) * mmap.PAGESIZE)
 
 
 def room() -> int:
@@ -139,7 +138,7 @@ def room() -> int:
     with contextlib.suppress(OSError, ValueError, StopIteration):
         limit = int((group / "memory.max").read_text())  # "max" where there is none
         used = int((group / "memory.current").read_text())
-        told = (group / "memory.stat").read_text().splitlines()
-        pages = int(next(line for line in told if line.startswith("inactive_file ")).split()[1])
+        stat = (group / "memory.stat").read_text().splitlines()
+        pages = int(next(line for line in stat if line.startswith("inactive_file ")).split()[1])
         available = min(available, limit - used + pages)
     return available

@@ -1,43 +1,28 @@
-"""Load with what plugins lend: something stored where it is there and proves whole, else the checkpoint itself."""
+"""Load with the plugins' aids: what is stored where it is there and whole, else the checkpoint itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 from loadkit.cache.entries import Entries
 from loadkit.errors import LoadError, LoadkitError, PluginError
+from loadkit.facts.load_facts import LoadFacts
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
-from loadkit.loading.use_cache import own_cache
-from loadkit.planning.pipeline import identity_of, this_machine
+from loadkit.loading.loaded import BareModel
+from loadkit.loading.use_cache import own_use_cache
 from loadkit.schema.loading_aids import LoadingAid, Stored
 from loadkit.schema.plans import Plan
-from loadkit.schema.reports import Loading
 from loadkit.schema.request import Progress
 
-__all__ = ["Aided", "Lent", "LoadedModel", "Ready", "lend", "with_aids"]
+__all__ = ["NO_AIDS", "Aids", "PluginAid", "Ready", "gather_aids", "with_aids"]
 
 
-class LoadedModel(NamedTuple):
-    """What `load_model` gives.
-
-    Parameters:
-        model: the model in evaluation mode.
-        loading: what `from_pretrained` said of its weights.
-        own_cache: path of a nested config ("" for the outermost) to the checkpoint's own `use_cache`.
-        shortcuts: what came of the aids, a line each.
-    """
-
-    model: Any
-    loading: Loading
-    own_cache: dict[str, bool]
-    shortcuts: tuple[str, ...] = ()
-
-
-class Aided(NamedTuple):
-    """An aid, with the plugin that lends it."""
+class PluginAid(NamedTuple):
+    """An aid, and the plugin that it comes from."""
 
     plugin: str
     aid: LoadingAid
@@ -51,88 +36,89 @@ class Ready(NamedTuple):
     stored: Stored
 
 
-class Lent(NamedTuple):
-    """What plugins lend to one load.
+class Aids(NamedTuple):
+    """The aids of one load.
 
     Parameters:
-        aids: all aids, sorted by plugin.
-        first: what lies ready; None where nothing does.
+        every: all of them, sorted by plugin.
+        ready: the first that has something stored; None where nothing is.
     """
 
-    aids: tuple[Aided, ...] = ()
-    first: Ready | None = None
+    every: tuple[PluginAid, ...] = ()
+    ready: Ready | None = None
 
 
-def lend(plan: Plan, manager: PluginManager, progress: Progress | None = None) -> Lent:
-    """Ask every plugin for an aid, and the aids for what lies ready. It needs no torch: what is stored can be read while that is imported.
+NO_AIDS = Aids()
 
-    Parameters:
-        plan: the plan.
-        manager: the plugins.
-        progress: what they may tell of things that take long.
+
+def gather_aids(plan: Plan, facts: LoadFacts, manager: PluginManager, progress: Progress) -> Aids:
+    """Ask every plugin for an aid, and the aids for what lies ready.
+
+    It needs no torch: what is stored can be read while that is imported.
 
     Raises:
-        PluginError: a plugin raised, or lends something else.
+        PluginError: a plugin raised, or answered something else.
     """
     hook = hooks.loadkit_shorten_loading
     aids = []
     for plugin, aid in manager.answers(
         hook,
         plan=plan,
-        identity=identity_of(plan),
-        machine=this_machine(),
+        identity=facts.fingerprint,
+        machine=facts.machine,
         entries=Entries(),
-        progress=progress or (lambda _: None),
+        progress=progress,
     ):
         if not isinstance(aid, LoadingAid):
             raise PluginError(
                 plugin, f"it answered {aid!r}; this hook returns a LoadingAid, or None", hook=hook.__name__
             )
-        aids.append(Aided(plugin, aid))
-    return Lent(tuple(aids), next(_ready(aids), None))
+        aids.append(PluginAid(plugin, aid))
+    return Aids(tuple(aids), next(_ready(aids), None))
 
 
 def with_aids(
-    lent: Lent,
+    aids: Aids,
     *,
-    fetch: Callable[[], None],
-    load: Callable[[], LoadedModel],
-    read: Callable[[Stored], LoadedModel],
-) -> LoadedModel:
+    fetch: Callable[[], tuple[Path, ...]],
+    load: Callable[[tuple[Path, ...]], BareModel],
+    read: Callable[[Stored], BareModel],
+) -> BareModel:
     """Load the model, with the aids at their places.
 
     Parameters:
-        lent: the aids.
-        fetch: brings the checkpoint's weights here. Called before an aid is entered: one that waits for another process mustn't keep it waiting.
-        load: loads the checkpoint.
+        fetch: brings the checkpoint's weights here. Called before an aid is entered: one that waits for
+            another process mustn't keep that one waiting.
+        load: loads the checkpoint from the files that were fetched.
         read: loads what is stored.
 
     Raises:
         PluginError: an aid raised.
         LoadError: the checkpoint couldn't be loaded.
     """
-    loaded = None if lent.first is None else _proved(lent.first, read)
+    loaded = None if aids.ready is None else _proved(aids.ready, read)
     if loaded is None:
-        fetch()
-        # In here an aid may wait for another process of this launch, which has got this far too. So nothing in here may wait for a rank: what
-        # ranks wait for each other with (the fetching, random numbers, findings) lies before and after. All enter their aids in one order.
+        files = fetch()
+        # In here an aid may wait for another process of this launch, which has got this far too. So nothing
+        # in here may wait for a rank: what ranks wait for each other with (the fetching, random numbers,
+        # findings) lies before and after. All enter their aids in one order.
         with ExitStack() as stack:
-            for plugin, aid in lent.aids:
+            for plugin, aid in aids.every:
                 with _named(plugin):
                     stack.enter_context(aid)
             # another process may have left it there meanwhile
-            loaded = next((found for ready in _ready(lent.aids) if (found := _proved(ready, read))), None)
+            loaded = next((found for ready in _ready(aids.every) if (found := _proved(ready, read))), None)
             if loaded is None:
-                loaded = load()
-                with own_cache(loaded.model, loaded.own_cache):
-                    for plugin, aid in lent.aids:
+                loaded = load(files)
+                with own_use_cache(loaded.model, loaded.own_use_cache):
+                    for plugin, aid in aids.every:
                         with _named(plugin):
                             aid.keep(loaded.model, loaded.loading)
-    lines = tuple(f"{aid.line} ({plugin})" for plugin, aid in lent.aids if aid.line)
+    lines = tuple(f"{aid.line} ({plugin})" for plugin, aid in aids.every if aid.line)
     return loaded._replace(shortcuts=lines)
 
 
-def _ready(aids: Sequence[Aided]) -> Iterator[Ready]:
+def _ready(aids: Sequence[PluginAid]) -> Iterator[Ready]:
     """What lies ready, aid by aid."""
     for plugin, aid in aids:
         with _named(plugin):
@@ -141,7 +127,7 @@ def _ready(aids: Sequence[Aided]) -> Iterator[Ready]:
             yield Ready(plugin, aid, stored)
 
 
-def _proved(ready: Ready, read: Callable[[Stored], LoadedModel]) -> LoadedModel | None:
+def _proved(ready: Ready, read: Callable[[Stored], BareModel]) -> BareModel | None:
     """The model from what is stored; None where it can't be loaded, or its aid doesn't find it whole."""
     try:
         loaded = read(ready.stored)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +12,13 @@ from loadkit.facts.context import Context
 from loadkit.facts.library.weight_roles import Weight
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
+from loadkit.planning.memory.optimizers import optimizer_bytes
 from loadkit.planning.memory.per_rank import share
 from loadkit.schema.dtypes import ITEM_SIZES
 from loadkit.schema.plans import Memory, Plan
 from loadkit.schema.values import Packed
 
-__all__ = ["OPTIMIZERS", "Optimizer", "estimate", "optimizer_bytes"]
+__all__ = ["estimate"]
 
 REASONS: Mapping[str, str] = {
     "embedding": "embeddings",
@@ -30,50 +30,13 @@ REASONS: Mapping[str, str] = {
 """A weight's kind to the reason why it stays unquantized."""
 
 
-class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
-    """What an optimizer keeps for each value that trains.
-
-    Parameters:
-        states: how many values in the parameter's own dtype.
-        fixed: bytes, whatever the dtype.
-        small: bytes for values of tensors too small to be packed; None where none is packed.
-        factored: whether a matrix takes a row and a column in float32 only.
-    """
-
-    states: int = 0
-    fixed: float = 0.0
-    small: float | None = None
-    factored: bool = False
-
-
-PACKED_FROM = 4096
-"""bitsandbytes' optimizers keep smaller tensors in float32 (`min_8bit_size`)."""
-
-BLOCK = 256
-"""Values that share a scale in bitsandbytes' 8-bit optimizers."""
-
-_ADAM_8BIT = Optimizer(fixed=2 + 2 * 4 / BLOCK, small=8)
-OPTIMIZERS: Mapping[str, Optimizer] = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_apex_fused"), Optimizer(states=2)),
-    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "ademamix_8bit"), _ADAM_8BIT),
-    **dict.fromkeys(("paged_adamw_32bit", "paged_adamw"), Optimizer(fixed=8)),
-    **dict.fromkeys(("lion", "lion_32bit", "paged_lion_32bit", "paged_lion"), Optimizer(fixed=4)),
-    **dict.fromkeys(("lion_8bit", "paged_lion_8bit"), Optimizer(fixed=1 + 4 / BLOCK, small=4)),
-    "rmsprop": Optimizer(states=1),
-    "adagrad": Optimizer(states=1),
-    "sgd": Optimizer(),
-    "adafactor": Optimizer(factored=True),
-}  # fmt: skip
-"""transformers' names of optimizers (`TrainingArguments.optim`) to what they keep."""
-
-
 def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | None:
     """What the loaded model, its gradients and its optimizer will take.
 
     Parameters:
         context: the facts, with the headers.
-        plan: all decisions.
-        manager: the plugins: the one that quantizes tells what that makes of the weights, the one that attaches adapters their size.
+        manager: the plugins: the one that quantizes tells what that makes of the weights, the one that
+            attaches adapters their size.
 
     Returns:
         Bytes by part; None where the checkpoint's files have no headers (pickles).
@@ -116,30 +79,6 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
     )
     in_memory = [(weight, dtype, _bytes(weight, dtype)) for weight, dtype in dtypes]
     return msgspec.structs.replace(memory, per_rank=share(context, plan, memory, in_memory, packed))
-
-
-def optimizer_bytes(trained: Sequence[Weight], name: str) -> int:
-    """Bytes of an optimizer's state after its first step.
-
-    Parameters:
-        trained: what trains, in the dtype that it trains in.
-        name: a key of `OPTIMIZERS`; another one counts as AdamW.
-    """
-    rule = OPTIMIZERS.get(name, OPTIMIZERS["adamw_torch"])
-    total = 0.0
-    for weight in trained:
-        if rule.factored:
-            rows = (
-                sum(weight.shape[-2:]) * math.prod(weight.shape[:-2])
-                if len(weight.shape) > 1
-                else weight.count
-            )
-            total += 4 * rows
-        elif rule.small is not None and weight.count < PACKED_FROM:
-            total += rule.small * weight.count
-        else:
-            total += rule.states * weight.nbytes + rule.fixed * weight.count
-    return round(total)
 
 
 def _dtype(weight: Weight, plan: Plan, context: Context) -> str:
@@ -193,7 +132,7 @@ def _unquantized(dtypes: Sequence[tuple[Weight, str]]) -> dict[str, int]:
 
 
 def _room(context: Context, plan: Plan) -> tuple[str, int]:
-    """Where the weights go, and the bytes that are there; 0 where that isn't known or an engine spreads them."""
+    """Where the weights go, and the bytes there; 0 where that isn't known or an engine spreads them."""
     machine, device_map = context.machine, plan.placement.device_map
     accelerators = [a for a in machine.accelerators if a.memory]
     if plan.placement.max_memory:

@@ -1,4 +1,4 @@
-"""Whether what a plan takes fits this machine, told before anything is loaded."""
+"""Whether what a plan takes fits this machine, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loadkit.errors import Problem, Severity
 from loadkit.facts.context import Context
-from loadkit.planning.memory.estimate import OPTIMIZERS
+from loadkit.planning.memory.optimizers import OPTIMIZERS
 from loadkit.schema.plans import Memory, Plan, RankMemory
 from loadkit.text.units import size
 
@@ -17,8 +17,8 @@ def check_memory(context: Context, plan: Plan) -> list[Problem]:
     """Hold the estimate against the memory of the device that the weights go to.
 
     Returns:
-        An error where the model itself doesn't fit, a warning where gradients and optimizer don't fit beside it, a note where the
-        optimizer isn't known; nothing with `check_memory=False`.
+        An error where the model itself doesn't fit, a warning where gradients and optimizer don't fit beside
+        it, a note where the optimizer isn't known; nothing with `check_memory=False`.
     """
     return [*_unknown_optimizer(context), *_too_large(context, plan)]
 
@@ -65,7 +65,7 @@ def _too_large(context: Context, plan: Plan) -> Sequence[Problem]:
 
 
 def _needed(memory: Memory, rank: RankMemory, on_host: bool) -> tuple[int, int]:
-    """Bytes of the model while loading, and of all there is in training: of a device, or of the node whose processes share its memory."""
+    """Bytes of the model while loading, and of all in training: of a device, or of a node's shared memory."""
     if not on_host:
         return max(rank.loading, rank.weights), rank.total
     own = rank.host_own // rank.processes

@@ -1,4 +1,4 @@
-"""What one process of several holds: its share of what an engine divides, and what loading takes on its node."""
+"""What one of several processes holds: its share of what an engine divides, and what loading takes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ def share(
     """Divide an estimate among the processes.
 
     Parameters:
-        context: the facts.
-        plan: all decisions.
         memory: what all of it takes once.
         kept: every weight that isn't quantized, its dtype and its bytes in memory.
         packed: what is quantized.
@@ -63,8 +61,9 @@ def share(
 
 
 def _stays_whole(context: Context, memory: Memory, packed: Mapping[str, Packed]) -> int:
-    """What an engine that shards parameters leaves on every rank: the constants of quantized weights, which aren't parameters, and
-    weights packed as integers, which accelerate leaves out of FSDP2 (accelerate 1.15: `fsdp2_prepare_model`)."""
+    """What an engine that shards parameters leaves on every rank: the constants of quantized weights, which
+    aren't parameters, and weights packed as integers, which accelerate leaves out of FSDP2 (accelerate 1.15:
+    `fsdp2_prepare_model`)."""
     if not context.topology.shards_parameters:
         return 0
     integers = sum(p.data for p in packed.values() if "int" in p.dtype)
@@ -72,8 +71,8 @@ def _stays_whole(context: Context, memory: Memory, packed: Mapping[str, Packed])
 
 
 def _placed_before_sharding(context: Context, plan: Plan) -> bool:
-    """A quantized base goes to the device whole, on every rank, and is divided afterwards (transformers 5.23: the quantizers'
-    `update_device_map`)."""
+    """A quantized base goes to the device whole, on every rank, and is divided afterwards (transformers 5.23:
+    the quantizers' `update_device_map`)."""
     return context.topology.shards_parameters and plan.quantization is not None
 
 

@@ -25,12 +25,12 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     Parameters:
         option: the option it becomes.
         under: the field of that option (a mapping) which it becomes.
-        fields: for a mapping: its fields to options; "*" stands for the others, which are options themselves, or
-            fields of the option that it leads to.
+        fields: for a mapping: its fields to options; "*" stands for the others, which are options themselves,
+            or fields of the option that it leads to.
         sets: value, as text, to the options that it sets; for keys that are more than one option.
         values: value, as text, to the option's value.
         format: a text with {} where the value goes.
-        without: value that has no counterpart, as text, to what to tell; nothing is set.
+        without: value that has no counterpart, as text, to what to say; nothing is set.
         ignore: values that ask for nothing.
         only: whether a value that is in none of these is an error.
         needs: the key is inert unless one of these is set.
@@ -41,7 +41,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         joins: with what another key says of the same option, rather than against it.
         overrides: what another key says of the same option.
         shared: the trainer reads it too.
-        notes: value, as text, to what to tell when it is used; not for a mapping's fields.
+        notes: value, as text, to what to say when it is used; not for a mapping's fields.
     """
 
     option: str = ""
@@ -74,7 +74,7 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         unless: options of which none may be set.
         options: option to value.
         multiples: option to (another option, factor).
-        note: what to tell then.
+        note: what to say then.
     """
 
     when: str = ""
@@ -103,7 +103,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         keys: key to its meaning.
         defaults: in the order in which they are applied.
         contradictions: what excludes each other.
-        frozen_dtypes: flags of the trainer's mixed precision to the dtype that they suggest for a base that doesn't train.
+        frozen_dtypes: flags of mixed precision to the dtype that they suggest for a base that doesn't train.
         untranslated: keys that change what is loaded and have no counterpart, to what to do about it.
         trainer: keys that are the trainer's though they look like loading keys; `*` stands for anything.
     """
@@ -139,7 +139,7 @@ def dialect_of(content: Mapping[str, Any]) -> Dialect:
 
 
 def entry(table: Mapping[str, Any], text: str) -> str | None:
-    """The entry of a table that stands for a value: the value itself, else a pattern that fits it; None for none."""
+    """The entry of a table that stands for a value: itself, else a pattern that fits it, else None."""
     if text in table:
         return text
     return next((pattern for pattern in table if fnmatchcase(text, pattern)), None)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from loadkit.errors import Problem
 from loadkit.request.recipes.key_tables import Key, entry
-from loadkit.request.recipes.yaml_files import problem
 
 __all__ = ["NOTHING", "Meant", "as_text", "meant"]
+
+_bad_value = partial(Problem, "request", "loadkit", "recipe-bad-value")
 
 NOTHING = (None, "", "null", "None", "none", "~")
 """Values that ask for nothing, in whatever way people write them."""
@@ -23,42 +25,35 @@ def as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def meant(path: str, key: str, value: Any, meaning: Key) -> Meant:
-    """Apply a key's meaning to its value.
-
-    Parameters:
-        path: the recipe's file, for messages.
-        key: as the recipe writes it.
-        value: one that asks for something.
-        meaning: the table's entry.
-    """
+def meant(key: str, value: Any, meaning: Key) -> Meant:
+    """Apply a key's meaning to a value that asks for something."""
     alone = value[0] if isinstance(value, list) and len(value) == 1 else value
     text = as_text(alone)
     if (missing := entry(meaning.without, text)) is not None:
         return {}, [f"{key}: {text}: {meaning.without[missing]}"], []
     if meaning.fields and (isinstance(value, dict) or not meaning.option):
-        return _of_fields(path, key, value, meaning)
+        return _of_fields(key, value, meaning)
     notes = []
-    if (told := entry(meaning.notes, text)) is not None:
-        notes.append(f"{key}: {text}: {meaning.notes[told]}")
+    if (noted := entry(meaning.notes, text)) is not None:
+        notes.append(f"{key}: {text}: {meaning.notes[noted]}")
     if (found := entry(meaning.sets, text)) is not None:
         return dict(meaning.sets[found]), notes, []
     if (found := entry(meaning.values, text)) is not None:
         return {meaning.option: meaning.values[found]}, notes, []
     if meaning.only or not meaning.option:
         known = ", ".join([*meaning.sets, *meaning.values])
-        return {}, [], [_bad(path, key, value, "has no counterpart here", f"{key} can be {known}")]
+        return {}, [], [_bad(key, value, "has no counterpart here", f"{key} can be {known}")]
     if meaning.number:
         number = _number(value)
         if number is None:
-            return {}, [], [_bad(path, key, value, "isn't a number", f"give {key} a number")]
+            return {}, [], [_bad(key, value, "isn't a number", f"give {key} a number")]
         value = number
     if meaning.split and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if meaning.one and isinstance(value, list):
         if len(value) != 1:
             what = "names several, which has no counterpart here"
-            return {}, [], [_bad(path, key, value, what, "name one")]
+            return {}, [], [_bad(key, value, what, "name one")]
         value = value[0]
     if meaning.format:
         value = meaning.format.replace("{}", text)
@@ -67,11 +62,11 @@ def meant(path: str, key: str, value: Any, meaning: Key) -> Meant:
     return {meaning.option: {meaning.under: value} if meaning.under else value}, notes, []
 
 
-def _of_fields(path: str, key: str, value: Any, meaning: Key) -> Meant:
+def _of_fields(key: str, value: Any, meaning: Key) -> Meant:
     """The options that a mapping's fields set."""
     if not isinstance(value, dict):
         fields = ", ".join(field for field in meaning.fields if field != "*")
-        return {}, [], [_bad(path, key, value, "isn't a mapping", f"give {key} fields such as {fields}")]
+        return {}, [], [_bad(key, value, "isn't a mapping", f"give {key} fields such as {fields}")]
     options: dict[str, Any] = {}
     notes = []
     for field, item in value.items():
@@ -102,10 +97,5 @@ def _number(value: Any) -> int | float | None:
     return value
 
 
-def _bad(path: str, key: str, value: Any, what: str, remedy: str) -> Problem:
-    return problem(
-        "recipe-bad-value",
-        path,
-        f"{key}: {as_text(value)} {what}",
-        f"{remedy}; leave it out to have it decided",
-    )
+def _bad(key: str, value: Any, what: str, remedy: str) -> Problem:
+    return _bad_value(f"{key}: {as_text(value)} {what}", f"{remedy}; leave it out to have it decided")

@@ -48,17 +48,21 @@ def read_recipe(path: str | os.PathLike[str]) -> tuple[Recipe | None, list[Probl
     """
     name = os.fspath(path)
     content, problems = read_yaml(name)
-    if content is None:
-        return None, problems
-    dialect = dialect_of(content)
-    found = translate(name, content, dialect)
-    recipe = Recipe(
-        path=name,
-        dialect=dialect.name,
-        source=found.source,
-        options=found.options,
-        trainer=found.trainer,
-        shared=tuple(sorted(found.shared)),
-        notes=tuple(found.notes),
-    )
-    return recipe, [*problems, *found.problems]
+    recipe = None
+    if content is not None:
+        dialect = dialect_of(content)
+        found = translate(content, dialect)
+        problems += found.problems
+        recipe = Recipe(
+            path=name,
+            dialect=dialect.name,
+            source=found.source,
+            options=found.options,
+            trainer=found.trainer,
+            shared=tuple(sorted(found.shared)),
+            notes=tuple(found.notes),
+        )
+    return recipe, [
+        msgspec.structs.replace(problem, message=f"recipe {name!r}: {problem.message}")
+        for problem in problems
+    ]

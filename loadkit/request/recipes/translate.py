@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple
 
 from loadkit.errors import Problem
 from loadkit.request.recipes.key_tables import Dialect, Key
 from loadkit.request.recipes.meaning import NOTHING, as_text, meant
-from loadkit.request.recipes.yaml_files import problem
+from loadkit.text.suggest import nearest_name
 
 __all__ = ["Translation", "translate"]
 
+_problem = partial(Problem, "request", "loadkit")
+
 NEAR = 0.8
-"""How alike (by difflib's ratio) a key must be to a loading key to count as a misspelling of it."""
+"""How like a loading key another key must be to count as a misspelling of it (`nearest_name`'s cutoff)."""
 
 FREEZING = ("adapter", "load_in_4bit", "load_in_8bit")
 """Options under which the base's own weights don't train."""
 
 WITHOUT: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "adapter": (
-        "a new adapter",
-        (
-            "lora_r",
-            "lora_alpha",
-            "lora_dropout",
-            "lora_target_modules",
-            "lora_target_parameters",
-            "lora_modules_to_save",
-            "lora_vision",
-            "use_rslora",
-            "use_dora",
-            "init_lora_weights",
-        ),
-    ),
-    "load_in_4bit": (
-        "4-bit quantization",
-        (
-            "bnb_4bit_quant_type",
-            "bnb_4bit_use_double_quant",
-            "bnb_4bit_compute_dtype",
-            "bnb_4bit_quant_storage",
-        ),
-    ),
+    "adapter": ("a new adapter", (
+        "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
+        "lora_modules_to_save", "lora_vision", "use_rslora", "use_dora", "init_lora_weights",
+    )),
+    "load_in_4bit": ("4-bit quantization", (
+        "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage",
+    )),
     "load_in_8bit": ("8-bit quantization", ("llm_int8_threshold", "llm_int8_has_fp16_weight")),
-}
-"""An option that must be true, in words, for others to have an effect. An existing adapter has settings of its own."""
+}  # fmt: skip
+"""An option that must be true, in words, for others to matter; an existing adapter has its own settings."""
 
 
 class Translation(NamedTuple):
@@ -61,15 +46,9 @@ class Translation(NamedTuple):
     problems: list[Problem]
 
 
-def translate(path: str, content: Mapping[str, Any], dialect: Dialect) -> Translation:
-    """Turn a recipe's loading keys into options.
-
-    Parameters:
-        path: the recipe's file, for messages.
-        content: its keys and values.
-        dialect: the table.
-    """
-    source, wrong = _source(path, content, dialect)
+def translate(content: Mapping[str, Any], dialect: Dialect) -> Translation:
+    """Turn a recipe's loading keys into options."""
+    source, wrong = _source(content, dialect)
     found = Translation(source, {}, {}, set(), [], wrong)
     asked: list[tuple[str, Any, Key]] = []
     for key, value in content.items():
@@ -77,7 +56,7 @@ def translate(path: str, content: Mapping[str, Any], dialect: Dialect) -> Transl
             continue
         meaning = dialect.keys.get(key)
         if meaning is None:
-            _foreign(path, key, value, dialect, found)
+            _foreign(key, value, dialect, found)
             continue
         if meaning.shared:
             found.trainer[key] = value
@@ -89,59 +68,48 @@ def translate(path: str, content: Mapping[str, Any], dialect: Dialect) -> Transl
         asked.append((key, value, meaning))
     given_by: dict[str, str] = {}
     for key, value, meaning in sorted(asked, key=lambda each: each[2].overrides):
-        options, notes, problems = meant(path, key, value, meaning)
+        options, notes, problems = meant(key, value, meaning)
         found.notes.extend(notes)
         found.problems.extend(problems)
         for option, plain in options.items():
-            _settle(path, option, plain, key, meaning, found, given_by)
-    _contradictions(path, content, dialect, found)
+            _settle(option, plain, key, meaning, found, given_by)
+    _contradictions(content, dialect, found)
     _defaults(content, dialect, found)
     _frozen_dtype(content, dialect, found)
     _without_effect(dialect, found, given_by)
     return found
 
 
-def _source(path: str, content: Mapping[str, Any], dialect: Dialect) -> tuple[str, list[Problem]]:
+def _source(content: Mapping[str, Any], dialect: Dialect) -> tuple[str, list[Problem]]:
     value = content.get(dialect.source)
     if value in NOTHING:
         return "", []
     if isinstance(value, str):
         return value, []
     message = f"{dialect.source}: {value} isn't a text"
-    return "", [problem("recipe-bad-value", path, message, "name a folder or a Hub id, in quotes if need be")]
+    return "", [_problem("recipe-bad-value", message, "name a folder or a Hub id, in quotes if need be")]
 
 
-def _foreign(path: str, key: str, value: Any, dialect: Dialect, found: Translation) -> None:
+def _foreign(key: str, value: Any, dialect: Dialect, found: Translation) -> None:
     """A key that isn't translated: the trainer's, one without a counterpart, or a misspelling."""
     if key in dialect.untranslated:
         if _is_set(value):
             message = f"{key} changes what is loaded, and isn't translated"
             remedy = dialect.untranslated[key]
-            found.problems.append(problem("recipe-untranslated", path, message, remedy, severity="warning"))
+            found.problems.append(_problem("recipe-untranslated", message, remedy, severity="warning"))
     elif not any(fnmatchcase(key, known) for known in dialect.trainer):
         words = [dialect.source, *dialect.keys, *dialect.untranslated, *dialect.trainer]
-        near = difflib.get_close_matches(key.lower(), words, n=1, cutoff=NEAR)
-        if near and near[0] not in dialect.trainer:
-            found.problems.append(
-                problem(
-                    "recipe-misspelt-key",
-                    path,
-                    f"{key!r} is no key of {dialect.name}'s recipes, and looks like {near[0]!r}",
-                    f"write {near[0]}, or rename it if it is meant for something else",
-                )
-            )
+        near = nearest_name(key, words, cutoff=NEAR)
+        if near and near not in dialect.trainer:
+            message = f"{key!r} is no key of {dialect.name}'s recipes, and looks like {near!r}"
+            remedy = f"write {near}, or rename it if it is meant for something else"
+            found.problems.append(_problem("recipe-misspelt-key", message, remedy))
             return
     found.trainer[key] = value
 
 
 def _settle(
-    path: str,
-    option: str,
-    plain: Any,
-    key: str,
-    meaning: Key,
-    found: Translation,
-    given_by: dict[str, str],
+    option: str, plain: Any, key: str, meaning: Key, found: Translation, given_by: dict[str, str]
 ) -> None:
     """Set an option, unless another key has said something else of it."""
     label = f"{key}.{option}" if meaning.fields else key
@@ -151,7 +119,7 @@ def _settle(
         settled = _agreed(earlier, plain) if settled is None else settled
         if settled is None and not meaning.overrides:
             message = f"{first} and {label} both settle {option}, as {earlier!r} and as {plain!r}"
-            found.problems.append(problem("recipe-key-twice", path, message, f"keep {first} or {label}"))
+            found.problems.append(_problem("recipe-key-twice", message, f"keep {first} or {label}"))
             return
         if settled is None:
             found.notes.append(f"{label} counts, not {first}: {option} is {plain!r}, not {earlier!r}")
@@ -163,12 +131,12 @@ def _settle(
         found.shared.add(key)
 
 
-def _contradictions(path: str, content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
+def _contradictions(content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
     for wrong in dialect.contradictions:
         if _has(content, wrong.keys):
             said = " and ".join(f"{key}: {as_text(value)}" for key, value in wrong.keys.items())
             message = f"{said} exclude each other"
-            found.problems.append(problem("recipe-contradiction", path, message, wrong.remedy))
+            found.problems.append(_problem("recipe-contradiction", message, wrong.remedy))
 
 
 def _defaults(content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
@@ -189,7 +157,7 @@ def _defaults(content: Mapping[str, Any], dialect: Dialect, found: Translation) 
 
 
 def _frozen_dtype(content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
-    """A base that doesn't train is loaded in the dtype that the trainer computes in, unless the recipe names one.
+    """Load a base that doesn't train in the dtype that the trainer computes in, unless the recipe names one.
 
     Where all weights train it isn't: mixed precision keeps them in the dtype that they were loaded in.
     """
@@ -232,7 +200,7 @@ def _among(value: Any, values: tuple[Any, ...]) -> bool:
 
 
 def _agreed(first: Any, second: Any) -> Any:
-    """What two keys for one option come to; None where they disagree. "An adapter" and "this adapter" don't."""
+    """What two keys for one option come to: "an adapter" and "this adapter" agree; None where they don't."""
     for one, other in ((first, second), (second, first)):
         if one == other or (other is True and isinstance(one, str)):
             return one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,52 +11,39 @@ import yaml
 
 from loadkit.errors import Problem
 
-__all__ = ["problem", "read_yaml"]
+__all__ = ["read_yaml"]
+
+_problem = partial(Problem, "request", "loadkit")
 
 MERGE = "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: str) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """The file's mapping, None where it can't be read; and what is wrong with it."""
+    """The file's mapping, None where it can't be read; and what is wrong with it, without the file's name."""
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError, RuntimeError) as error:  # bytes that aren't text, a home that isn't there
         reason = getattr(error, "strerror", None) or str(error)
         remedy = "check the path; a recipe is a YAML file"
-        return None, [problem("recipe-unreadable", path, f"it can't be read: {reason}", remedy)]
+        return None, [_problem("recipe-unreadable", f"it can't be read: {reason}", remedy)]
     try:
         content, twice = _parsed(text)
-    except Exception as error:
-        # PyYAML's constructors raise whatever they stumble over: `!!int ''` is an IndexError
-        where = _place(error, text)
-        return None, [
-            problem("recipe-not-yaml", path, f"it isn't YAML{where}", "correct the file at that place")
-        ]
+    except (
+        Exception
+    ) as error:  # PyYAML's constructors raise whatever they stumble over: `!!int ''` is an IndexError
+        message = f"it isn't YAML{_place(error, text)}"
+        return None, [_problem("recipe-not-yaml", message, "correct the file at that place")]
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        found = _instead(content)
-        return None, [
-            problem(
-                "recipe-not-mapping",
-                path,
-                f"it holds {found}, where `key: value` lines belong",
-                "give a training recipe",
-            )
-        ]
+        message = f"it holds {_instead(content)}, where `key: value` lines belong"
+        return None, [_problem("recipe-not-mapping", message, "give a training recipe")]
     return content, [
-        problem(
+        _problem(
             "recipe-key-twice",
-            path,
             f"line {line} gives {key!r} a second time, and only the last would count",
             "keep one of the two",
         )
         for key, line in twice
     ]
-
-
-def problem(code: str, path: str, message: str, remedy: str, **more: Any) -> Problem:
-    """A problem of the request that a recipe brought in."""
-    text = f"recipe {path!r}: {message}"
-    return Problem(stage="request", plugin="loadkit", code=code, message=text, remedy=remedy, **more)
 
 
 def _parsed(text: str) -> tuple[Any, list[tuple[str, int]]]:

@@ -1,7 +1,7 @@
 """The checkpoints that can be made, as data.
 
-Every `in_features` of a linear layer is a multiple of 64, since bitsandbytes' 4-bit dequantization on CPUs with
-AVX-512 is wrong for other multiples of 16 (bitsandbytes 0.50.2, measured).
+Every `in_features` of a linear layer is a multiple of 64, since bitsandbytes' 4-bit dequantization on CPUs
+with AVX-512 is wrong for other multiples of 16 (bitsandbytes 0.50.2, measured).
 """
 
 from __future__ import annotations
@@ -45,15 +45,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     image_processor: dict[str, Any] = {}
 
 
-_TOKENS = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
+_TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_TOKENS = {"vocab_size": VOCAB_SIZE, **_TOKEN_IDS}
+_TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+_SIZES = {**_TOWER, "num_key_value_heads": 2, "max_position_embeddings": 256}
 _DECODER = {**_TOKENS, **_SIZES, "tie_word_embeddings": False}
 _GEMMA3_TEXT = {
     **_TOKENS,
@@ -64,31 +59,27 @@ _GEMMA3_TEXT = {
     "layer_types": ["sliding_attention", "full_attention"],
     "tie_word_embeddings": True,
 }
-_VISION = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
+_VISION = {**_TOWER, "image_size": 32, "patch_size": 8}
+
+
+def _recipe(model_class: str, about: str, config: dict[str, Any]) -> Recipe:
+    """The recipe of a text model whose class says family and task, and so config and auto class."""
+    family, _, task = model_class.partition("For")
+    return Recipe(
+        about=about,
+        auto_class=f"AutoModelFor{task}",
+        config_class=f"{family}Config",
+        model_class=model_class,
+        config=config,
+    )
+
 
 ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "bert-sequence-classification": Recipe(
-            about="An encoder with a classification head of three labels.",
-            auto_class="AutoModelForSequenceClassification",
-            config_class="BertConfig",
-            model_class="BertForSequenceClassification",
-            config={
-                **_TOKENS,
-                "hidden_size": 64,
-                "intermediate_size": 128,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "max_position_embeddings": 256,
-                "num_labels": 3,
-            },
+        "bert-sequence-classification": _recipe(
+            "BertForSequenceClassification",
+            "An encoder with a classification head of three labels.",
+            {**_TOKENS, **_TOWER, "max_position_embeddings": 256, "num_labels": 3},
         ),
         "gemma3": Recipe(
             about="A vision-language model with a processor, whose config has no `use_cache` of its own.",
@@ -102,9 +93,7 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
                 "boi_token_index": 6,
                 "eoi_token_index": 7,
                 "image_token_index": 8,
-                "pad_token_id": 0,
-                "bos_token_id": 1,
-                "eos_token_id": 2,
+                **_TOKEN_IDS,
             },
             special_tokens={
                 "boi_token": "<start_of_image>",
@@ -130,13 +119,7 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
             model_class="GPT2LMHeadModel",
             config={**_TOKENS, "n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 256},
         ),
-        "llama": Recipe(
-            about="The plainest decoder.",
-            auto_class="AutoModelForCausalLM",
-            config_class="LlamaConfig",
-            model_class="LlamaForCausalLM",
-            config=_DECODER,
-        ),
+        "llama": _recipe("LlamaForCausalLM", "The plainest decoder.", _DECODER),
         "llava": Recipe(
             about="A vision-language model with a processor: a CLIP vision tower before a llama decoder.",
             auto_class="AutoModelForImageTextToText",
@@ -162,40 +145,30 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
             image_processor_class="CLIPImageProcessorPil",
             image_processor={"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
         ),
-        "mistral": Recipe(
-            about="A decoder with grouped-query attention; the default.",
-            auto_class="AutoModelForCausalLM",
-            config_class="MistralConfig",
-            model_class="MistralForCausalLM",
-            config={**_DECODER, "sliding_window": None},
+        "mistral": _recipe(
+            "MistralForCausalLM",
+            "A decoder with grouped-query attention; the default.",
+            {**_DECODER, "sliding_window": None},
         ),
-        "mixtral": Recipe(
-            about="A mixture of four experts, whose weights transformers fuses into 3-D tensors.",
-            auto_class="AutoModelForCausalLM",
-            config_class="MixtralConfig",
-            model_class="MixtralForCausalLM",
-            config={**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+        "mixtral": _recipe(
+            "MixtralForCausalLM",
+            "A mixture of four experts, whose weights transformers fuses into 3-D tensors.",
+            {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
         ),
-        "qwen2": Recipe(
-            about="A decoder with biases in its attention and embeddings that aren't tied.",
-            auto_class="AutoModelForCausalLM",
-            config_class="Qwen2Config",
-            model_class="Qwen2ForCausalLM",
-            config=_DECODER,
+        "qwen2": _recipe(
+            "Qwen2ForCausalLM",
+            "A decoder with biases in its attention and embeddings that aren't tied.",
+            _DECODER,
         ),
-        "qwen2-sequence-classification": Recipe(
-            about="A decoder with a classification head of three labels.",
-            auto_class="AutoModelForSequenceClassification",
-            config_class="Qwen2Config",
-            model_class="Qwen2ForSequenceClassification",
-            config={**_DECODER, "num_labels": 3},
+        "qwen2-sequence-classification": _recipe(
+            "Qwen2ForSequenceClassification",
+            "A decoder with a classification head of three labels.",
+            {**_DECODER, "num_labels": 3},
         ),
-        "qwen2-tied": Recipe(
-            about="The same decoder with the output tied to the input embeddings.",
-            auto_class="AutoModelForCausalLM",
-            config_class="Qwen2Config",
-            model_class="Qwen2ForCausalLM",
-            config={**_DECODER, "tie_word_embeddings": True},
+        "qwen2-tied": _recipe(
+            "Qwen2ForCausalLM",
+            "The same decoder with the output tied to the input embeddings.",
+            {**_DECODER, "tie_word_embeddings": True},
         ),
         "remote-code": Recipe(
             about="A decoder of a model type unknown to transformers, which brings its own code.",
@@ -204,12 +177,10 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
             model_class="loadkit.testing.checkpoints.remote_code.modeling_wren:WrenForCausalLM",
             config={},
         ),
-        "smollm3": Recipe(
-            about="A decoder that leaves the rotary embedding out of every other layer.",
-            auto_class="AutoModelForCausalLM",
-            config_class="SmolLM3Config",
-            model_class="SmolLM3ForCausalLM",
-            config={**_DECODER, "tie_word_embeddings": True, "no_rope_layer_interval": 2},
+        "smollm3": _recipe(
+            "SmolLM3ForCausalLM",
+            "A decoder that leaves the rotary embedding out of every other layer.",
+            {**_DECODER, "tie_word_embeddings": True, "no_rope_layer_interval": 2},
         ),
         "t5": Recipe(
             about="An encoder and a decoder.",

@@ -1,4 +1,4 @@
-"""The text that the tokenizers are trained on and the demo learns: our own plain sentences, as short conversations."""
+"""The text that tokenizers are trained on and the demo learns: our own sentences, as short conversations."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from loadkit.errors import LoadkitError
 from loadkit.testing.checkpoints.make import ask, no_progress_bars, seeded, whole_or_absent
 
 __all__ = ["make_adapter", "make_pickle_only", "make_prequantized"]
+
+_BITSANDBYTES: Mapping[str, dict[str, Any]] = {
+    "4": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    },
+    "8": {"load_in_8bit": True},
+}
 
 _TASK_TYPES = {
     "ForCausalLM": "CAUSAL_LM",
@@ -24,58 +35,36 @@ def make_prequantized(folder: str | Path, source: str | Path, bits: int = 4) -> 
     """Quantize a checkpoint with bitsandbytes and save it so, with plain transformers.
 
     Parameters:
-        folder: where to.
+        folder: where to, which is returned.
         source: the folder of a checkpoint that `make_checkpoint` made.
         bits: 4 (nf4, double quantization, computing in bfloat16) or 8 (LLM.int8).
 
-    Returns:
-        The folder.
-
     Raises:
-        LoadkitError: where the source isn't a folder with a config.json or needs its own code, or `bits` is
-            neither 4 nor 8.
+        LoadkitError: the source has no config.json or needs its own code, or `bits` is neither 4 nor 8.
     """
-    import torch
     import transformers
 
-    kwargs: dict[str, Any] = ask(
-        "bits",
-        str(bits),
-        {
-            "4": {
-                "load_in_4bit": True,
-                "bnb_4bit_quant_type": "nf4",
-                "bnb_4bit_use_double_quant": True,
-                "bnb_4bit_compute_dtype": torch.bfloat16,
-            },
-            "8": {"load_in_8bit": True},
-        },
-    )
+    config = transformers.BitsAndBytesConfig(**ask("bits", str(bits), _BITSANDBYTES))
     source, folder = Path(source), Path(folder)
     with no_progress_bars(), whole_or_absent(folder):
-        model = _load(
-            source, quantization_config=transformers.BitsAndBytesConfig(**kwargs), device_map={"": "cpu"}
-        )
+        model = _load(source, quantization_config=config, device_map={"": "cpu"})
         model.save_pretrained(folder)
         _copy_missing(source, folder)
     return folder
 
 
 def make_adapter(folder: str | Path, base: str | Path, *, seed: int = 0) -> Path:
-    """Make a LoRA adapter repository on a checkpoint, with plain peft; its `base_model_name_or_path` is the base.
+    """Make a LoRA adapter repository on a checkpoint, with plain peft, that names the checkpoint as its base.
 
     Both halves of the adapter are random, so that it changes what the model says.
 
     Parameters:
-        folder: where to.
+        folder: where to, which is returned.
         base: the folder of a checkpoint that `make_checkpoint` made.
         seed: of the adapter's weights.
 
-    Returns:
-        The folder.
-
     Raises:
-        LoadkitError: where the base isn't a folder with a config.json, or needs its own code.
+        LoadkitError: the base has no config.json, or needs its own code.
     """
     import peft
 
@@ -98,14 +87,11 @@ def make_pickle_only(folder: str | Path, source: str | Path) -> Path:
     """Copy a checkpoint with its weights in one pickled pytorch_model.bin rather than in safetensors files.
 
     Parameters:
-        folder: where to.
+        folder: where to, which is returned.
         source: the folder of a checkpoint that `make_checkpoint` made.
 
-    Returns:
-        The folder.
-
     Raises:
-        LoadkitError: where the source has no safetensors files.
+        LoadkitError: the source has no safetensors files.
     """
     import torch
     from safetensors.torch import load_file
@@ -145,7 +131,7 @@ def _load(source: Path, **kwargs: Any) -> Any:
 
 
 def _copy_missing(source: Path, folder: Path) -> None:
-    """Copy what isn't weights (tokenizer, processor, configs), where the folder hasn't got its own."""
+    """Copy what isn't weights (tokenizer, processor, configs), unless the folder has its own."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.is_file() and ".safetensors" not in path.name and not (folder / path.name).exists():

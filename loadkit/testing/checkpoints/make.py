@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from loadkit.errors import LoadkitError
 from loadkit.testing.checkpoints.architectures import ARCHITECTURES, Recipe
 from loadkit.testing.checkpoints.tokenizers import make_tokenizer
@@ -17,6 +19,7 @@ __all__ = [
     "DTYPES",
     "ask",
     "make_checkpoint",
+    "merged_config",
     "no_progress_bars",
     "seeded",
     "whole_or_absent",
@@ -44,20 +47,17 @@ def make_checkpoint(
 ) -> Path:
     """Make a tiny, complete checkpoint of random weights, as `save_pretrained` writes it.
 
-    Equal arguments give files of equal bytes, and torch's random state is left as it was. Where it is interrupted,
-    a folder that it made is removed again. Weights that an earlier call left in the folder are replaced.
+    Equal arguments give files of equal bytes, and torch's random state is left as it was. An interrupted call
+    removes the folder that it made. Weights that an earlier call left in the folder are replaced.
 
     Parameters:
-        folder: where to; made if it isn't there.
+        folder: where to, which is returned; made if it isn't there.
         arch: a key of `ARCHITECTURES`.
         dtype: what the weights are stored in: "bfloat16", "float16" or "float32".
         seed: of the random weights.
-        shards: the most files the weights are spread over, with an index if there are several; 1 for one file.
+        shards: the most files the weights are spread over, with an index if there are several.
         tokenizer: whether to write the tokenizer, or the processor of a vision-language model.
         overrides: further keys of the config; one that is a nested config is merged into the recipe's.
-
-    Returns:
-        The folder.
 
     Raises:
         LoadkitError: where `arch` or `dtype` isn't one of those, or `shards` isn't positive.
@@ -66,31 +66,28 @@ def make_checkpoint(
     ask("dtype", dtype, {name: name for name in DTYPES})
     if shards < 1:
         raise LoadkitError(f"can't make a checkpoint of shards={shards}: give 1 or more")
-    return write_recipe(
-        Path(folder), recipe, dtype=dtype, seed=seed, shards=shards, tokenizer=tokenizer, overrides=overrides
-    )
+    recipe = msgspec.structs.replace(recipe, config=merged_config(recipe.config, overrides))
+    return write_recipe(Path(folder), recipe, dtype, seed, shards, tokenizer)
 
 
 def write_recipe(
     folder: Path,
     recipe: Recipe,
-    *,
     dtype: str = "bfloat16",
     seed: int = 0,
     shards: int = 1,
     tokenizer: bool = True,
-    overrides: Mapping[str, Any] | None = None,
 ) -> Path:
     """Make a checkpoint from a recipe of one's own; the parameters are those of `make_checkpoint`."""
     import torch
 
     config_class, model_class = _class(recipe.config_class), _class(recipe.model_class)
     if not recipe.model_class.isidentifier():
-        # Tells save_pretrained to copy the code and to write `auto_map`.
+        # save_pretrained then copies the code and writes `auto_map`
         config_class.register_for_auto_class()
         model_class.register_for_auto_class(recipe.auto_class)
     with seeded(seed):
-        model = model_class(config_class(**_merged(recipe.config, overrides or {})))
+        model = model_class(config_class(**recipe.config))
         _spread(model)
     with whole_or_absent(folder):
         _save(model.to(getattr(torch, dtype)), folder, shards)
@@ -101,7 +98,7 @@ def write_recipe(
 
 @contextmanager
 def whole_or_absent(folder: Path) -> Iterator[None]:
-    """Remove the folder again where what fills it fails; one that was there before is left, with what is in it."""
+    """Remove the folder again where filling it fails; one that was there before stays, with what is in it."""
     was_there = folder.exists()
     try:
         yield
@@ -113,7 +110,7 @@ def whole_or_absent(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator, and put its state back at the end; accelerators' generators aren't touched."""
+    """Seed torch's CPU generator, and put its state back at the end; accelerators' are left as they are."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -149,11 +146,12 @@ def _class(reference: str) -> Any:
     return getattr(importlib.import_module(module or "transformers"), name)
 
 
-def _merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def merged_config(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what overrides it, nested configs merged in their turn."""
     merged = {**config, **overrides}
     for key, value in overrides.items():
         if isinstance(value, dict) and isinstance(config.get(key), dict):
-            merged[key] = _merged(config[key], value)
+            merged[key] = merged_config(config[key], value)
     return merged
 
 

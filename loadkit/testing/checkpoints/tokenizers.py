@@ -18,22 +18,20 @@ SPECIAL_TOKENS: Mapping[str, str] = {
     "eos_token": "</s>",
     "unk_token": "<unk>",
 }
-"""Role to token; their ids go from 0 to 3. Nothing is unknown to a byte-level tokenizer, but a class that finds no
-unknown token (Qwen2's) adds one past the end of the embedding."""
+"""Role to token; their ids go from 0 to 3. Nothing is unknown to a byte-level tokenizer, but Qwen2's class,
+if it finds no unknown token, adds one past the end of the embedding."""
 
 RESERVED_TOKENS: tuple[str, ...] = ("<reserved_0>", "<reserved_1>")
 """Tokens that no text uses; their ids are 4 and 5."""
 
 
 def chat_template(image_token: str = "") -> str:
-    """The chat template, as Jinja text.
+    """The chat template, as Jinja text, for contents that are a string or a list of text and image parts.
+
+    It marks the assistant's words as `generation`, for losses on the assistant's tokens only.
 
     Parameters:
         image_token: what stands in the text for an image; "" where the model sees none.
-
-    Returns:
-        A template for messages whose content is a string or a list of text and image parts. It marks the
-        assistant's words as `generation`, for losses on the assistant's tokens only.
     """
     return (
         "{%- macro words(content) -%}"
@@ -57,15 +55,12 @@ def chat_template(image_token: str = "") -> str:
 def make_tokenizer(more_special_tokens: Mapping[str, str] | None = None) -> Any:
     """Train the tokenizer; the same corpus always gives the same ids.
 
-    It is transformers' general class for a tokenizer.json: the classes of single model types (Gemma's, T5's
-    and others') rebuild the pipeline around the vocabulary as their own models have it, and lose the byte level.
+    It is a `TokenizersBackend`, transformers' general class for a tokenizer.json: the classes of model types
+    (Gemma's, T5's and others') rebuild the pipeline as their own models have it, and lose the byte level.
 
     Parameters:
         more_special_tokens: role to token, such as "image_token" to "<image>"; their ids follow the reserved
             ones from 6 on. Each becomes an attribute of the tokenizer.
-
-    Returns:
-        A `transformers.TokenizersBackend` of `VOCAB_SIZE` tokens, with a chat template.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import Qwen2Tokenizer, TokenizersBackend
@@ -73,7 +68,7 @@ def make_tokenizer(more_special_tokens: Mapping[str, str] | None = None) -> Any:
     more = dict(more_special_tokens or {})
     special = [*SPECIAL_TOKENS.values(), *RESERVED_TOKENS, *more.values()]
     tokenizer = Tokenizer(models.BPE())
-    # Qwen2's class splits text its own way whatever tokenizer.json says; with its way in all, all have equal ids.
+    # Qwen2's class splits text its own way whatever tokenizer.json says; as all do, all have equal ids.
     qwen2 = Qwen2Tokenizer().backend_tokenizer
     tokenizer.normalizer, tokenizer.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()

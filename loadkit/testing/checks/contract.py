@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,19 +19,27 @@ from loadkit.schema.stages import stage_named
 from loadkit.schema.values import Architecture
 from loadkit.testing.kit import NotApplicable, Unmet, check
 from loadkit.testing.scenarios import Scenario, plan_of
-from loadkit.testing.subjects import Said, Subject
+from loadkit.testing.subjects import Answer, Subject, listed
 from loadkit.text.suggest import did_you_mean
 
 __all__ = ["answers"]
 
 KNOWN = tuple(name for name in vars(hookspecs) if name.startswith("loadkit_"))
 CHOOSE = "loadkit_choose_"
+DECLARED: Mapping[str, type] = {
+    "loadkit_options": Option,
+    "loadkit_profiles": Profile,
+    "loadkit_architectures": Architecture,
+}
+
+rule = partial(check, "contract")
 
 
-@check(
-    "LK201", "contract", "Every function that is called like a hook is one.",
+@rule(
+    "LK201",
+    "Every function that is called like a hook is one.",
     "correct the name, and mark it with @loadkit.hookimpl",
-)  # fmt: skip
+)
 def known_hooks(subject: Subject, scenario: Scenario) -> None:
     for name, function in _functions(subject):
         if name not in KNOWN:
@@ -39,9 +48,8 @@ def known_hooks(subject: Subject, scenario: Scenario) -> None:
             raise Unmet(f"{name} isn't marked with @loadkit.hookimpl, so it is never called")
 
 
-@check(
+@rule(
     "LK202",
-    "contract",
     "Hooks have annotations.",
     "annotate parameters and return value as the hook's specification does",
 )
@@ -53,9 +61,8 @@ def annotated(subject: Subject, scenario: Scenario) -> None:
             raise Unmet(f"{name} has no annotation for {', '.join(bare) or 'what it returns'}")
 
 
-@check(
+@rule(
     "LK203",
-    "contract",
     "Only loading is wrapped.",
     "answer the decision with a claim of your own instead of changing others'",
 )
@@ -66,12 +73,7 @@ def no_wrappers(subject: Subject, scenario: Scenario) -> None:
             raise Unmet(f"{name} wraps what other plugins say")
 
 
-@check(
-    "LK204",
-    "contract",
-    "Hooks have no default arguments.",
-    "take the parameters that you need, without defaults",
-)
+@rule("LK204", "Hooks have no default arguments.", "take the parameters that you need, without defaults")
 def no_defaults(subject: Subject, scenario: Scenario) -> None:
     for name, function in _functions(subject):
         given = [p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty]
@@ -81,50 +83,40 @@ def no_defaults(subject: Subject, scenario: Scenario) -> None:
             )
 
 
-@check(
-    "LK205", "contract", "Hooks return what their specification says.", "return a value of that type, or None for no opinion",
+@rule(
+    "LK205",
+    "Hooks return what their specification says.",
+    "return a value of that type, or None for no opinion",
     scenarios="planned",
-)  # fmt: skip
-def right_types(subject: Subject, scenario: Scenario) -> None:
-    for said in answers(subject, scenario):
-        fault = _misfit(said)
-        if fault:
-            raise Unmet(f"{said.hook} {fault}")
-
-
-@check(
-    "LK206",
-    "contract",
-    "What it declares is of the right type.",
-    "return Options, Profiles and Architectures",
 )
+def right_types(subject: Subject, scenario: Scenario) -> None:
+    for answer in answers(subject, scenario):
+        if fault := _type_fault(answer):
+            raise Unmet(f"{answer.hook} {fault}")
+
+
+@rule("LK206", "What it declares is of the right type.", "return Options, Profiles and Architectures")
 def declarations(subject: Subject, scenario: Scenario) -> None:
-    kinds: dict[str, type] = {
-        "loadkit_options": Option,
-        "loadkit_profiles": Profile,
-        "loadkit_architectures": Architecture,
-    }
     for name, function in _functions(subject):
-        if name in kinds:
+        if kind := DECLARED.get(name):
             try:
-                wrong = [item for item in function() if not isinstance(item, kinds[name])]
+                wrong = [item for item in function() if not isinstance(item, kind)]
             except Exception as error:
                 raise Unmet(f"{name} raises {type(error).__name__}: {error}") from error
             if wrong:
-                raise Unmet(f"{name} gives {wrong[0]!r}; it gives {kinds[name].__name__} values")
+                raise Unmet(f"{name} gives {wrong[0]!r}; it gives {kind.__name__} values")
 
 
-def answers(subject: Subject, scenario: Scenario) -> list[Said]:
-    """What the plugin said while a scenario was planned, whether or not the plan could be made."""
-    _functions(subject)
+def answers(subject: Subject, scenario: Scenario) -> list[Answer]:
+    """What the plugin answered while a scenario was planned, whether or not the plan could be made."""
     manager = subject.manager()
     try:
         plan_of(scenario, manager)
     except PlanError as error:
-        broken = [p.message for p in error.problems if p.code == "plugin-failed" and p.plugin == subject.name]
-        if broken and not manager.said:
-            raise Unmet(broken[0]) from error
-    return list(manager.said)
+        failure = subject.failure_in(error)
+        if failure and not manager.answered:
+            raise Unmet(failure) from error
+    return list(manager.answered)
 
 
 def _functions(subject: Subject) -> Iterable[tuple[str, Callable[..., Any]]]:
@@ -139,12 +131,12 @@ def _marker(function: Callable[..., Any]) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
-def _misfit(said: Said) -> str:
-    """What is wrong with an answer; "" where nothing is."""
-    if said.hook.startswith(CHOOSE):
-        stage = stage_named(said.hook.removeprefix(CHOOSE))
+def _type_fault(answer: Answer) -> str:
+    """What is wrong with the type of an answer; "" where nothing is."""
+    if answer.hook.startswith(CHOOSE):
+        stage = stage_named(answer.hook.removeprefix(CHOOSE))
         assert stage is not None
-        for given in _each(said.answer):
+        for given in listed(answer.value):
             if not isinstance(given, Claim | Problem):
                 return f"returned {given!r}; it returns a Claim, a Problem, several of them, or None"
             if isinstance(given, Claim):
@@ -152,17 +144,10 @@ def _misfit(said: Said) -> str:
                     msgspec.convert(msgspec.to_builtins(given.value), stage.type)
                 except (msgspec.ValidationError, TypeError) as error:
                     return f"claims {given.value!r}, which isn't of the stage's type ({error})"
-    elif said.hook == "loadkit_check_plan":
-        for given in _each(said.answer):
+    elif answer.hook == "loadkit_check_plan":
+        for given in listed(answer.value):
             if not isinstance(given, Problem):
                 return f"returned {given!r}; it returns Problems"
-    elif said.hook == "loadkit_contribute_kwargs" and not isinstance(said.answer, Mapping):
-        return f"returned {said.answer!r}; it returns a mapping of keyword to claim"
+    elif answer.hook == "loadkit_contribute_kwargs" and not isinstance(answer.value, Mapping):
+        return f"returned {answer.value!r}; it returns a mapping of keyword to claim"
     return ""
-
-
-def _each(answer: Any) -> Iterator[Any]:
-    if isinstance(answer, list | tuple):
-        yield from answer
-    else:
-        yield answer

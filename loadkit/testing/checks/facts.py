@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 from loadkit.errors import PlanError
@@ -14,10 +15,11 @@ from loadkit.testing.subjects import Subject
 
 __all__ = ["registered"]
 
+rule = partial(check, "facts")
 
-@check(
+
+@rule(
     "LK401",
-    "facts",
     "What an architecture names can be imported.",
     'write "module:Class", and see that both are there',
 )
@@ -28,11 +30,8 @@ def references(subject: Subject, scenario: Scenario) -> None:
                 _imported(architecture.model_type, reference)
 
 
-@check(
-    "LK402",
-    "facts",
-    "The config class round-trips.",
-    "give every field a default, and keep model_type on the class",
+@rule(
+    "LK402", "The config class round-trips.", "give every field a default, and keep model_type on the class"
 )
 def config_round_trips(subject: Subject, scenario: Scenario) -> None:
     own = [a for a in registered(subject) if a.config]
@@ -56,10 +55,12 @@ def config_round_trips(subject: Subject, scenario: Scenario) -> None:
             raise Unmet(f"{architecture.config} isn't the same after a round trip through a dictionary")
 
 
-@check(
-    "LK403", "facts", "What it says of attention holds.", "claim Supported for what runs, Unsupported with a reason for what doesn't",
+@rule(
+    "LK403",
+    "What it says of attention holds.",
+    "claim Supported for what runs, Unsupported with a reason for what doesn't",
     scenarios="loaded",
-)  # fmt: skip
+)
 def attention(subject: Subject, scenario: Scenario) -> None:
     own = {a.model_type: a for a in registered(subject)}
     first = loaded(subject, scenario)
@@ -93,7 +94,7 @@ def attention(subject: Subject, scenario: Scenario) -> None:
 
 def registered(subject: Subject) -> tuple[Architecture, ...]:
     """The architectures of the plugin."""
-    hook = subject.hooks().get("loadkit_architectures") if subject.plugin is not None else None
+    hook = subject.hooks().get("loadkit_architectures")
     if hook is None:
         raise NotApplicable("it registers no architecture")
     return tuple(hook())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -10,11 +11,14 @@ import msgspec
 from loadkit.errors import LoadkitError, PlanError, Problem
 from loadkit.testing.kit import NotApplicable, Unmet, check
 from loadkit.testing.scenarios import Scenario, plan_of
-from loadkit.testing.subjects import Subject
+from loadkit.testing.subjects import Subject, listed
 
-__all__ = ["STRANGE"]
+__all__ = ["STRANGE_FIELDS", "STRANGE_VALUES"]
 
-STRANGE: tuple[dict[str, Any], ...] = (
+UNENCODABLE = "\N{PILE OF POO}"
+STRANGE_VALUES: tuple[Any, ...] = (object(), -(10**9), UNENCODABLE, [UNENCODABLE], {UNENCODABLE: None})
+
+STRANGE_FIELDS: tuple[dict[str, Any], ...] = (
     {},
     {"model_type": None},
     {"text_config": 5, "vision_config": []},
@@ -23,55 +27,52 @@ STRANGE: tuple[dict[str, Any], ...] = (
 )
 """Fields that anybody's config.json may hold, over that of the scenario."""
 
+rule = partial(check, "failure")
 
-@check(
-    "LK601", "failure", "Values that an option can't have are refused.", "check what your options hold in loadkit_check_plan, and answer with Problems",
-)  # fmt: skip
+
+@rule(
+    "LK601",
+    "Values that an option can't have are refused.",
+    "check what your options hold in loadkit_check_plan, and answer with Problems",
+)
 def bad_options(subject: Subject, scenario: Scenario) -> None:
-    hook = subject.hooks().get("loadkit_options") if subject.plugin is not None else None
+    hook = subject.hooks().get("loadkit_options")
     if hook is None:
         raise NotApplicable("it declares no options")
     _fails_anyhow(subject, scenario)
     for option in hook():
-        strange: tuple[Any, ...] = (
-            object(),
-            -(10**9),
-            "\N{PILE OF POO}",
-            ["\N{PILE OF POO}"],
-            {"\N{PILE OF POO}": None},
-        )
-        for value in strange:
+        for value in STRANGE_VALUES:
             asked = msgspec.structs.replace(scenario, options={**scenario.options, option.name: value})
             _orderly(subject, asked, f"{option.name}={value!r}")
 
 
-@check(
-    "LK602", "failure", "A package that isn't there is told.", "look at context.machine.packages, and answer with a Problem",
+@rule(
+    "LK602",
+    "A package that isn't there is told.",
+    "look at context.machine.packages, and answer with a Problem",
     scenarios="planned",
-)  # fmt: skip
+)
 def missing_packages(subject: Subject, scenario: Scenario) -> None:
     _fails_anyhow(subject, scenario)
-    _orderly(
-        subject,
-        msgspec.structs.replace(scenario, machine="bare", topology="alone"),
-        "a machine without any package",
-    )
+    bare = msgspec.structs.replace(scenario, machine="bare", topology="alone")
+    _orderly(subject, bare, "a machine without any package")
 
 
-@check(
-    "LK603", "failure", "A strange config breaks nothing.", "check the types of what you read from a checkpoint's config",
+@rule(
+    "LK603",
+    "A strange config breaks nothing.",
+    "check the types of what you read from a checkpoint's config",
     scenarios="planned",
-)  # fmt: skip
+)
 def strange_configs(subject: Subject, scenario: Scenario) -> None:
     _fails_anyhow(subject, scenario)
-    for fields in STRANGE:
+    for fields in STRANGE_FIELDS:
         odd = msgspec.structs.replace(scenario, config={**scenario.config, **fields})
         _orderly(subject, odd, f"a config with {fields}")
 
 
-@check(
+@rule(
     "LK604",
-    "failure",
     "Every problem names the plugin and a remedy.",
     "fill in plugin, message and remedy",
     scenarios="planned",
@@ -87,29 +88,20 @@ def whole_problems(subject: Subject, scenario: Scenario) -> None:
 
 def _problems(subject: Subject, scenario: Scenario) -> list[Problem]:
     """What the plugin answered with while planning."""
-    if subject.plugin is None:
-        raise NotApplicable("it can't be imported (LK101)")
     manager = subject.manager()
     with contextlib.suppress(LoadkitError):
         plan_of(scenario, manager)
-    given = [
-        a
-        for said in manager.said
-        for a in (said.answer if isinstance(said.answer, list | tuple) else [said.answer])
-    ]
-    return [answer for answer in given if isinstance(answer, Problem)]
+    given = (value for answer in manager.answered for value in listed(answer.value))
+    return [value for value in given if isinstance(value, Problem)]
 
 
 def _orderly(subject: Subject, scenario: Scenario, what: str) -> None:
     """Plan it: whatever comes of it, it isn't this plugin that breaks."""
-    broken = _broken(subject, scenario)
-    if broken:
+    if broken := _broken(subject, scenario):
         raise Unmet(f"{what} makes it fail: {broken}")
 
 
 def _fails_anyhow(subject: Subject, scenario: Scenario) -> None:
-    if subject.plugin is None:
-        raise NotApplicable("it can't be imported (LK101)")
     if _broken(subject, scenario):
         raise NotApplicable("it fails as it is (LK205)")
 
@@ -119,8 +111,7 @@ def _broken(subject: Subject, scenario: Scenario) -> str:
     try:
         plan_of(scenario, subject.manager())
     except PlanError as error:
-        found = [p.message for p in error.problems if p.code == "plugin-failed" and p.plugin == subject.name]
-        return found[0] if found else ""
+        return subject.failure_in(error)
     except LoadkitError:
-        return ""
+        pass
     return ""

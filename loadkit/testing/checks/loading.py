@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -15,13 +16,11 @@ from loadkit.testing.subjects import Subject
 
 __all__ = ["loaded"]
 
-_folders = tempfile.TemporaryDirectory(prefix="loadkit-conformance-")
-"""Where tiny checkpoints are made, once a process."""
+rule = functools.partial(check, "loading")
 
 
-@check(
+@rule(
     "LK501",
-    "loading",
     "What is loaded is what was planned.",
     "make the loaded model what your stage decided",
     scenarios="loaded",
@@ -38,9 +37,7 @@ def audit_passes(subject: Subject, scenario: Scenario) -> None:
         raise Unmet(f"it warns of its own work: {warned[0]}")
 
 
-@check(
-    "LK502", "loading", "The model runs.", "see that a forward pass gives finite numbers", scenarios="loaded"
-)
+@rule("LK502", "The model runs.", "see that a forward pass gives finite numbers", scenarios="loaded")
 def forward(subject: Subject, scenario: Scenario) -> None:
     import torch
 
@@ -48,9 +45,8 @@ def forward(subject: Subject, scenario: Scenario) -> None:
         raise Unmet("a forward pass gives numbers that aren't finite")
 
 
-@check(
+@rule(
     "LK503",
-    "loading",
     "A model that is to train trains.",
     "let gradients reach what the plan trains",
     scenarios="loaded",
@@ -66,19 +62,20 @@ def backward(subject: Subject, scenario: Scenario) -> None:
         raise Unmet(f"no gradient reaches any of the {len(trained)} parameters that train")
 
 
-@check(
-    "LK504", "loading", "What is saved loads again, the same.", "save all that the model is made of, under the names that loading reads",
+@rule(
+    "LK504",
+    "What is saved loads again, the same.",
+    "save all that the model is made of, under the names that loading reads",
     scenarios="loaded",
-)  # fmt: skip
+)
 def saves(subject: Subject, scenario: Scenario) -> None:
     import torch
 
     first = loaded(subject, scenario)
     with tempfile.TemporaryDirectory() as folder:
         first.save_pretrained(folder)
-        options = {
-            k: v for k, v in scenario.options.items() if not k.startswith(("lora_", "peft_", "adapter"))
-        }
+        of_the_adapter = ("lora_", "peft_", "adapter")
+        options = {k: v for k, v in scenario.options.items() if not k.startswith(of_the_adapter)}
         again = loaded(subject, scenario, options, folder=Path(folder))
         if not torch.equal(_logits(first.model).nan_to_num(), _logits(again.model).nan_to_num()):
             raise Unmet("the model that was saved and loaded again computes something else")
@@ -87,14 +84,7 @@ def saves(subject: Subject, scenario: Scenario) -> None:
 def loaded(
     subject: Subject, scenario: Scenario, options: Mapping[str, Any] | None = None, folder: Path | None = None
 ) -> Any:
-    """Load a scenario's checkpoint with the plugin taking part.
-
-    Returns:
-        The `Loaded`.
-
-    Raises:
-        NotApplicable: what is loaded isn't what was planned, which is another check's business.
-    """
+    """A scenario's checkpoint, loaded with the plugin taking part; LK501 judges whether it is as planned."""
     try:
         return _load(subject, scenario, options, folder)
     except AuditError as error:
@@ -104,18 +94,23 @@ def loaded(
 def _load(
     subject: Subject, scenario: Scenario, options: Mapping[str, Any] | None = None, folder: Path | None = None
 ) -> Any:
-    if subject.plugin is None:
-        raise NotApplicable("it can't be imported (LK101)")
-    import loadkit
+    from loadkit.loading.load import load
 
+    manager = subject.manager()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return loadkit.load(
-            folder or folder_of(scenario, Path(_folders.name)),
+        return load(
+            folder or folder_of(scenario, Path(_checkpoints().name)),
             scenario.profile or None,
-            plugin_manager=subject.manager(),
+            plugin_manager=manager,
             **(scenario.options if options is None else options),
         )
+
+
+@functools.cache
+def _checkpoints() -> tempfile.TemporaryDirectory[str]:
+    """Where tiny checkpoints are made, once a process."""
+    return tempfile.TemporaryDirectory(prefix="loadkit-conformance-")
 
 
 def _ids(model: Any) -> Any:

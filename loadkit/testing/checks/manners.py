@@ -7,6 +7,8 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
+from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -17,66 +19,59 @@ from loadkit.schema.claims import Claim, Strength
 from loadkit.testing.checks.contract import answers
 from loadkit.testing.kit import NotApplicable, Unmet, check
 from loadkit.testing.scenarios import PLAIN, Scenario, context_of, plan_of
-from loadkit.testing.subjects import Said, Subject
+from loadkit.testing.subjects import Subject, listed
 
 __all__ = ["LONGEST"]
 
 LONGEST = 600
 """Characters of a reason that still reads as one line of a plan, wrapped."""
 
+UNASKED = "a plain Mistral that nobody asked anything of"
 
-@check(
-    "LK301", "manners", "It has no opinion on what doesn't concern it.",
+rule = partial(check, "manners")
+
+
+@rule(
+    "LK301",
+    "It has no opinion on what doesn't concern it.",
     "return None for model types that aren't yours and options that nobody gave; a default for everybody is a fallback",
-)  # fmt: skip
+)
 def abstains(subject: Subject, scenario: Scenario) -> None:
-    for said in answers(subject, PLAIN):
-        for claim in _claims(said):
+    for hook, answer in answers(subject, PLAIN):
+        for claim in _claims(hook, answer):
             if claim.strength is not Strength.FALLBACK:
-                raise Unmet(
-                    f"{said.hook} claims {claim.value!r} for a plain Mistral that nobody asked anything of"
-                )
-        if said.hook == "loadkit_contribute_kwargs" and said.answer:
-            raise Unmet(
-                f"{said.hook} adds {', '.join(said.answer)} to a plain Mistral that nobody asked anything of"
-            )
+                raise Unmet(f"{hook} claims {claim.value!r} for {UNASKED}")
+        if hook == "loadkit_contribute_kwargs" and answer:
+            raise Unmet(f"{hook} adds {', '.join(answer)} to {UNASKED}")
 
 
-@check(
-    "LK302",
-    "manners",
-    "It answers the same question the same way.",
-    "decide from the facts alone",
-    scenarios="planned",
+@rule(
+    "LK302", "It answers the same question the same way.", "decide from the facts alone", scenarios="planned"
 )
 def deterministic(subject: Subject, scenario: Scenario) -> None:
-    first, second = ([_plain(said) for said in answers(subject, scenario)] for _ in range(2))
+    first, second = ([(hook, repr(answer)) for hook, answer in answers(subject, scenario)] for _ in range(2))
     if first != second:
         differing = next((a[0] for a, b in zip(first, second, strict=False) if a != b), "one hook")
         raise Unmet(f"{differing} answers differently when it is asked again")
 
 
-@check(
-    "LK303",
-    "manners",
-    "Every reason is one line.",
-    "say why in one sentence, without line breaks",
-    scenarios="planned",
+@rule(
+    "LK303", "Every reason is one line.", "say why in one sentence, without line breaks", scenarios="planned"
 )
 def reasons(subject: Subject, scenario: Scenario) -> None:
-    for said in answers(subject, scenario):
-        for claim in _claims(said):
+    for hook, answer in answers(subject, scenario):
+        for claim in _claims(hook, answer):
             if not claim.because.strip():
-                raise Unmet(f"{said.hook} gives no reason for {claim.value!r}")
+                raise Unmet(f"{hook} gives no reason for {claim.value!r}")
             if "\n" in claim.because or len(claim.because) > LONGEST:
                 raise Unmet(
-                    f"{said.hook} gives a reason of {len(claim.because)} characters: {claim.because[:80]!r}…"
+                    f"{hook} gives a reason of {len(claim.because)} characters: {claim.because[:80]!r}…"
                 )
 
 
-@check("LK304", "manners", "It leaves the facts as they are.", "copy what you change", scenarios="planned")
+@rule("LK304", "It leaves the facts as they are.", "copy what you change", scenarios="planned")
 def facts_unchanged(subject: Subject, scenario: Scenario) -> None:
-    manager = _manager(subject)
+    manager = subject.manager()
     context = context_of(scenario, manager)
     before = msgspec.json.encode(context)
     with suppress(PlanError):
@@ -85,12 +80,14 @@ def facts_unchanged(subject: Subject, scenario: Scenario) -> None:
         raise Unmet("the facts aren't what they were before it was asked")
 
 
-@check(
-    "LK305", "manners", "It leaves the process as it is.",
-    "change no environment variable, working directory or random state while planning", scenarios="planned",
-)  # fmt: skip
+@rule(
+    "LK305",
+    "It leaves the process as it is.",
+    "change no environment variable, working directory or random state while planning",
+    scenarios="planned",
+)
 def process_unchanged(subject: Subject, scenario: Scenario) -> None:
-    manager = _manager(subject)
+    manager = subject.manager()
     before = _process()
     with suppress(PlanError):
         plan_of(scenario, manager)
@@ -99,27 +96,29 @@ def process_unchanged(subject: Subject, scenario: Scenario) -> None:
         raise Unmet(f"planning changes {', '.join(changed)}")
 
 
-@check(
-    "LK306", "manners", "It neither connects nor starts anything while planning.",
-    "what has to be read is a fact that the core reads", scenarios="planned",
-)  # fmt: skip
-def no_network(subject: Subject, scenario: Scenario) -> None:
-    manager = _manager(subject)
-    context = context_of(
-        scenario, manager
-    )  # reading the index may start nothing either, but isn't the plugin's
-    with _watched() as seen, suppress(PlanError):
-        plan_of(scenario, manager, context)
-    if seen:
-        raise Unmet(f"planning causes {seen[0]}")
-
-
-@check(
-    "LK307", "manners", "The order of registration changes nothing.", "rely on strengths and named stages, not on who comes first",
+@rule(
+    "LK306",
+    "It neither connects nor starts anything while planning.",
+    "what has to be read is a fact that the core reads",
     scenarios="planned",
-)  # fmt: skip
+)
+def no_network(subject: Subject, scenario: Scenario) -> None:
+    manager = subject.manager()
+    context = context_of(scenario, manager)  # outside: reading the index isn't the plugin's doing
+    with _recorded_events() as events, suppress(PlanError):
+        plan_of(scenario, manager, context)
+    if events:
+        raise Unmet(f"planning causes {events[0]}")
+
+
+@rule(
+    "LK307",
+    "The order of registration changes nothing.",
+    "rely on strengths and named stages, not on who comes first",
+    scenarios="planned",
+)
 def any_order(subject: Subject, scenario: Scenario) -> None:
-    _manager(subject)
+    subject.manager()  # raises where it can't be registered
     first, again, reversed_ = (_planned(subject, scenario, reverse) for reverse in (False, False, True))
     if first != again:
         raise NotApplicable("it answers differently when it is asked again (LK302)")
@@ -144,8 +143,6 @@ def _planned(subject: Subject, scenario: Scenario, reverse: bool) -> str:
 
 
 def _everybody(subject: Subject) -> Iterator[tuple[str, Any]]:
-    from importlib import metadata
-
     for entry in metadata.entry_points(group="loadkit"):
         if entry.name != subject.name:
             try:
@@ -155,23 +152,10 @@ def _everybody(subject: Subject) -> Iterator[tuple[str, Any]]:
     yield subject.name, subject.plugin
 
 
-def _manager(subject: Subject) -> PluginManager:
-    if subject.plugin is None:
-        raise NotApplicable("it can't be imported (LK101)")
-    return subject.manager()
-
-
-def _claims(said: Said) -> list[Claim[Any]]:
-    given: Any = said.answer
-    if said.hook == "loadkit_contribute_kwargs" and isinstance(given, dict):
-        given = [
-            c for value in given.values() for c in (value if isinstance(value, list | tuple) else [value])
-        ]
-    return [c for c in (given if isinstance(given, list | tuple) else [given]) if isinstance(c, Claim)]
-
-
-def _plain(said: Said) -> tuple[str, str]:
-    return said.hook, repr(said.answer)
+def _claims(hook: str, answer: Any) -> list[Claim[Any]]:
+    if hook == "loadkit_contribute_kwargs" and isinstance(answer, dict):
+        answer = [claim for value in answer.values() for claim in listed(value)]
+    return [claim for claim in listed(answer) if isinstance(claim, Claim)]
 
 
 def _process() -> dict[str, Any]:
@@ -187,8 +171,8 @@ def _process() -> dict[str, Any]:
         found |= {
             "torch's default dtype": torch.get_default_dtype(),
             "torch's random state": torch.initial_seed(),
+            "CUDA, which is initialised": torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
         }
-        found["CUDA, which is initialised"] = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return found
 
 
@@ -200,25 +184,27 @@ _EVENTS = (
     "os.posix_spawn",
     "os.exec",
 )
-_listeners: list[list[str]] = []
+_recordings: list[list[str]] = []
 
 
 @contextmanager
-def _watched() -> Iterator[list[str]]:
-    """Take down connections and processes; Python keeps an audit hook for ever, so there is one for all."""
-    if not _listeners:
-        sys.addaudithook(
-            lambda event, args: (
-                _listeners[-1].append(event) if event in _EVENTS and _listeners[-1] is not _DEAF else None
-            )
-        )
-        _listeners.append(_DEAF)
-    seen: list[str] = []
-    _listeners.append(seen)
+def _recorded_events() -> Iterator[list[str]]:
+    """Record connections and new processes."""
+    _install_audit_hook()
+    events: list[str] = []
+    _recordings.append(events)
     try:
-        yield seen
+        yield events
     finally:
-        _listeners.remove(seen)
+        _recordings.pop()
 
 
-_DEAF: list[str] = ["nobody listens"]
+@cache
+def _install_audit_hook() -> None:
+    """Once, since Python keeps an audit hook for ever."""
+
+    def record(event: str, args: tuple[Any, ...]) -> None:
+        if event in _EVENTS and _recordings:
+            _recordings[-1].append(event)
+
+    sys.addaudithook(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import partial
 
 from loadkit.testing.kit import NotApplicable, Unmet, check
 from loadkit.testing.processes import same_modules
@@ -16,63 +17,49 @@ __all__ = ["HEAVY"]
 HEAVY = ("torch", "transformers", "bitsandbytes", "peft", "accelerate")
 """Libraries that take seconds to import: only load-time hooks may, in their bodies."""
 
+BY_HAND = "it was registered by hand, not announced by a distribution"
 
-@check(
-    "LK101",
-    "packaging",
-    "The entry point can be imported.",
-    "correct the entry point, or the module that it names",
-)
+rule = partial(check, "packaging")
+
+
+@rule("LK101", "The entry point can be imported.", "correct the entry point, or the module that it names")
 def entry_point(subject: Subject, scenario: Scenario) -> None:
     if subject.entry is None:
-        raise NotApplicable("it was registered by hand, not announced by a distribution")
+        raise NotApplicable(BY_HAND)
     if subject.fault:
         raise Unmet(f"importing {subject.entry.value} {subject.fault}")
 
 
-@check(
-    "LK102",
-    "packaging",
-    "Importing it imports no heavy library.",
-    "import them in the bodies of the hooks that load",
-)
+@rule("LK102", "Importing it imports no heavy library.", "import them in the bodies of the hooks that load")
 def light_import(subject: Subject, scenario: Scenario) -> None:
     module = _module(subject)
     code = (
         f"import importlib, sys; importlib.import_module({module!r}); "
         f"print(*(m for m in {HEAVY!r} if m in sys.modules))"
     )
-    found = _elsewhere(code)
-    if found.returncode:
-        raise Unmet(f"importing {module} in a process of its own fails: {_last_line(found.stderr)}")
-    if heavy := _last_line(found.stdout):
-        raise Unmet(f"importing {module} imports {', '.join(heavy.split())}")
+    _imports_nothing_heavy(f"importing {module}", code)
 
 
-@check(
-    "LK103",
-    "packaging",
-    "Its distribution requires loadkit.",
-    'add "loadkit" to the dependencies in pyproject.toml',
-)
+@rule("LK103", "Its distribution requires loadkit.", 'add "loadkit" to the dependencies in pyproject.toml')
 def requires_loadkit(subject: Subject, scenario: Scenario) -> None:
-    if subject.entry is None or subject.entry.dist is None:
-        raise NotApplicable("it was registered by hand, not announced by a distribution")
-    if subject.entry.dist.name == "loadkit":
+    distribution = subject.entry.dist if subject.entry is not None else None
+    if distribution is None:
+        raise NotApplicable(BY_HAND)
+    if distribution.name == "loadkit":
         raise NotApplicable("it comes with loadkit itself")
     required = {
-        re.split(r"[\s;<>=!~\[(]", line, maxsplit=1)[0].lower() for line in subject.entry.dist.requires or ()
+        re.split(r"[\s;<>=!~\[(]", line, maxsplit=1)[0].lower() for line in distribution.requires or ()
     }
     if "loadkit" not in required:
-        raise Unmet(
-            f"{subject.entry.dist.name} requires {', '.join(sorted(required)) or 'nothing'}, and not loadkit"
-        )
+        required_text = ", ".join(sorted(required)) or "nothing"
+        raise Unmet(f"{distribution.name} requires {required_text}, and not loadkit")
 
 
-@check(
-    "LK104", "packaging", "Planning with it imports no heavy library.",
+@rule(
+    "LK104",
+    "Planning with it imports no heavy library.",
     "decide from the facts in context; what needs torch belongs into the hooks that load",
-)  # fmt: skip
+)
 def light_planning(subject: Subject, scenario: Scenario) -> None:
     _module(subject)
     if subject.entry is None:
@@ -82,18 +69,18 @@ def light_planning(subject: Subject, scenario: Scenario) -> None:
         "manager = PluginManager(environ={}); before = set(sys.modules); plan_of(PLAIN, manager); "
         f"print(*(m for m in {HEAVY!r} if m in sys.modules and m not in before))"
     )
-    found = _elsewhere(code)
-    if found.returncode:
-        raise Unmet(f"planning in a process of its own fails: {_last_line(found.stderr)}")
-    if heavy := _last_line(found.stdout):
-        raise Unmet(f"planning imports {', '.join(heavy.split())}")
+    _imports_nothing_heavy("planning", code)
 
 
-def _elsewhere(code: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own that finds the same modules."""
-    return subprocess.run(
+def _imports_nothing_heavy(doing: str, code: str) -> None:
+    """Run code that prints the heavy libraries it imports, in a process of its own."""
+    found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=same_modules()
     )
+    if found.returncode:
+        raise Unmet(f"{doing} in a process of its own fails: {_last_line(found.stderr)}")
+    if heavy := _last_line(found.stdout):
+        raise Unmet(f"{doing} imports {', '.join(heavy.split())}")
 
 
 def _last_line(printed: str) -> str:

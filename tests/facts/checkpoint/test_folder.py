@@ -187,7 +187,7 @@ def test_weights_are_not_read(tmp_path: Path) -> None:
 # Sources that are no folder
 
 
-def test_a_missing_folder_is_told_with_its_nearest_neighbour(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_with_its_nearest_neighbour(tmp_path: Path) -> None:
     (tmp_path / "Mistral-7B").mkdir()
     problem = only(tmp_path / "mistral-7b-v1")
     assert problem.code == "no-such-folder"
@@ -243,7 +243,7 @@ def test_ids_are_judged_as_huggingface_hub_does(source: str, fits: bool) -> None
             validate_repo_id(source)
 
 
-def test_a_file_and_an_address_are_told_apart(tmp_path: Path) -> None:
+def test_a_file_and_an_address_are_kept_apart(tmp_path: Path) -> None:
     write_model(tmp_path)
     problem = only(tmp_path / "model.safetensors")
     assert problem.code == "no-such-folder"
@@ -318,7 +318,7 @@ def test_the_output_folder_of_a_training_run_points_to_its_checkpoints(tmp_path:
         (b"[" * 200_000, "too deeply"),
     ],
 )
-def test_bad_json_is_told_with_line_and_column(tmp_path: Path, content: bytes, where: str) -> None:
+def test_bad_json_is_reported_with_line_and_column(tmp_path: Path, content: bytes, where: str) -> None:
     write_model(tmp_path)
     (tmp_path / "config.json").write_bytes(content)
     checkpoint, problems = read(tmp_path)
@@ -329,7 +329,7 @@ def test_bad_json_is_told_with_line_and_column(tmp_path: Path, content: bytes, w
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '"mistral"', "3"])
-def test_a_config_that_is_no_object_is_told(tmp_path: Path, content: str) -> None:
+def test_a_config_that_is_no_object_is_reported(tmp_path: Path, content: str) -> None:
     write_model(tmp_path)
     (tmp_path / "config.json").write_text(content)
     problem = only(tmp_path)
@@ -340,7 +340,7 @@ def test_a_config_that_is_no_object_is_told(tmp_path: Path, content: str) -> Non
 @pytest.mark.skipif(
     not os.path.isfile("/proc/self/mem"), reason="a file that fails when read is found on Linux only"
 )
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     write_model(tmp_path)
     (tmp_path / "generation_config.json").symlink_to(
         "/proc/self/mem"
@@ -350,7 +350,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     assert "generation_config.json" in problem.message
 
 
-def test_a_file_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(tmp_path, generation_config={})
     real = open
 
@@ -409,7 +409,9 @@ def test_a_snapshot_of_the_hub_cache_is_a_folder(tmp_path: Path) -> None:
         ([], "config.json"),
     ],
 )
-def test_missing_weights_are_told_with_what_is_there(tmp_path: Path, files: list[str], words: str) -> None:
+def test_missing_weights_are_reported_with_what_is_there(
+    tmp_path: Path, files: list[str], words: str
+) -> None:
     write_json(tmp_path / "config.json", CONFIG)
     for name in files:
         (tmp_path / name).touch()
@@ -449,7 +451,7 @@ def test_an_index_of_safetensors_cannot_smuggle_in_a_pickle(tmp_path: Path) -> N
     assert "harmless.bin" in problem.message
 
 
-def test_a_truncated_file_is_told_with_its_bytes(tmp_path: Path) -> None:
+def test_a_truncated_file_is_reported_with_its_bytes(tmp_path: Path) -> None:
     path = write_model(tmp_path) / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
@@ -459,18 +461,18 @@ def test_a_truncated_file_is_told_with_its_bytes(tmp_path: Path) -> None:
         assert word in problem.message
 
 
-def test_a_git_lfs_pointer_is_told(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_reported(tmp_path: Path) -> None:
     path = write_model(tmp_path) / "model.safetensors"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n")
     assert only(tmp_path).code == "lfs-pointer"
 
 
-def test_a_header_that_makes_no_sense_is_told(tmp_path: Path) -> None:
+def test_a_header_that_makes_no_sense_is_reported(tmp_path: Path) -> None:
     (write_model(tmp_path) / "model.safetensors").write_bytes(raw_safetensors(b"PK\3\4 a zip"))
     assert only(tmp_path).code == "bad-header"
 
 
-def test_missing_shards_are_told_together(tmp_path: Path) -> None:
+def test_missing_shards_are_reported_together(tmp_path: Path) -> None:
     write_sharded(tmp_path, 4)
     for number in (2, 3):
         (tmp_path / f"model-0000{number}-of-00004.safetensors").unlink()
@@ -487,7 +489,7 @@ def test_a_folder_in_place_of_a_shard_is_missing_too(tmp_path: Path) -> None:
     assert only(tmp_path).code == "missing-weight-file"
 
 
-def test_tensors_that_no_shard_holds_are_told(tmp_path: Path) -> None:
+def test_tensors_that_no_shard_holds_are_reported(tmp_path: Path) -> None:
     write_sharded(tmp_path, 2)
     index = json.loads((tmp_path / INDEX).read_text())
     index["weight_map"]["ghost.weight"] = "model-00001-of-00002.safetensors"
@@ -521,7 +523,7 @@ def test_an_index_that_leads_outside_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code"), [("{", "bad-json"), ("[]", "config-not-object"), ("{}", "bad-index")]
 )
-def test_a_bad_index_is_told(tmp_path: Path, content: str, code: str) -> None:
+def test_a_bad_index_is_reported(tmp_path: Path, content: str, code: str) -> None:
     (write_sharded(tmp_path) / INDEX).write_text(content)
     problem = only(tmp_path)
     assert problem.code == code
@@ -597,7 +599,7 @@ def test_a_model_with_an_embedded_adapter_is_its_own_base(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("named", [None, "", 7])
-def test_an_adapter_that_names_no_base_is_told(tmp_path: Path, named: object) -> None:
+def test_an_adapter_that_names_no_base_is_reported(tmp_path: Path, named: object) -> None:
     folder = write_adapter(tmp_path, None, base_model_name_or_path=named)
     checkpoint, problems = read(folder)
     assert list(problems) == ["missing-base"]
@@ -605,7 +607,7 @@ def test_an_adapter_that_names_no_base_is_told(tmp_path: Path, named: object) ->
     assert checkpoint.adapter is not None
 
 
-def test_a_missing_base_is_told_with_both_names(tmp_path: Path) -> None:
+def test_a_missing_base_is_reported_with_both_names(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter", "/home/someone/llama")
     checkpoint, problems = read(folder)
     assert list(problems) == ["missing-base"]

@@ -155,7 +155,7 @@ DAMAGED: dict[str, tuple[bytes, str, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_damage_is_told_and_safetensors_agrees(name: str) -> None:
+def test_damage_is_reported_and_safetensors_agrees(name: str) -> None:
     data, code, words = DAMAGED[name]
     problem = ours(data)
     assert isinstance(problem, Problem)
@@ -236,7 +236,7 @@ def test_an_index_is_read() -> None:
         ({"metadata": None, "weight_map": {"a": "x"}}, "metadata"),
     ],
 )
-def test_a_bad_index_is_told(index: dict[str, Any], words: str) -> None:
+def test_a_bad_index_is_reported(index: dict[str, Any], words: str) -> None:
     problem = parse_index("i.json", index)
     assert isinstance(problem, Problem)
     assert problem.code == "bad-index"

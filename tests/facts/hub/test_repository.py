@@ -273,7 +273,7 @@ def test_missing_shards_in_the_cache_are_not_called_missing_on_the_hub(
     assert only(local_files_only=True).code == "offline-not-cached"
 
 
-def test_what_is_not_cached_is_told_with_what_is(hub: HubServer, tmp_path: Path, cache: Path) -> None:
+def test_what_is_not_cached_is_reported_with_what_is(hub: HubServer, tmp_path: Path, cache: Path) -> None:
     problem = only(local_files_only=True)
     assert problem.code == "offline-not-cached"
     assert "local_files_only is set" in problem.message
@@ -303,7 +303,7 @@ def test_a_cache_may_be_elsewhere_and_must_be_writable(hub: HubServer, tmp_path:
 # What the Hub refuses
 
 
-def test_an_unknown_repository_is_told(
+def test_an_unknown_repository_is_reported(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "owner" / "tiny-2").mkdir(parents=True)
@@ -329,7 +329,7 @@ def test_a_private_repository_opens_with_a_token_only(hub: HubServer, tmp_path: 
     assert all(a.token == "hf_secret" for a in hub.answers[-3:])
 
 
-def test_a_gated_repository_is_told_once_and_asked_no_more(hub: HubServer, tmp_path: Path) -> None:
+def test_a_gated_repository_is_reported_once_and_asked_no_more(hub: HubServer, tmp_path: Path) -> None:
     hub.tokens |= {"hf_secret"}
     folder = write_model(tmp_path / "m", tokenizer_config={}, generation_config={})
     hub.add(REPOSITORY, folder, access="gated")
@@ -343,7 +343,7 @@ def test_a_gated_repository_is_told_once_and_asked_no_more(hub: HubServer, tmp_p
 
 
 @pytest.mark.parametrize("token", ["hf_unknownunknown", "hf_with_a_line_break\n", "hf_ümlaut"])
-def test_a_bad_token_is_told_without_quoting_it(hub: HubServer, tmp_path: Path, token: str) -> None:
+def test_a_bad_token_is_reported_without_quoting_it(hub: HubServer, tmp_path: Path, token: str) -> None:
     hub.add(REPOSITORY, write_model(tmp_path / "m"))
     problem = only(token=token)
     assert problem.code == "bad-token"
@@ -351,11 +351,11 @@ def test_a_bad_token_is_told_without_quoting_it(hub: HubServer, tmp_path: Path, 
     assert "HF_TOKEN" in problem.remedy
 
 
-def test_a_token_that_is_not_there_is_told(hub: HubServer) -> None:
+def test_a_token_that_is_not_there_is_reported(hub: HubServer) -> None:
     assert only(token=True).code == "bad-token"
 
 
-def test_an_unknown_revision_is_told_with_those_there_are(hub: HubServer, tmp_path: Path) -> None:
+def test_an_unknown_revision_is_reported_with_those_there_are(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPOSITORY, write_model(tmp_path / "m"))
     hub.add(REPOSITORY, write_model(tmp_path / "m"), branch="step-1000")
     problem = only(revision="step1000")
@@ -374,7 +374,7 @@ def test_an_unknown_revision_is_told_with_those_there_are(hub: HubServer, tmp_pa
         (403, "no-access", "HTTP 403"),
     ],
 )
-def test_a_refusal_is_told_with_the_host(
+def test_a_refusal_is_reported_with_the_host(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, status: int, code: str, word: str
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
@@ -385,7 +385,7 @@ def test_a_refusal_is_told_with_the_host(
     assert hub.url.removeprefix("http://") in problem.message
 
 
-def test_a_hub_that_breaks_down_after_the_first_answer_is_told_once(
+def test_a_hub_that_breaks_down_after_the_first_answer_is_reported_once(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(REPOSITORY, write_model(tmp_path / "m", generation_config={}, tokenizer_config={}))
@@ -397,7 +397,7 @@ def test_a_hub_that_breaks_down_after_the_first_answer_is_told_once(
     assert len(checkpoint.files) == 4
 
 
-def test_no_connection_is_told_with_the_host(
+def test_no_connection_is_reported_with_the_host(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as free:
@@ -411,7 +411,7 @@ def test_no_connection_is_told_with_the_host(
     assert "HF_ENDPOINT" in problem.remedy
 
 
-def test_a_hub_that_does_not_answer_is_told(
+def test_a_hub_that_does_not_answer_is_reported(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -422,7 +422,7 @@ def test_a_hub_that_does_not_answer_is_told(
     assert "didn't answer in time" in problem.message
 
 
-def test_something_that_is_no_hub_is_told(hub: HubServer) -> None:
+def test_something_that_is_no_hub_is_reported(hub: HubServer) -> None:
     hub.is_no_hub = True
     problem = only()
     assert problem.code == "hub-unreachable"
@@ -472,7 +472,7 @@ def test_a_connection_that_drops_is_tried_again(hub: HubServer, tmp_path: Path) 
         (["config.json", "pytorch_model.bin"], "pickle-weights"),
     ],
 )
-def test_repositories_without_a_model_are_told(
+def test_repositories_without_a_model_are_reported(
     hub: HubServer, tmp_path: Path, files: list[str], code: str
 ) -> None:
     for name in files:
@@ -540,7 +540,7 @@ def test_an_adapter_repository_with_a_whole_model_is_an_adapter_as_in_transforme
     assert problems["embedded-adapter"].severity == "warning"
 
 
-def test_a_base_that_is_not_there_is_told_with_both_names(hub: HubServer, tmp_path: Path) -> None:
+def test_a_base_that_is_not_there_is_reported_with_both_names(hub: HubServer, tmp_path: Path) -> None:
     hub.tokens |= {"hf_secret"}
     hub.add(REPOSITORY, write_adapter(tmp_path / "adapter", "owner/base"))
     checkpoint, problems = read()

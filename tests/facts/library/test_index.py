@@ -14,7 +14,8 @@ import pytest
 
 from loadkit.errors import LoadkitError
 from loadkit.facts.library import index as library_index
-from loadkit.facts.library.library import Library, ModelFacts, read_library
+from loadkit.facts.library.index import read_library
+from loadkit.facts.library.library import Library, ModelFacts
 from loadkit.facts.library.literals import evaluate, execute
 from loadkit.facts.library.source_tree import SourceTree
 
@@ -28,7 +29,7 @@ def _fresh_memory() -> Iterator[None]:
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from loadkit.facts.library.library import read_library;"
+        "import sys; from pathlib import Path; from loadkit.facts.library.index import read_library;"
         "library = read_library({'model_type': 'gemma3'}, cache_dir=Path(sys.argv[1]));"
         "assert library.families['gemma3'].models;"
         "print([n for n in ('torch', 'transformers', 'bitsandbytes', 'peft', 'accelerate') if n in sys.modules])"
@@ -41,20 +42,20 @@ def test_the_second_reading_parses_nothing(tmp_path: Path, monkeypatch: pytest.M
     def parse(*args: object, **kwargs: object) -> None:
         raise AssertionError("source was parsed")
 
-    told: list[str] = []
-    first = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=told.append)
-    assert [sentence.split(" of ")[0] for sentence in told] == [
+    said: list[str] = []
+    first = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=said.append)
+    assert [sentence.split(" of ")[0] for sentence in said] == [
         "reading the auto classes",
         "reading the gemma3 models",
         "reading the siglip models",
     ]
 
     monkeypatch.setattr(ast, "parse", parse)
-    again = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=told.append)
+    again = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=said.append)
     library_index._memory.clear()
-    from_disk = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=told.append)
+    from_disk = read_library({"model_type": "gemma3"}, cache_dir=tmp_path, progress=said.append)
     assert first == again == from_disk
-    assert len(told) == 3
+    assert len(said) == 3
     with pytest.raises(AssertionError, match="source was parsed"):
         read_library({"model_type": "llava"}, cache_dir=tmp_path)
 
@@ -334,6 +335,22 @@ def test_an_edited_map_is_read_again(small: Path, tmp_path: Path) -> None:
     assert read_library(None, cache_dir=tmp_path).knows("new")
 
 
+@pytest.mark.parametrize(
+    "name", ["index", "library", "reader", "auto_maps", "class_source", "source_tree", "literals"]
+)
+def test_an_edited_reader_reads_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each module that an index comes from is part of its folder's name."""
+
+    def folder() -> Path:
+        return library_index._store(tmp_path, "9.9.0", tmp_path)
+
+    stat = library_index._stat
+    before = folder()
+    assert folder() == before
+    monkeypatch.setattr(library_index, "_stat", lambda path: (0, 0) if path.stem == name else stat(path))
+    assert folder() != before
+
+
 def test_an_unknown_layout_is_refused(small: Path, tmp_path: Path) -> None:
     (small / "models/auto/modeling_auto.py").unlink()
     with pytest.raises(LoadkitError, match=r"transformers 9\.9\.0.*Install a release"):
@@ -404,7 +421,7 @@ def test_what_isnt_literal_has_no_value(text: str) -> None:
         "names[key] = 1",
     ],
 )
-def test_a_map_that_cant_be_told_in_full_is_no_map(statement: str) -> None:
+def test_a_map_that_isnt_known_in_full_is_no_map(statement: str) -> None:
     names: dict[str, Any] = {}
     execute(ast.parse(f"names = {{'a': 1}}\n{statement}\nother = 2").body, names, lambda imported: {})
     assert names == {"other": 2}

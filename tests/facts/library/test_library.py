@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from loadkit.facts.library import index as library_index
-from loadkit.facts.library.library import ConfigFacts, Library, ModelFacts, read_library
+from loadkit.facts.library.index import read_library
+from loadkit.facts.library.library import ConfigFacts, Library, ModelFacts
 
 QUICK = (
     "mistral",  # the plain case

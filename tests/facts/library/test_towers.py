@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loadkit import ModelClass
-from loadkit.facts.library.library import read_library
+from loadkit.facts.library.index import read_library
 from loadkit.facts.library.towers import Towers, read_towers, tower_keys
 
 

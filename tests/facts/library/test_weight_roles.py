@@ -8,7 +8,7 @@ import pytest
 from examples import GEMMA3, MISTRAL, checkpoint
 
 from loadkit import Checkpoint, ModelClass, Weight
-from loadkit.facts.library.library import read_library
+from loadkit.facts.library.index import read_library
 from loadkit.facts.library.weight_roles import read_weights
 from loadkit.plugins import TensorHeader
 

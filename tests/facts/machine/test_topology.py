@@ -120,12 +120,12 @@ def test_torchrun_inside_another_launcher_counts() -> None:
         ),
     ],
 )
-def test_nonsense_is_told(env: dict[str, str], code: str, word: str) -> None:
+def test_nonsense_is_reported(env: dict[str, str], code: str, word: str) -> None:
     assert codes(env) == [code]
     assert word in read(env).problems[0].message
 
 
-def test_an_assumption_is_told() -> None:
+def test_an_assumption_is_reported() -> None:
     found = read({"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"})
     assert found.local_world_size == 4
     assert "one node is assumed" in found.read_from["processes"]
@@ -201,7 +201,7 @@ def test_a_deepspeed_config_that_is_alive() -> None:
     assert read(launched).zero3_alive is False
     assert (
         "zero2" in read(DEEPSPEED, modules).read_from["engine"]
-    )  # the contradiction is told, what is alive counts
+    )  # the contradiction is reported, what is alive counts
     del config
     gone = read(launched, modules)
     assert (gone.engine, gone.zero3_alive) == ("zero3", False)

@@ -11,7 +11,7 @@ from loading.test_profiles import ARCHITECTURES, PROFILES, load
 
 import loadkit
 from loadkit.facts.library.weight_roles import Weight
-from loadkit.planning.memory.estimate import optimizer_bytes
+from loadkit.planning.memory.optimizers import optimizer_bytes
 
 MOST_OFF = 0.01
 

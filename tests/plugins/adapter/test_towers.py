@@ -13,7 +13,7 @@ import pytest
 from zoo.expected import NEEDS, model_types
 
 from loadkit import ModelClass
-from loadkit.facts.library.library import read_library
+from loadkit.facts.library.index import read_library
 from loadkit.facts.library.towers import Towers, read_towers
 from loadkit_plugins.adapter.targets import towers
 

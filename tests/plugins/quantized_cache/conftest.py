@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,13 @@ from loadkit.plugins import Entries
 
 
 @pytest.fixture(autouse=True)
-def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entries]:
+def entries(
+    tmp_path: Path, own_cache: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Entries]:
     from loadkit_plugins.quantized_cache.writer import finish_writing
 
     monkeypatch.setenv("LOADKIT_QUANTIZED_CACHE", "1")
-    monkeypatch.setenv("LOADKIT_CACHE", str(tmp_path / "loadkit"))
+    monkeypatch.setenv("LOADKIT_CACHE", str(own_cache(tmp_path / "loadkit")))
     monkeypatch.delenv("LOADKIT_CACHE_MAX", raising=False)
     yield Entries()
     finish_writing()

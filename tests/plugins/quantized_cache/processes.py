@@ -1,26 +1,26 @@
-"""Loads in processes that share one import of the libraries: a parent imports them, computes nothing, and forks.
+"""Loads in processes of their own, forked off one that computed nothing (tests/forks.py).
 
-python processes.py together FOLDER OUT COUNT      COUNT loads at the same moment, each says what it got
-python processes.py killed FOLDER OUT COUNT        COUNT loads one after the other, each killed at another moment
-python processes.py alone FOLDER OUT 1             one load
+together FOLDER OUT COUNT      COUNT loads at the same moment, each says what it got
+killed FOLDER OUT COUNT        COUNT loads one after the other, each killed at another moment
+alone FOLDER OUT 1             one load
+limited FOLDER OUT 1           one load that can't write files of more than 50,000 bytes
+mortal FOLDER OUT 1            one load that permissions hold for, root's too
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
 from pathlib import Path
 
-import bitsandbytes  # noqa: F401
-import peft  # noqa: F401
 import torch
 import transformers
-import transformers.integrations.bitsandbytes
-from transformers.models.auto import modeling_auto  # noqa: F401
 
 import loadkit
 from loadkit.plugins import Entries
@@ -91,9 +91,31 @@ def killed(folder: str, out: Path, count: int) -> None:
     (out / "seen.json").write_text(json.dumps(seen))
 
 
+def alone(folder: str, out: Path, count: int) -> None:
+    assert count == 1
+    load(folder, out / "0.json")
+
+
+def limited(folder: str, out: Path, count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    alone(folder, out, count)
+
+
+def mortal(folder: str, out: Path, count: int) -> None:
+    """Root's capabilities to write and read everywhere are taken away first (capset(2))."""
+    if os.geteuid() == 0:
+        override, read_search, version = 1 << 1, 1 << 2, 0x20080522
+        header, sets = (ctypes.c_uint32 * 2)(version, 0), (ctypes.c_uint32 * 6)()
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.capget(header, sets) == 0
+        for effective_or_permitted in (0, 1):
+            sets[effective_or_permitted] &= ~(override | read_search)
+        assert libc.capset(header, sets) == 0
+    alone(folder, out, count)
+
+
+WAYS = {way.__name__: way for way in (together, killed, alone, limited, mortal)}
+
 if __name__ == "__main__":
     transformers.utils.logging.disable_progress_bar()
-    way, folder, out, count = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-    {"together": together, "killed": killed, "alone": lambda f, o, _: load(f, o / "0.json")}[way](
-        folder, out, count
-    )
+    WAYS[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))

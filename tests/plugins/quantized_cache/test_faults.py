@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import Forks
 
 import loadkit
 from loadkit import Loaded
@@ -23,6 +21,7 @@ from loadkit.plugins import Entries, Entry
 from loadkit_plugins.quantized_cache.writer import WEIGHTS, finish_writing
 
 Tiny = Callable[..., Path]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 PROCESSES = Path(__file__).with_name("processes.py")
 
 
@@ -41,13 +40,17 @@ def same(first: Loaded, second: Loaded) -> bool:
     return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
 
 
-def run(
-    way: str, folder: Path, out: Path, count: int, *, prefix: Sequence[str] = (), **more: Any
-) -> subprocess.CompletedProcess[str]:
-    out.mkdir(exist_ok=True)
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*prefix, sys.executable, str(PROCESSES), way, str(folder), str(out), str(count)]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=500, **more)
+@pytest.fixture
+def run(forks: Forks) -> Run:
+    """Runs `processes.py`, whose folder for results is made where it isn't there."""
+
+    def running(
+        way: str, folder: Path, out: Path, count: int = 1, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        out.mkdir(exist_ok=True)
+        return forks.run(PROCESSES, way, folder, out, count, environ={"OMP_NUM_THREADS": "1", **environ})
+
+    return running
 
 
 def results(out: Path) -> list[dict[str, str]]:
@@ -156,14 +159,10 @@ def test_a_disk_without_room_is_seen_before(
 
 
 def test_a_quota_that_ends_the_writing_costs_the_entry_only(
-    tiny: Tiny, entries: Entries, tmp_path: Path
+    tiny: Tiny, entries: Entries, tmp_path: Path, run: Run
 ) -> None:
     """A limit on the size of files stands for a full disk: the writing fails in the middle."""
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    done = run("alone", tiny("mistral"), tmp_path / "out", 1, preexec_fn=limited)
+    done = run("limited", tiny("mistral"), tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "kept for the next load" in results(tmp_path / "out")[0]["told"]
     assert list(entries) == []
@@ -182,17 +181,16 @@ def test_a_folder_that_cant_be_written_costs_nothing(
     assert "can't be written" in told(loaded)
 
 
-def test_a_cache_that_is_read_only_serves_what_it_has(tiny: Tiny, entries: Entries, tmp_path: Path) -> None:
+def test_a_cache_that_is_read_only_serves_what_it_has(
+    tiny: Tiny, entries: Entries, tmp_path: Path, run: Run
+) -> None:
     """Permission denied for writing: what is there is read, and what it lacks is quantized."""
-    mortal = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-    if mortal and not shutil.which(mortal[0]):
-        pytest.skip("root may write everywhere, and there is no setpriv here to take that away")
     load(tiny("mistral"), bnb_4bit_use_double_quant=True)
     for path in (entries.root, *entries.root.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
         for folder, expected in ((tiny("mistral"), "from the cache"), (tiny("qwen2"), "can't be written")):
-            done = run("alone", folder, tmp_path / "out", 1, prefix=mortal)
+            done = run("mortal", folder, tmp_path / "out")
             assert done.returncode == 0, done.stderr[-2000:]
             assert expected in results(tmp_path / "out")[0]["told"]
     finally:
@@ -288,7 +286,7 @@ def test_threads_of_one_process_share_the_work(tiny: Tiny, entries: Entries) -> 
     assert all(same(one, plain) for one in loads)
 
 
-def test_eight_processes_quantize_once(tiny: Tiny, entries: Entries, tmp_path: Path) -> None:
+def test_eight_processes_quantize_once(tiny: Tiny, entries: Entries, tmp_path: Path, run: Run) -> None:
     done = run("together", tiny("mistral"), tmp_path / "out", 8)
     assert done.returncode == 0, done.stderr
     found = results(tmp_path / "out")
@@ -301,7 +299,7 @@ def test_eight_processes_quantize_once(tiny: Tiny, entries: Entries, tmp_path: P
 
 @pytest.mark.parametrize("count", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_load_killed_at_any_moment_leaves_nothing_or_all(
-    tiny: Tiny, entries: Entries, tmp_path: Path, count: int
+    tiny: Tiny, entries: Entries, tmp_path: Path, run: Run, count: int
 ) -> None:
     folder = tiny("mistral", hidden_size=512) if count > 50 else tiny("mistral")
     out = tmp_path / "out"

@@ -116,7 +116,7 @@ def test_the_plan_says_what_the_cache_will_do(tiny: Tiny, entries: Entries) -> N
     (entry,) = entries
     assert after.serves
     assert entry.record.key[:12] in after.line
-    assert loadkit.size(entry.bytes) in after.line
+    assert loadkit.plugins.size(entry.bytes) in after.line
     assert "less than a minute ago" in after.line
     assert after.line in " ".join(str(plan).split())
 
@@ -169,13 +169,13 @@ def test_what_changes_no_bit_changes_no_key(tiny: Tiny, harmless: dict[str, Any]
 def test_another_version_is_another_entry(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     import msgspec
 
-    from loadkit.loading.speed import run_aids as aids
+    from loadkit.planning import pipeline
 
     load(tiny("mistral"))
     assert served(load(tiny("mistral")))
-    machine = aids.this_machine()
+    machine = pipeline.this_machine()
     newer = msgspec.structs.replace(machine, packages={**machine.packages, "bitsandbytes": "99.0"})
-    monkeypatch.setattr(aids, "this_machine", lambda: newer)
+    monkeypatch.setattr(pipeline, "this_machine", lambda: newer)
     assert not served(load(tiny("mistral")))
     assert len(list(Entries())) == 2
 

@@ -36,7 +36,7 @@ def recipe(written: Callable[[str], Path]) -> Callable[[str], Recipe]:
 
 
 @pytest.fixture
-def told(written: Callable[[str], Path]) -> Callable[[str], dict[str, str]]:
+def reported(written: Callable[[str], Path]) -> Callable[[str], dict[str, str]]:
     """Code to text of everything that is wrong with a recipe."""
 
     def read(text: str) -> dict[str, str]:

@@ -107,7 +107,7 @@ NEIGHBOURS = {
 @pytest.mark.parametrize("dialect", dialects(), ids=lambda d: d.name)
 def test_a_trainers_key_is_no_misspelling(dialect: Dialect) -> None:
     for key in NEIGHBOURS[dialect.name].split():
-        found = translate("recipe.yaml", {key: False}, dialect)
+        found = translate({key: False}, dialect)
         assert not found.problems, key
         assert found.trainer == {key: False}
 
@@ -125,6 +125,6 @@ def test_one_slip_of_the_finger_is_noticed(dialect: Dialect) -> None:
                 key.upper()
             }
         for slip in slips - known:
-            found = translate("recipe.yaml", {slip: True}, dialect)
+            found = translate({slip: True}, dialect)
             assert [p.code for p in found.problems] == ["recipe-misspelt-key"], (slip, found)
             assert slip not in found.trainer

@@ -10,7 +10,7 @@ import pytest
 from loadkit.request.recipes import Recipe
 
 Read = Callable[[str], Recipe]
-Told = Callable[[str], dict[str, str]]
+Reported = Callable[[str], dict[str, str]]
 
 HANDBOOK_QLORA = """
 # supervised fine-tuning in the alignment-handbook's manner
@@ -133,7 +133,7 @@ def test_a_handbook_recipe(recipe: Read) -> None:
     assert "torch_dtype" not in found.trainer
 
 
-def test_full_training_leaves_the_dtype_to_the_checkpoint(recipe: Read, told: Told) -> None:
+def test_full_training_leaves_the_dtype_to_the_checkpoint(recipe: Read, reported: Reported) -> None:
     """TRAPS 23: None means "auto" now. Mixed precision keeps weights in the dtype that they were loaded in."""
     assert recipe(HANDBOOK_DPO).options == {"training": True, "gradient_checkpointing": True}
     frozen = recipe(HANDBOOK_DPO + "use_peft: true\n")
@@ -142,7 +142,7 @@ def test_full_training_leaves_the_dtype_to_the_checkpoint(recipe: Read, told: To
     for name in ("dtype", "torch_dtype"):
         assert recipe(f"{name}: float16\n").options["dtype"] == "float16"
         assert "dtype" not in recipe(f"{name}: auto\n").options
-    both = told("dtype: float16\ntorch_dtype: bfloat16\n")
+    both = reported("dtype: float16\ntorch_dtype: bfloat16\n")
     assert "keep dtype or torch_dtype" in both["recipe-key-twice"]
     assert recipe("dtype: float16\ntorch_dtype: float16\n").options["dtype"] == "float16"
 
@@ -440,7 +440,7 @@ def test_what_isnt_translated_one_to_one_is_noted(recipe: Read, text: str, words
         ("adapter_name_or_path: a\ncreate_new_adapter: true\n", "recipe-untranslated", "merge_adapter"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told(told: Told, text: str, code: str, words: str) -> None:
-    found = told(text)
+def test_what_is_wrong_is_reported(reported: Reported, text: str, code: str, words: str) -> None:
+    found = reported(text)
     assert list(found) == [code]
     assert words in found[code]

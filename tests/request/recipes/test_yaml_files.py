@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loadkit.request.recipes import Recipe, read_recipe
 
-Told = Callable[[str], dict[str, str]]
+Reported = Callable[[str], dict[str, str]]
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ Told = Callable[[str], dict[str, str]]
         ("datasets:\n  - {path: a, path: b}\n", "recipe-key-twice", "line 2 gives 'path'"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told(told: Told, text: str, code: str, words: str) -> None:
-    assert words in told(text)[code]
+def test_what_is_wrong_is_reported(reported: Reported, text: str, code: str, words: str) -> None:
+    assert words in reported(text)[code]
 
 
 def test_a_file_that_isnt_there(tmp_path: Path) -> None:
@@ -104,6 +104,6 @@ def test_no_value_of_a_loading_key_raises(name: str) -> None:
     for key in [dialect.source, *dialect.keys, *dialect.untranslated]:
         for value in VALUES:
             for beside in ({}, {"adapter": "qlora", "use_peft": True, "quantization_bit": 4}):
-                found = translate("recipe.yaml", {**beside, key: value}, dialect)
+                found = translate({**beside, key: value}, dialect)
                 assert found.options["training"] is True
                 assert all(p.remedy for p in found.problems)

@@ -1,1 +1,1 @@
-"""The code that the remote-code checkpoint brings along; transformers copies these two files into its folder."""
+"""The remote-code checkpoint's own code; transformers copies these two files into its folder."""

@@ -1,7 +1,7 @@
 """The model of Wren, a tiny decoder that exists to be loaded as a checkpoint's own code.
 
 Learned positions, layer normalization before attention and feed-forward part, and a GELU between the two
-projections of the latter. The attention function is transformers' registered one, so that sdpa and eager both work.
+projections of the latter. Attention is transformers' registered function, so that sdpa and eager both work.
 """
 
 from typing import Any
@@ -14,26 +14,9 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from .configuration_wren import WrenConfig
-
-
-def eager_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend in plain torch; (batch, heads, tokens, width) in, (batch, tokens, heads, width) out."""
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.float().softmax(dim=-1).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class WrenAttention(nn.Module):
@@ -60,7 +43,9 @@ class WrenAttention(nn.Module):
         value = self.v_proj(hidden).view(shape).transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         attended, _ = attend(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5)
         projected: torch.Tensor = self.o_proj(attended.reshape(hidden.shape))
         return projected
@@ -162,12 +147,7 @@ class WrenForCausalLM(WrenPreTrainedModel, GenerationMixin):  # type: ignore[mis
         **kwargs: Any,
     ) -> Any:
         decoded = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache=use_cache
         )
         logits = self.lm_head(decoded.last_hidden_state[:, -logits_to_keep:])
         loss = None

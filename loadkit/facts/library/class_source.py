@@ -1,0 +1,193 @@
+"""What one class statement says: its bases, what it assigns, and what its methods make and use."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+__all__ = ["ClassSource", "class_source"]
+
+_ABOUT = (
+    "device", "shape", "dtype", "size", "requires_grad", "is_floating_point", "numel", "dim", "ndim",
+    "element_size",
+)  # fmt: skip
+"""What may be asked of a weight without computing with it."""
+
+
+class ClassSource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A class statement.
+
+    Parameters:
+        bases: the names of its bases as written; a base that isn't a plain name is left out.
+        values: the attributes its body assigns, unevaluated.
+        annotations: the attributes its body annotates, with or without a value.
+        kin: the last parts of its bases' names, `Linear` for `nn.Linear`.
+        members: the attributes that its `__init__` gives to self, to the classes that are called for them.
+        given: those that are made from an attribute of the config, to that attribute: "vision_config" for
+            `self.tower = Tower(config.vision_config)`; "config" to "" where it keeps the config itself.
+        head: the attribute path that its `get_output_embeddings` returns; "" where it has no such method.
+        direct: the attributes whose weight its methods compute with themselves, or cast to the dtype of.
+    """
+
+    name: str
+    module: str
+    bases: tuple[str, ...]
+    values: dict[str, ast.expr]
+    annotations: dict[str, ast.expr]
+    kin: tuple[str, ...] = ()
+    members: dict[str, tuple[str, ...]] = {}
+    given: dict[str, str] = {}
+    head: str = ""
+    direct: tuple[str, ...] = ()
+
+
+def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
+    """What a class statement of a module, dotted, says."""
+    values: dict[str, ast.expr] = {}
+    annotations: dict[str, ast.expr] = {}
+    members: dict[str, tuple[str, ...]] = {}
+    given: dict[str, str] = {}
+    direct: dict[str, None] = {}
+    head = ""
+    for line in statement.body:
+        match line:
+            case ast.Assign(targets=targets, value=value):
+                values |= {target.id: value for target in targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=target), annotation=annotation, value=default):
+                annotations[target] = annotation
+                if default is not None:
+                    values[target] = default
+            case ast.FunctionDef(name="__init__"):
+                members |= _members(line)
+                given |= _given(line)
+            case ast.FunctionDef(name="get_output_embeddings"):
+                head = _returned(line)
+            case ast.FunctionDef(name=name) if "init" not in name:
+                direct |= dict.fromkeys(_direct(line))
+    return ClassSource(
+        name=statement.name,
+        module=module,
+        bases=tuple(base.id for base in statement.bases if isinstance(base, ast.Name)),
+        values=values,
+        annotations=annotations,
+        kin=tuple(filter(None, map(_last_part, statement.bases))),
+        members=members,
+        given=given,
+        head=head,
+        direct=tuple(direct),
+    )
+
+
+def _members(function: ast.FunctionDef) -> dict[str, tuple[str, ...]]:
+    """What a constructor gives to self, to the classes called for it, by way of local names and lists."""
+    local: dict[str, list[str]] = {}
+    members: dict[str, tuple[str, ...]] = {}
+    for node in _in_order(function):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                local.setdefault(name, []).extend(_called(value, local))
+            case ast.Call(func=ast.Attribute(attr="append", value=ast.Name(id=name)), args=[value]):
+                local.setdefault(name, []).extend(_called(value, local))
+            case (
+                ast.Assign(targets=[ast.Attribute(attr=name, value=ast.Name(id="self"))], value=value)
+                | ast.AnnAssign(target=ast.Attribute(attr=name, value=ast.Name(id="self")), value=value)
+            ) if value is not None:
+                members[name] = tuple(dict.fromkeys([*members.get(name, ()), *_called(value, local)]))
+    return {name: classes for name, classes in members.items() if classes}
+
+
+def _called(value: ast.expr, local: Mapping[str, list[str]]) -> list[str]:
+    """The classes that an expression calls: names with a capital first, and those behind a local name."""
+    found: list[str] = []
+    for node in ast.walk(value):
+        if isinstance(node, ast.Name) and node.id in local:
+            found += local[node.id]
+        elif isinstance(node, ast.Call):
+            found += _classes(node)
+    return found
+
+
+def _classes(call: ast.Call) -> list[str]:
+    """The class, other than a config's, that a call makes: itself, or by a method as `AutoModel.from_config`."""
+    named = [_last_part(call.func)]
+    if isinstance(call.func, ast.Attribute):
+        named.append(_last_part(call.func.value))
+    return [name for name in named if name.lstrip("_")[:1].isupper() and not name.endswith("Config")]
+
+
+def _given(function: ast.FunctionDef) -> dict[str, str]:
+    """Which attribute of the config a constructor hands to what it gives to self, by way of local names."""
+    local: dict[str, str] = {}
+    given: dict[str, str] = {}
+    for node in _in_order(function):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if found := _handed(value, local):
+                local[name] = found
+            case ast.Assign(
+                targets=[ast.Attribute(attr="config", value=ast.Name(id="self"))], value=ast.Name(id="config")
+            ):
+                given["config"] = ""
+            case ast.Assign(targets=[ast.Attribute(attr=name, value=ast.Name(id="self"))], value=value):
+                if found := _handed(value, local):
+                    given[name] = found
+    return given
+
+
+def _handed(value: ast.expr, local: Mapping[str, str]) -> str:
+    """The attribute of the config that an expression is, or that a class in it is made from; "" for none."""
+    calls = [node for node in ast.walk(value) if isinstance(node, ast.Call) and _classes(node)]
+    for node in (value, *(each for c in calls for each in (*c.args, *(k.value for k in c.keywords)))):
+        match node:
+            case (
+                ast.Attribute(attr=name, value=ast.Name(id="config"))
+                | ast.Attribute(attr=name, value=ast.Attribute(attr="config", value=ast.Name(id="self")))
+            ):
+                return name
+            case ast.Name(id=name) if name in local:
+                return local[name]
+    return ""
+
+
+def _in_order(function: ast.FunctionDef) -> list[ast.stmt | ast.expr]:
+    """What a function is made of, as it stands in its source."""
+    found = [node for node in ast.walk(function) if isinstance(node, ast.stmt | ast.expr)]
+    return sorted(found, key=lambda node: (node.lineno, node.col_offset))
+
+
+def _direct(function: ast.FunctionDef) -> Iterator[str]:
+    """Members whose `weight` a method uses as a tensor or for its dtype: a packed weight can be neither."""
+    asked = {
+        node.value
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr in _ABOUT and _weight_of_member(node.value)
+    }
+    for node in ast.walk(function):
+        if name := _weight_of_member(node):
+            if node not in asked:
+                yield name
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "to":
+            dtypes = [g.value for g in node.args if isinstance(g, ast.Attribute) and g.attr == "dtype"]
+            yield from filter(None, map(_weight_of_member, dtypes))
+
+
+def _weight_of_member(node: ast.AST) -> str:
+    """ "q_proj" for `self.q_proj.weight`."""
+    match node:
+        case ast.Attribute(attr="weight", value=ast.Attribute(attr=name, value=ast.Name(id="self"))):
+            return name
+    return ""
+
+
+def _returned(function: ast.FunctionDef) -> str:
+    for node in ast.walk(function):
+        if isinstance(node, ast.Return) and node.value is not None:
+            text = ast.unparse(node.value)
+            if text.startswith("self.") and "(" not in text:
+                return text.removeprefix("self.")
+    return ""
+
+
+def _last_part(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""

@@ -1,0 +1,65 @@
+"""What planning read and loading needs again; the plan that it goes with stays plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from loadkit.facts.checkpoint.fingerprint import fingerprint
+from loadkit.facts.checkpoint.local_weight_files import local_weight_files
+from loadkit.facts.context import Context
+from loadkit.facts.machine.machine import Machine, this_machine
+from loadkit.facts.machine.topology import Topology, read_topology
+from loadkit.schema.plans import Plan
+
+__all__ = ["Listings", "LoadFacts", "listings_of", "read_load_facts"]
+
+Listings = Mapping[tuple[str, str], tuple[str, ...]]
+"""Repository id and commit to the names of its files, as the Hub listed them."""
+
+
+class LoadFacts(NamedTuple):
+    """Facts of one load.
+
+    Parameters:
+        machine: this machine.
+        topology: the processes of this launch.
+        fingerprint: tells the checkpoint's weights and configs from any others; "" where they can't be told.
+        weight_files: the safetensors files that are on this machine; none of what isn't downloaded yet.
+        listings: the repositories that were listed while planning.
+    """
+
+    machine: Machine
+    topology: Topology
+    fingerprint: str
+    weight_files: tuple[Path, ...]
+    listings: Listings
+
+
+def read_load_facts(
+    plan: Plan, topology: Topology | None = None, listings: Listings | None = None
+) -> LoadFacts:
+    """Read what a load of the plan needs on this machine.
+
+    Parameters:
+        topology: the processes of this launch; read here by default.
+        listings: what was listed while planning.
+    """
+    about = plan.checkpoint
+    return LoadFacts(
+        machine=this_machine(),
+        topology=topology or read_topology(),
+        fingerprint=fingerprint(about.location, about.commit, about.weight_files),
+        weight_files=tuple(local_weight_files(plan)),
+        listings=listings or {},
+    )
+
+
+def listings_of(context: Context) -> Listings:
+    """The file names of every repository that a request's facts were read from."""
+    checkpoint, processing = context.checkpoint, context.processing
+    named = {(checkpoint.location, checkpoint.commit): tuple(file.name for file in checkpoint.files)}
+    for beside in (processing, *(adapter.processing for adapter in context.beside.adapters.values())):
+        named[beside.location, beside.commit] = beside.files
+    return {place: names for place, names in named.items() if place[1]}

@@ -1,0 +1,73 @@
+"""What plugins declare once, when they are registered: options, profiles and architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
+import pluggy
+
+from loadkit.hooks import hookspecs
+from loadkit.hooks.calls import call
+from loadkit.request.options import Option
+from loadkit.request.profiles import Profile
+from loadkit.schema.values import Architecture
+
+__all__ = ["Provided", "Provision", "provided_by", "provision"]
+
+T = TypeVar("T")
+
+
+class Provision(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """What plugins provide of one kind.
+
+    Parameters:
+        found: name to (plugin, item).
+        conflicts: a name that several plugins provide, to those plugins. It breaks only who asks for that
+            name.
+    """
+
+    found: Mapping[str, tuple[str, T]]
+    conflicts: Mapping[str, tuple[str, ...]]
+
+
+class Provided(NamedTuple):
+    """What one plugin declares."""
+
+    options: tuple[Option, ...]
+    profiles: tuple[Profile, ...]
+    architectures: tuple[Architecture, ...]
+
+
+def provided_by(name: str, manager: pluggy.PluginManager) -> Provided:
+    """Ask one registered plugin what it declares.
+
+    Raises:
+        TypeError: a declaration is of the wrong type.
+    """
+
+    def given(hook: Callable[[], Sequence[T]], kind: type[T]) -> tuple[T, ...]:
+        impls = [i for i in getattr(manager.hook, hook.__name__).get_hookimpls() if i.plugin_name == name]
+        items = tuple(item for impl in impls for item in call(impl, {}) or ())
+        for item in items:
+            if not isinstance(item, kind):
+                raise TypeError(f"{hook.__name__} gave {item!r}; it gives {kind.__name__} values")
+        return items
+
+    return Provided(
+        given(hookspecs.loadkit_options, Option),
+        given(hookspecs.loadkit_profiles, Profile),
+        given(hookspecs.loadkit_architectures, Architecture),
+    )
+
+
+def provision(items: Iterable[tuple[str, str, T]]) -> Provision[T]:
+    """Items of all plugins as (name, plugin, item), by name; a name that several provide is a conflict."""
+    found: dict[str, tuple[str, T]] = {}
+    conflicts: dict[str, tuple[str, ...]] = {}
+    for name, plugin, item in items:
+        if name in found:
+            conflicts[name] = tuple(sorted({*conflicts.get(name, ()), found[name][0], plugin}))
+        found[name] = (plugin, item)
+    return Provision(found={n: f for n, f in found.items() if n not in conflicts}, conflicts=conflicts)

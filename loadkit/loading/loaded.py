@@ -1,0 +1,146 @@
+"""What a load gives: the model with its plan and its proof."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loadkit.loading.inference_mode import InferenceMode
+from loadkit.manifest.manifest import Manifest, make_manifest
+from loadkit.schema.plans import Plan
+from loadkit.schema.reports import Loading, Report
+from loadkit.schema.request import Progress
+
+__all__ = ["BareModel", "Loaded", "LoadkitWarning"]
+
+NEUTRAL = (None, True, "gaussian")
+"""Values of `init_lora_weights` after which a fresh adapter changes nothing."""
+
+
+class BareModel(NamedTuple):
+    """The model as `from_pretrained` gave it, before any phase.
+
+    Parameters:
+        model: the model in evaluation mode.
+        loading: what `from_pretrained` said of its weights.
+        own_use_cache: path of a nested config ("" for the outermost) to the checkpoint's own `use_cache`.
+        weight_files: the checkpoint's safetensors files on this machine.
+        shortcuts: what came of the loading aids, a line each.
+    """
+
+    model: Any
+    loading: Loading
+    own_use_cache: dict[str, bool]
+    weight_files: tuple[Path, ...]
+    shortcuts: tuple[str, ...] = ()
+
+
+class LoadkitWarning(UserWarning):
+    """What `strict=False` lets pass, and what the plan warned of."""
+
+
+class Loaded:
+    """A loaded model with its plan and its proof. Unpacks as `(model, processing_class)`.
+
+    Parameters:
+        model: the `transformers.PreTrainedModel`, or the `peft.PeftModel` around it.
+        processing_class: the tokenizer or processor; None where the checkpoint has neither.
+        plan: what was planned.
+        report: what was found.
+    """
+
+    def __init__(self, model: Any, processing_class: Any, plan: Plan, report: Report) -> None:
+        self.model = model
+        self.processing_class = processing_class
+        self.plan = plan
+        self.report = report
+        self._versions = _versions(model)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, a processor's own included; None where there is none."""
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Save the model (with an adapter: the adapter alone, as PEFT does) and its processing class.
+
+        The configs that are written hold the checkpoint's own `use_cache`, whatever training needed; so do
+        those that a trainer writes with `model.save_pretrained`.
+
+        Parameters:
+            folder: where to; made where it isn't there.
+
+        Returns:
+            The folder.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        grown = any(c.phase == "vocabulary" for c in self.report.changes) and self.plan.adapter is not None
+        self.model.save_pretrained(target, **({"save_embedding_layers": True} if grown else {}))
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(target)
+        return target
+
+    def manifest(self, progress: Progress | None = None) -> Manifest:
+        """Take down what was loaded, from what and by what, so that it can be loaded again. Every file is
+        read, for its hash.
+
+        Parameters:
+            progress: called with a short sentence for each file.
+        """
+        return make_manifest(self.plan, self.report, progress)
+
+    def for_inference(self) -> InferenceMode:
+        """Turn evaluation mode and the key-value cache on, at once.
+
+        Returns:
+            What takes it back: at the end of a `with` block, or by its `undo()`.
+        """
+        return InferenceMode(self.model)
+
+    def reference(self, *, trained_in_full: bool | None = None) -> Any:
+        """The frozen model as it was loaded, for preference training, without a second load.
+
+        With an adapter it is the same base with the adapter off, or, where the adapter isn't a fresh one,
+        with a frozen copy of it on. Without one it shares the policy's storage, and refuses to run once that
+        has trained; a policy that is trained in full gets a real copy instead. Call it before training.
+
+        Parameters:
+            trained_in_full: whether the policy's own weights will train. By default as planned: training,
+                without an adapter, over a base that isn't quantized. Give False where the trainer injects an
+                adapter itself.
+
+        Returns:
+            A `torch.nn.Module` with `forward`, `generate` and `config`, in evaluation mode, without trainable
+            parameters.
+
+        Raises:
+            LoadkitError: the reference is an adapter that has been trained since it was loaded.
+        """
+        from loadkit.loading.reference_model import adapter_reference, frozen_copy, shared_reference
+
+        plan = self.plan
+        if plan.adapter is not None and hasattr(self.model, "disable_adapter"):
+            init = plan.adapter.options.get("init_lora_weights", True)
+            return adapter_reference(
+                self.model,
+                plan.adapter.name,
+                trained=_versions(self.model) != self._versions,
+                starts_neutral=not plan.adapter.source and init in NEUTRAL,
+            )
+        if trained_in_full is None:
+            trained_in_full = plan.preparation.training and not plan.preparation.kbit
+        return frozen_copy(self.model) if trained_in_full else shared_reference(self.model)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.processing_class))
+
+    def __repr__(self) -> str:
+        return f"<Loaded {type(self.model).__name__} from {self.plan.checkpoint.source!r}>"
+
+
+def _versions(model: Any) -> int:
+    """torch's count of in-place changes to what trains."""
+    return sum(p._version for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,108 @@
+"""From options, profile and recipe to one request that keeps who asked for what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from loadkit.errors import Problem
+from loadkit.hooks.manager import PluginManager
+from loadkit.request.options import ask
+from loadkit.request.profiles import find_profile
+from loadkit.request.recipes import Recipe, read_recipe
+from loadkit.schema.claims import Strength
+from loadkit.schema.request import Asked, Request
+
+__all__ = ["make_request", "no_source", "several_plugins"]
+
+_problem = partial(Problem, "request", "loadkit")
+
+
+def make_request(
+    source: str | os.PathLike[str] | None,
+    profile: str | None,
+    options: Mapping[str, Any],
+    manager: PluginManager,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
+) -> tuple[Request, list[Problem]]:
+    """Check the options and merge them over the recipe's and the profile's, keeping who asked for what."""
+    declared = manager.options
+    yours, problems = ask(options, declared.found, declared.conflicts, by="you", strength=Strength.YOU)
+    layers = [yours]
+    read: Recipe | None = None
+    if recipe is not None:
+        read, found = (recipe, []) if isinstance(recipe, Recipe) else read_recipe(recipe)
+        problems += found
+    if read is not None:
+        theirs, unfit = ask(
+            read.options,
+            declared.found,
+            declared.conflicts,
+            by=f"recipe {os.path.basename(read.path)!r}",
+            strength=Strength.PROFILE,
+        )
+        layers.append(theirs)
+        problems += [*unfit, *(_note(read, note) for note in read.notes)]
+    if profile:
+        wanted, found = _profile(profile, manager)
+        layers.append(wanted)
+        problems += found
+    request = Request(
+        source=os.fspath(source) if source is not None else read.source if read else "",
+        profile=profile or "",
+        options={name: asked for layer in reversed(layers) for name, asked in layer.items()},
+        hidden=tuple(
+            asked
+            for i, layer in enumerate(layers)
+            for name, asked in layer.items()
+            if any(name in stronger for stronger in layers[:i])
+        ),
+        recipe=read.path if read else "",
+        trainer_keys=tuple(sorted(read.trainer)) if read else (),
+    )
+    return request, problems
+
+
+def _profile(name: str, manager: PluginManager) -> tuple[dict[str, Asked], list[Problem]]:
+    """A profile's options, checked."""
+    profiles, declared = manager.profiles, manager.options
+    if name in profiles.conflicts:
+        return {}, [several_plugins("request", "profile", name, profiles.conflicts)]
+    wanted, found = find_profile(name, profiles.found)
+    theirs, unfit = ask(
+        wanted, declared.found, declared.conflicts, by=f"profile {name!r}", strength=Strength.PROFILE
+    )
+    return theirs, [*found, *unfit]
+
+
+def _note(recipe: Recipe, note: str) -> Problem:
+    return _problem(
+        "recipe-note",
+        f"recipe {os.path.basename(recipe.path)!r}: {note}",
+        "nothing need be done; an option of your own decides otherwise",
+        severity="note",
+    )
+
+
+def no_source(request: Request) -> Problem:
+    asked = (
+        f"recipe {request.recipe!r} names no model"
+        if request.recipe
+        else "neither a model nor a recipe was given"
+    )
+    return _problem(
+        "no-source", asked, "give a folder or a Hub id as the source, or model_name_or_path in the recipe"
+    )
+
+
+def several_plugins(stage: str, what: str, name: str, conflicts: Mapping[str, tuple[str, ...]]) -> Problem:
+    plugins = conflicts[name]
+    return Problem(
+        stage,
+        "loadkit",
+        "conflict",
+        f"{what} {name!r} is provided by several plugins: {', '.join(plugins)}",
+        f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}",
+    )

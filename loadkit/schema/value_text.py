@@ -1,0 +1,104 @@
+"""A stage's value in few words; the JSON has all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loadkit.schema.values import (
+    Adapter,
+    Adapters,
+    ModelClass,
+    Placement,
+    Preparation,
+    Processing,
+    Quantization,
+    Tokens,
+)
+
+__all__ = ["value_text"]
+
+
+def value_text(value: Any) -> str:
+    """A stage's value in few words; the JSON has all of it."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value)
+        case ModelClass():
+            auto = f"{value.auto_class} → " if value.auto_class else ""
+            part = f" ({value.config_key} only)" if value.config_key else ""
+            own = f" [{value.implementation}]" if value.implementation != "transformers" else ""
+            code = ", ".join(f"{name} {digest[:12]}" for name, digest in value.code.items())
+            return f"{auto}{value.model_class}{part}{own}" + (f", running {code}" if code else "")
+        case Quantization():
+            return (
+                f"{value.method} {value.bits:g}-bit"
+                + (" (stored)" if value.prequantized else "")
+                + _fields(_worth_saying(value))
+            )
+        case Placement():
+            device_map = value.device_map
+            limits = f", at most {value.max_memory}" if value.max_memory else ""
+            if isinstance(device_map, dict) and list(device_map) == [""]:
+                return f"all on {device_map['']}{limits}"
+            return f"{'left to the engine' if device_map is None else device_map}{limits}"
+        case Preparation():
+            steps = ["k-bit preparation"] if value.kbit else []
+            if value.gradient_checkpointing:
+                steps.append("gradient checkpointing" + _fields(value.gradient_checkpointing_kwargs))
+            steps += ["input gradients"] if value.input_gradients else []
+            return " → ".join([*steps, "train()" if value.training else "eval()"])
+        case Processing():
+            origin = value.template_origin or "the one given"
+            template = f", chat template: {origin}" if value.chat_template else ""
+            side = f", padding {value.padding_side}" if value.padding_side else ""
+            return f"{value.kind}{template}{side}"
+        case Tokens():
+            return _tokens(value)
+        case Adapters():
+            named = len(value.members) > 1
+            each = [
+                (f"{a.name}{' (active)' if a.name == value.active else ''}: " if named else "") + _adapter(a)
+                for a in value.members
+            ]
+            merged = ", merged into the " + ("dequantized " if value.dequantize else "") + "base"
+            return "; ".join(each) + (merged if value.merge else "")
+        case dict():
+            return ", ".join(f"{k or '(whole)'}: {v}" for k, v in value.items())
+    return str(value)
+
+
+def _adapter(value: Adapter) -> str:
+    options = {k: v for k, v in value.options.items() if v is not None}
+    about = f" from {value.source}" if value.source else _fields(options)
+    return f"{value.peft_type}{about} in {value.dtype}" + ("" if value.trainable else ", frozen")
+
+
+def _tokens(value: Tokens) -> str:
+    said = [
+        f"{role} {token}" for role, token in (("eos", value.eos_token), ("pad", value.pad_token)) if token
+    ]
+    added = [token for token in value.additional if token not in (value.eos_token, value.pad_token)]
+    said += [f"added {', '.join(added)}"] if added else []
+    said += [f"rows a multiple of {value.pad_to_multiple_of}"] if value.pad_to_multiple_of else []
+    return ", ".join(said) or "the tokenizer's own"
+
+
+def _worth_saying(value: Quantization) -> dict[str, Any]:
+    """What is worth saying of a quantization: its settings without their prefixes, and not that it is on."""
+    shown = {
+        k.removeprefix("bnb_4bit_").removeprefix("llm_int8_"): v
+        for k, v in value.options.items()
+        if v not in (None, False, [])
+        and not k.startswith("load_in_")
+        and not (value.prequantized and isinstance(v, dict | list))
+    }
+    return {**shown, **({"skip": ", ".join(value.skip_modules)} if value.skip_modules else {})}
+
+
+def _fields(fields: dict[str, Any]) -> str:
+    said = [
+        k if v is True else f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items()
+    ]
+    return f" ({', '.join(said)})" if said else ""
