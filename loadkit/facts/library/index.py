@@ -132,8 +132,8 @@ class _Index:
             modules=own.modules or {k: m for home in others.values() for k, m in home.modules.items()},
         )
 
-    def _home(self, class_name: str) -> Folder | None:
-        """The folder of a model class that a map names for another folder's type: a type of its own folder has it too."""
+    def _home(self, class_name: str) -> ModelFolder | None:
+        """The folder of a model class that a map names for another folder's type."""
         maps = self.maps()
         owners = {
             maps.modules[key]: None
