@@ -33,7 +33,8 @@ def share(
     world, splits = topology.world_size, topology.tp_size if topology.splits_layers else 1
     shards = world // splits if topology.shards_parameters else 1
     rules = context.tp_plan(plan.model_class) if splits > 1 else {}
-    split = sum(count for weight, _, count in kept if is_split(weight, rules)) if rules else 0
+    towers = context.towers(plan.model_class)
+    split = sum(count for weight, _, count in kept if is_split(weight, rules, towers)) if rules else 0
     held = memory.model - split + split // splits
     whole = _stays_whole(context, memory, packed)
     in_full = memory.gradients if not memory.adapters else 0
