@@ -67,12 +67,12 @@ def tiny(shared: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def kernels(shared: Path, _own_caches: None) -> Path:
     """The folder of the run's compiled kernels, all of them compiled."""
-    from loadkit_plugins.cpu_kernels.register import KERNELS, serve
+    from loadkit_plugins.cpu_kernels.register import KERNELS, registered
 
     folder = Path(os.environ["LOADKIT_CACHE"], "kernels")
     with FileLock(shared / "kernels.lock"):
         for operator in KERNELS:
-            with serve(operator, folder, lambda sentence: None) as refused:
+            with registered(operator, folder, lambda sentence: None) as refused:
                 assert refused == ""
     return folder
 

@@ -7,6 +7,7 @@ import msgspec
 from loadkit.facts.checkpoint.checkpoint import Checkpoint, ProcessingFacts
 from loadkit.facts.checkpoint.companions import Beside
 from loadkit.facts.library.library import Library
+from loadkit.facts.library.towers import Towers, read_towers
 from loadkit.facts.library.tp_plan import read_tp_plan
 from loadkit.facts.library.weight_roles import Weight, read_weights
 from loadkit.facts.machine.machine import Machine
@@ -46,6 +47,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     def weights(self, architecture: ModelClass) -> tuple[Weight, ...]:
         """Every tensor that the class will hold, with its role; empty where the files have no headers."""
         return read_weights(self.checkpoint, self.library, architecture)
+
+    def towers(self, architecture: ModelClass) -> Towers:
+        """Where the class has towers beside its language model, for images or sound."""
+        return read_towers(self.library, self.checkpoint.config, architecture)
 
     def tp_plan(self, architecture: ModelClass) -> dict[str, str]:
         """How tensor parallelism splits the class, as `tp_plan` changes it; empty where no plan is known."""

@@ -46,7 +46,9 @@ def main() -> None:
     for operator in (operators.FOUR_BIT, operators.ROWS):
         for told in ("the first time", "again"):
             start = time.perf_counter()
-            with register.serve(operator, args.work / "kernels", lambda text: print(f"  {text}")) as refused:
+            with register.registered(
+                operator, args.work / "kernels", lambda text: print(f"  {text}")
+            ) as refused:
                 assert not refused, refused
             print(f"{operator}: {time.perf_counter() - start:.2f} s to make ready, {told}")
 
@@ -71,7 +73,7 @@ def line(name: str, operator: str, given: tuple[Any, ...], args: argparse.Namesp
     taken: tuple[list[float], list[float]] = ([], [])
     for number in range(args.rounds + 1):
         own, seconds = timed(lambda: call(*given))
-        with register.serve(operator, args.work / "kernels", print) as refused:
+        with register.registered(operator, args.work / "kernels", print) as refused:
             assert not refused, refused
             ours, fewer = timed(lambda: call(*given))
         if number:

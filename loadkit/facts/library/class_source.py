@@ -25,6 +25,8 @@ class ClassSource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         annotations: the attributes its body annotates, with or without a value.
         kin: the last parts of its bases' names, `Linear` for `nn.Linear`.
         members: the attributes that its `__init__` gives to self, to the classes that are called for them.
+        given: those that are made from an attribute of the config, to that attribute: "vision_config" for
+            `self.tower = Tower(config.vision_config)`; "config" to "" where it keeps the config itself.
         head: the attribute path that its `get_output_embeddings` returns; "" where it has no such method.
         direct: the attributes whose weight its methods compute with themselves, or cast to the dtype of.
     """
@@ -36,6 +38,7 @@ class ClassSource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     annotations: dict[str, ast.expr]
     kin: tuple[str, ...] = ()
     members: dict[str, tuple[str, ...]] = {}
+    given: dict[str, str] = {}
     head: str = ""
     direct: tuple[str, ...] = ()
 
@@ -45,6 +48,7 @@ def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
     values: dict[str, ast.expr] = {}
     annotations: dict[str, ast.expr] = {}
     members: dict[str, tuple[str, ...]] = {}
+    given: dict[str, str] = {}
     direct: dict[str, None] = {}
     head = ""
     for line in statement.body:
@@ -57,6 +61,7 @@ def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
                     values[target] = default
             case ast.FunctionDef(name="__init__"):
                 members |= _members(line)
+                given |= _given(line)
             case ast.FunctionDef(name="get_output_embeddings"):
                 head = _returned(line)
             case ast.FunctionDef(name=name) if "init" not in name:
@@ -69,6 +74,7 @@ def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
         annotations=annotations,
         kin=tuple(filter(None, map(_last_part, statement.bases))),
         members=members,
+        given=given,
         head=head,
         direct=tuple(direct),
     )
@@ -78,7 +84,7 @@ def _members(function: ast.FunctionDef) -> dict[str, tuple[str, ...]]:
     """What a constructor gives to self, to the classes called for it, by way of local names and lists."""
     local: dict[str, list[str]] = {}
     members: dict[str, tuple[str, ...]] = {}
-    for node in ast.walk(function):
+    for node in _in_order(function):
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 local.setdefault(name, []).extend(_called(value, local))
@@ -99,11 +105,55 @@ def _called(value: ast.expr, local: Mapping[str, list[str]]) -> list[str]:
         if isinstance(node, ast.Name) and node.id in local:
             found += local[node.id]
         elif isinstance(node, ast.Call):
-            named = [_last_part(node.func)]
-            if isinstance(node.func, ast.Attribute):
-                named.append(_last_part(node.func.value))  # AutoModel.from_config
-            found += [name for name in named if name.lstrip("_")[:1].isupper()]
+            found += _classes(node)
     return found
+
+
+def _classes(call: ast.Call) -> list[str]:
+    """The class, other than a config's, that a call makes: itself, or by a method as `AutoModel.from_config`."""
+    named = [_last_part(call.func)]
+    if isinstance(call.func, ast.Attribute):
+        named.append(_last_part(call.func.value))
+    return [name for name in named if name.lstrip("_")[:1].isupper() and not name.endswith("Config")]
+
+
+def _given(function: ast.FunctionDef) -> dict[str, str]:
+    """Which attribute of the config a constructor hands to what it gives to self, by way of local names."""
+    local: dict[str, str] = {}
+    given: dict[str, str] = {}
+    for node in _in_order(function):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if found := _handed(value, local):
+                local[name] = found
+            case ast.Assign(
+                targets=[ast.Attribute(attr="config", value=ast.Name(id="self"))], value=ast.Name(id="config")
+            ):
+                given["config"] = ""
+            case ast.Assign(targets=[ast.Attribute(attr=name, value=ast.Name(id="self"))], value=value):
+                if found := _handed(value, local):
+                    given[name] = found
+    return given
+
+
+def _handed(value: ast.expr, local: Mapping[str, str]) -> str:
+    """The attribute of the config that an expression is, or that a class in it is made from; "" for none."""
+    calls = [node for node in ast.walk(value) if isinstance(node, ast.Call) and _classes(node)]
+    for node in (value, *(each for c in calls for each in (*c.args, *(k.value for k in c.keywords)))):
+        match node:
+            case (
+                ast.Attribute(attr=name, value=ast.Name(id="config"))
+                | ast.Attribute(attr=name, value=ast.Attribute(attr="config", value=ast.Name(id="self")))
+            ):
+                return name
+            case ast.Name(id=name) if name in local:
+                return local[name]
+    return ""
+
+
+def _in_order(function: ast.FunctionDef) -> list[ast.stmt | ast.expr]:
+    """What a function is made of, as it stands in its source."""
+    found = [node for node in ast.walk(function) if isinstance(node, ast.stmt | ast.expr)]
+    return sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
 
 def _direct(function: ast.FunctionDef) -> Iterator[str]:

@@ -123,17 +123,17 @@ class _Index:
             return None
         auto_classes = maps.auto_classes.values()
         listed = {each for classes in auto_classes for key in aliases for each in classes.get(key, ())}
-        foreign = {each: facts for each in sorted(listed - set(own.models)) if (facts := self._foreign(each))}
+        others = {each: home for each in sorted(listed - set(own.models)) if (home := self._home(each))}
         return Family(
             model_type=model_type,
             config=config,
             configs=own.configs,
-            models={**own.models, **foreign},
-            modules=own.modules,
+            models={**own.models, **{each: home.models[each] for each, home in others.items()}},
+            modules=own.modules or {k: m for home in others.values() for k, m in home.modules.items()},
         )
 
-    def _foreign(self, class_name: str) -> ModelFacts | None:
-        """A model class that a map names for another folder's type: a type of its own folder has it too."""
+    def _home(self, class_name: str) -> ModelFolder | None:
+        """The folder of a model class that a map names for another folder's type."""
         maps = self.maps()
         owners = {
             maps.modules[key]: None
@@ -141,8 +141,8 @@ class _Index:
             for key, names in classes.items()
             if class_name in names and key in maps.modules
         }
-        found = (self.folder(owner).models.get(class_name) for owner in owners)
-        return next((facts for facts in found if facts), None)
+        folders = (self.folder(owner) for owner in owners)
+        return next((folder for folder in folders if class_name in folder.models), None)
 
     def _get(
         self, name: str, kind: type[_Stored], valid: Callable[[_Stored], bool], build: Callable[[], _Stored]

@@ -39,10 +39,11 @@ def read_folder(
     tree.start()
     configs = [_config_facts(tree, mro) for mro in _derived(tree, name, "configuration_*.py", _CONFIG_ROOT)]
     models = [_model_facts(mro) for mro in _derived(tree, name, "modeling_*.py", _MODEL_ROOT)]
+    sub_configs = frozenset(key for config in configs for key in config.sub_configs)
     modules = {
         mro[0].name: found
         for mro in _orders(tree, name, "modeling_*.py")
-        if (found := _module_facts(mro)) != ModuleFacts()
+        if (found := _module_facts(mro, sub_configs)) != ModuleFacts()
     }
     return {c.name: c for c in configs}, {m.name: m for m in models}, modules, set(tree.visited)
 
@@ -137,12 +138,16 @@ def _model_facts(mro: list[ClassSource]) -> ModelFacts:
     )
 
 
-def _module_facts(mro: list[ClassSource]) -> ModuleFacts:
+def _module_facts(mro: list[ClassSource], sub_configs: frozenset[str]) -> ModuleFacts:
+    """What a class is made of; which config it hands on counts where its family has sub-configs."""
     members: dict[str, tuple[str, ...]] = {}
+    given: dict[str, str] = {}
     for source in reversed(mro):
         members |= source.members
+        given = {name: key for name, key in given.items() if name not in source.members} | source.given
     return ModuleFacts(
         members=members,
+        given={name: key for name, key in given.items() if sub_configs and key in (*sub_configs, "")},
         linear=any("Linear" in source.kin for source in mro),
         head=next((source.head for source in mro if source.head), ""),
         direct=tuple(dict.fromkeys(name for source in mro for name in source.direct)),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loadkit.facts.library.library import Library
+from loadkit.facts.library.towers import Towers
 from loadkit.facts.library.weight_roles import Weight
 from loadkit.schema.values import ModelClass
 
@@ -16,7 +17,6 @@ SPLITTING = ("colwise", "rowwise", "packed_", "embedding_", "grouped_gemm")
 """Beginnings of the styles that give each process a part of the weight; the others only say how results are put together
 (transformers 5.23: distributed/tensor_parallel.py)."""
 
-TOWERS = re.compile(r"vision|visual|audio|image")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
 
@@ -46,17 +46,19 @@ def read_tp_plan(library: Library, model: ModelClass, changes: Any = "auto") -> 
     return rules
 
 
-def is_split(weight: Weight, rules: Mapping[str, str]) -> bool:
+def is_split(weight: Weight, rules: Mapping[str, str], towers: Towers) -> bool:
     """Whether each process holds a part of a weight only.
 
     Parameters:
         weight: as the file names it.
-        rules: the plan. A tower's weight is split only where a rule names the tower.
+        rules: the plan.
+        towers: the model's: a weight of theirs is split only where a rule names the tower.
     """
     path = NUMBER.sub("*", weight.module)
     single_expert = ".experts." in f"{path}."  # stacked while loading, under a name that may differ (mixtral)
+    in_tower = towers.holds(weight.module)
     for key, style in rules.items():
-        if not style.startswith(SPLITTING) or (TOWERS.search(path) and not TOWERS.search(key)):
+        if not style.startswith(SPLITTING) or (in_tower and not towers.holds(key)):
             continue
         whole = path == key or path.endswith(f".{key}")
         if (whole or (single_expert and ".experts." in key)) and not (

@@ -72,7 +72,7 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
         and (beside := towers(model))
     ):
         ends = options.get("exclude_modules") or ()
-        within = rf"(^|.*\.)({'|'.join(map(re.escape, beside))})\..*"
+        within = rf"({'|'.join(map(re.escape, beside))})\..*"
         options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
     if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
         options["fan_in_fan_out"] = True  # GPT-2's layers hold their weights transposed

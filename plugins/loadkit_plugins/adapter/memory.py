@@ -7,12 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loadkit import Adapter, Context, Plan, Weight
-from loadkit.plugins import ITEM_SIZES, AdapterFacts
+from loadkit.plugins import ITEM_SIZES, AdapterFacts, Towers
 
 __all__ = ["estimate"]
-
-TOWERS = re.compile(r"(^|\.)\w*(vision|visual|audio|speech|image|vq|qformer)\w*\.")
-"""Parts of a path that tell a tower beside the language model."""
 
 STACKED = ("mixtral", "qwen2_moe")
 """Ways of storing experts that PEFT 0.21 follows: it adapts the stacked weights wherever all linear layers are asked for."""
@@ -60,14 +57,14 @@ def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Conte
     model_type = context.checkpoint.model_type
     stacked = model_type in STACKED or context.library.conversions.get(model_type) in STACKED
     rank = int(options.get("r") or 8)
-    beside = adapter.exclude_vision and plan.model_class.task == "image-text-to-text"
+    towers = context.towers(plan.model_class) if adapter.exclude_vision else Towers()
     heads = HEADS if options.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") else ()
     saved = (*(options.get("modules_to_save") or ()), *heads)
     found = []
     for weight in weights:
         if _named(weight.module, saved):
             found.append(_weight(weight.name, weight.shape, plan.dtype, trains=adapter.trainable))
-        elif (beside and TOWERS.search(weight.name)) or _named(weight.module, excluded):
+        elif towers.holds(weight.module) or _named(weight.module, excluded):
             continue
         elif _targeted(weight, targets, stacked):
             shapes = _shapes(weight, rank, bool(options.get("use_dora")))

@@ -7,12 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loadkit import Context, LoadError
-from loadkit.plugins import did_you_mean, input_embeddings, output_embeddings
+from loadkit.plugins import did_you_mean, input_embeddings, output_embeddings, tower_keys
 
 __all__ = ["check_targets", "new_token_rows", "towers", "unadaptable"]
-
-SEEING = re.compile(r"vision|image|audio|speech|visual")
-"""Names of sub-configs that are a tower's."""
 
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Model types of which PEFT 0.21 refuses to adapt the output projection (`_check_lora_target_modules_mamba`)."""
@@ -107,15 +104,16 @@ def new_token_rows(model: Any, ids: Sequence[int], options: Mapping[str, Any]) -
 
 def towers(model: Any) -> list[str]:
     """Names of the submodels beside the text one: vision and audio towers, which LoRA leaves alone."""
-    text = model.config.get_text_config()
-    nested = {key: getattr(model.config, key, None) for key in model.config.sub_configs}
-    if text is model.config:  # its own fields are the language model's (git), or it has no towers at all
-        nested = {key: part for key, part in nested.items() if SEEING.search(key)}
-    others = [part for part in nested.values() if part is not None and part is not text]
+    config = model.config
+    text = config.get_text_config()
+    nested = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
+    beside = [
+        nested[k] for k in tower_keys(nested, next((k for k, part in nested.items() if part is text), ""))
+    ]
     return [
         name
         for name, module in model.named_modules()
-        if name and any(getattr(module, "config", None) is c for c in others)
+        if name and any(getattr(module, "config", None) is part for part in beside)
     ]
 
 

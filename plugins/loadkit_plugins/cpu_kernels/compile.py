@@ -1,4 +1,4 @@
-"""Compiling the kernels, once: numba's own cache keeps them, in a folder of loadkit's."""
+"""Compile the kernels once: numba's own cache keeps them, in a folder of loadkit's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 from numba import config
 from numba.core import event
 
-__all__ = ["forget", "keep", "told"]
+__all__ = ["forget", "keep", "reports_compiling"]
 
 _setting = threading.Lock()
 
 
 def keep(function: Any, folder: Path | None) -> bool:
-    """Let numba keep a function's machine code. Another numba, another processor and other sources have it compiled again.
+    """Let numba keep a function's machine code. Other sources, processors and versions of numba compile it again.
 
     Parameters:
         function: numba's dispatcher, not compiled yet.
@@ -33,9 +33,7 @@ def keep(function: Any, folder: Path | None) -> bool:
         return False
     with _setting:
         before = config.CACHE_DIR
-        config.CACHE_DIR = str(
-            place
-        )  # numba reads it when caching is turned on for a function, and only then
+        config.CACHE_DIR = str(place)  # numba reads it only when caching is turned on for a function
         try:
             function.enable_caching()
         finally:
@@ -51,27 +49,26 @@ def forget(function: Any) -> None:
 
 
 @contextmanager
-def told(say: Callable[[str], None]) -> Iterator[None]:
-    """Say it, once, if something has to be compiled."""
+def reports_compiling(progress: Callable[[str], None]) -> Iterator[None]:
+    """Report once if something has to be compiled."""
 
     class Listener(event.Listener):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.said = False
+        reported = False
 
         def on_start(self, event: Any) -> None:
-            if not self.said:
-                say("compiling kernels for this processor")
-            self.said = True
+            if not self.reported:
+                progress("compiling kernels for this processor")
+            self.reported = True
 
         def on_end(self, event: Any) -> None:
-            """Nothing is said of that."""
+            pass
 
     with event.install_listener("numba:compile", Listener()):
         yield
 
 
 def _digest() -> str:
-    """Names the kernels' sources. numba looks at the file of a function alone, and not at those of the functions that it calls."""
+    """Of all kernels' sources: numba looks at a function's own file, and not at those of the functions that it calls."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

@@ -1,8 +1,9 @@
 """bitsandbytes' 4-bit quantization in one pass over the weights: the same float32 operations, so the same bits.
 
-The arithmetic is that of `bitsandbytes.backends.default.ops` (0.50), which serves the CPU: of each block the largest magnitude; each value
-times its reciprocal (a last block that is too short divides instead); the number of midpoints between neighbouring codes that lie
-below; NaN counts as above all of them. Nothing may be fused or reordered: no fastmath here.
+The arithmetic is that of `bitsandbytes.backends.default.ops` (0.50) for the CPU: of each block the largest
+magnitude; each value times its reciprocal (a last block that is too short divides instead); the number of
+midpoints between neighbouring codes that lie below; NaN counts as above all of them. Nothing may be fused or
+reordered: no fastmath here.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ def quantize(
 
     Parameters:
         halves: uint16[:], the tensor's memory.
-        kind: what its values are, a constant of `widening`.
+        kind: BFLOAT16, FLOAT16 or FLOAT32 of `to_float32`.
         count: how many values the tensor has.
         blocksize: values in a block; even.
         bounds: float32[15], the midpoints between neighbouring codes, ascending.
         codes: uint8[16], the code of each interval between them.
         start, stop: the blocks to do; the tensor's last one may be short.
-        packed: uint8[:] of the whole tensor, two codes a byte, the first in the high half; filled for these blocks.
+        packed: uint8[:] of the whole tensor, two codes a byte, the first one high; filled for these blocks.
         absmax: float32[:] of the whole tensor; filled for these blocks.
     """
     step = max(1, CHUNK // blocksize)
@@ -100,39 +101,13 @@ def _divide(values: Any, divisor: Any) -> None:
 
 @njit(nogil=True)
 def _choose(values: Any, bounds: Any, codes: Any, found: Any) -> None:
-    """The code of each value's interval. Written out, for a loop over the bounds doesn't become vector instructions."""
-    b0, b1, b2, b3, b4, b5, b6, b7 = (
-        bounds[0],
-        bounds[1],
-        bounds[2],
-        bounds[3],
-        bounds[4],
-        bounds[5],
-        bounds[6],
-        bounds[7],
-    )
-    b8, b9, b10, b11, b12, b13, b14 = (
-        bounds[8],
-        bounds[9],
-        bounds[10],
-        bounds[11],
-        bounds[12],
-        bounds[13],
-        bounds[14],
-    )
-    c0, c1, c2, c3, c4, c5, c6, c7 = (
-        codes[0],
-        codes[1],
-        codes[2],
-        codes[3],
-        codes[4],
-        codes[5],
-        codes[6],
-        codes[7],
-    )
-    c8, c9, c10, c11, c12, c13, c14, c15 = (
-        codes[8], codes[9], codes[10], codes[11], codes[12], codes[13], codes[14], codes[15]
-    )  # fmt: skip
+    """The code of each value's interval. Written out: a loop over the bounds doesn't become vector instructions."""
+    b0, b1, b2, b3, b4 = bounds[0], bounds[1], bounds[2], bounds[3], bounds[4]
+    b5, b6, b7, b8, b9 = bounds[5], bounds[6], bounds[7], bounds[8], bounds[9]
+    b10, b11, b12, b13, b14 = bounds[10], bounds[11], bounds[12], bounds[13], bounds[14]
+    c0, c1, c2, c3, c4, c5 = codes[0], codes[1], codes[2], codes[3], codes[4], codes[5]
+    c6, c7, c8, c9, c10 = codes[6], codes[7], codes[8], codes[9], codes[10]
+    c11, c12, c13, c14, c15 = codes[11], codes[12], codes[13], codes[14], codes[15]
     for i in range(values.size):
         value = values[i]
         code = c0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from loadkit_plugins.cpu_kernels import four_bit, int8_rows
-from loadkit_plugins.cpu_kernels.threads import Crew
+from loadkit_plugins.cpu_kernels.threads import WorkerThreads
 from loadkit_plugins.cpu_kernels.to_float32 import BFLOAT16, FLOAT16, FLOAT32
 
 __all__ = ["BLOCK_SIZES", "FOUR_BIT", "KINDS", "ROWS", "own_kernel", "quantize_4bit", "quantize_rows"]
@@ -44,13 +44,13 @@ def own_kernel(operator: str) -> Own:
     return call
 
 
-def quantize_4bit(own: Own, crew: Crew) -> Own:
+def quantize_4bit(own: Own, threads: WorkerThreads) -> Own:
     """`bitsandbytes::quantize_4bit` with the compiled kernel.
 
     Parameters:
-        own: bitsandbytes' own, for what the kernel leaves: other sizes, nothing at all, NaN (whose bits depend on the vector instructions
-            that torch finds), and threads that flush subnormal numbers.
-        crew: the threads that share the blocks.
+        own: bitsandbytes' own, for other sizes, nothing at all, NaN (whose bits depend on the vector instructions that
+            torch finds), and threads that flush subnormal numbers.
+        threads: share the blocks.
     """
     from bitsandbytes.backends.default.ops import _get_4bit_quantize_bounds
 
@@ -62,13 +62,8 @@ def quantize_4bit(own: Own, crew: Crew) -> Own:
     def kernel(weights: Any, blocksize: int, quant_type: str, quant_storage: Any) -> Any:
         count = weights.numel()
         kind = KINDS.get(weights.dtype)
-        if (
-            kind is None
-            or blocksize not in BLOCK_SIZES
-            or quant_type not in tables
-            or not count
-            or _flushing()
-        ):
+        known = kind is not None and blocksize in BLOCK_SIZES and quant_type in tables
+        if not known or not count or _flushing():
             return own(weights, blocksize, quant_type, quant_storage)
         halves = _halves(weights)
         bounds, codes = tables[quant_type]
@@ -80,7 +75,7 @@ def quantize_4bit(own: Own, crew: Crew) -> Own:
         def work(start: int, stop: int) -> None:
             four_bit.quantize(halves, kind, count, blocksize, bounds, codes, start, stop, bytes_, scales)
 
-        crew.share(work, blocks, WORTHWHILE // blocksize)
+        threads.share(work, blocks, WORTHWHILE // blocksize)
         if np.isnan(scales).any():
             return own(weights, blocksize, quant_type, quant_storage)
         if quant_storage != torch.uint8:
@@ -90,12 +85,12 @@ def quantize_4bit(own: Own, crew: Crew) -> Own:
     return kernel
 
 
-def quantize_rows(own: Own, crew: Crew) -> Own:
-    """`bitsandbytes::int8_vectorwise_quant` with the compiled kernel, for float16 matrices without a threshold: what loading asks for.
+def quantize_rows(own: Own, threads: WorkerThreads) -> Own:
+    """`bitsandbytes::int8_vectorwise_quant` with the compiled kernel, for what loading asks for: no threshold, float16.
 
     Parameters:
         own: bitsandbytes' own, for everything else.
-        crew: the threads that share the rows.
+        threads: share the rows.
     """
 
     def kernel(weights: Any, threshold: float = 0.0) -> Any:
@@ -111,7 +106,7 @@ def quantize_rows(own: Own, crew: Crew) -> Own:
         def work(start: int, stop: int) -> None:
             int8_rows.quantize_rows(halves, width, start, stop, bytes_, stats)
 
-        crew.share(work, height, -(-WORTHWHILE // width))
+        threads.share(work, height, -(-WORTHWHILE // width))
         if np.isnan(stats).any():
             return own(weights, threshold)
         return rounded, largest, None
@@ -120,7 +115,7 @@ def quantize_rows(own: Own, crew: Crew) -> Own:
 
 
 def _halves(weights: Any) -> Any:
-    """The values' memory in their logical order, as a NumPy array of 16-bit words; copied only where it isn't in one piece."""
+    """The values' memory in their logical order, as 16-bit words; copied only where it isn't in one piece."""
     flat = weights.detach().contiguous().view(-1)
     if flat.data_ptr() % flat.element_size():
         flat = flat.clone()
@@ -128,5 +123,5 @@ def _halves(weights: Any) -> Any:
 
 
 def _flushing() -> bool:
-    """Whether this thread takes subnormal numbers for zero (`torch.set_flush_denormal`), as the compiled kernels' threads don't."""
+    """Whether this thread takes subnormal numbers for zero (`torch.set_flush_denormal`): the kernels' threads don't."""
     return not TINY * ONE

@@ -1,4 +1,4 @@
-"""cpu-kernels: quantizing on a CPU with compiled kernels, which give bitsandbytes' own bits many times faster."""
+"""cpu-kernels: quantize on a CPU with compiled kernels, which give bitsandbytes' own bits many times faster."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PROVED: Mapping[str, tuple[tuple[int, ...], ...]] = {
     "torch": ((2, 13),),
     "numba": ((0, 68),),
 }
-"""The versions, or their beginnings, with which every kernel gave bitsandbytes' own bits in the tests (tests/plugins/test_cpu_kernels.py).
-With others bitsandbytes' own kernels serve."""
+"""The versions, or their beginnings, with which every kernel gave bitsandbytes' own bits in the tests
+(tests/plugins/cpu_kernels). With others bitsandbytes' own kernels are used."""
 
 
 @hookimpl
@@ -56,13 +56,13 @@ def loadkit_shorten_loading(
 
 
 class CompiledKernels(LoadingAid):
-    """Compiled kernels on duty for bitsandbytes' operators while one checkpoint is loaded.
+    """Compiled kernels for bitsandbytes' operators while one checkpoint is loaded.
 
     Parameters:
-        plan: the plan, which quantizes with bitsandbytes on the CPU.
-        refused: why they don't serve; "" where they may.
+        plan: quantizes with bitsandbytes on the CPU.
+        refused: why they aren't used; "" where they may be.
         folder: where compiled code is kept.
-        progress: told before something is compiled.
+        progress: called before something is compiled.
     """
 
     def __init__(self, plan: Plan, refused: str, folder: Path, progress: Callable[[str], None]) -> None:
@@ -70,13 +70,13 @@ class CompiledKernels(LoadingAid):
         self._refused = refused
         self._folder = folder
         self._progress = progress
-        self._duty = ExitStack()
+        self._registered = ExitStack()
 
     def __enter__(self) -> CompiledKernels:
         if not self._refused:
             try:
                 with pause_gc():  # bitsandbytes and numba are imported
-                    self._refused = self._serve()
+                    self._refused = self._register()
             except Exception as error:  # whatever it is, bitsandbytes' own kernels can do the work
                 self._refused = f"{type(error).__name__}: {error}"
         self.line = (
@@ -89,17 +89,13 @@ class CompiledKernels(LoadingAid):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._duty.close()
+        self._registered.close()
 
-    def _serve(self) -> str:
+    def _register(self) -> str:
         from loadkit_plugins.cpu_kernels import operators, register
 
-        served = (operators.FOUR_BIT,) if self._four_bit else (operators.ROWS,)
-        for operator in served:
-            refused = self._duty.enter_context(register.serve(operator, self._folder, self._progress))
-            if refused:
-                return refused
-        return ""
+        operator = operators.FOUR_BIT if self._four_bit else operators.ROWS
+        return self._registered.enter_context(register.registered(operator, self._folder, self._progress))
 
 
 def _quantizes_on_cpu(plan: Plan, machine: Machine) -> bool:
@@ -115,7 +111,7 @@ def _quantizes_on_cpu(plan: Plan, machine: Machine) -> bool:
 
 
 def _refused(plan: Plan, machine: Machine) -> str:
-    """Why the compiled kernels don't serve, as far as that can be told without them; "" where nothing speaks against them."""
+    """Why the compiled kernels aren't used, as far as that shows without them; "" where nothing speaks against them."""
     asked = plan.request.asked("cpu_kernels")
     if asked is not None and not asked.value:
         return f"cpu_kernels=False, and {asked.because}"

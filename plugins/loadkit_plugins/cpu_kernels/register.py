@@ -12,18 +12,18 @@ import torch
 from numba import config
 
 from loadkit_plugins.cpu_kernels import four_bit, int8_rows, operators
-from loadkit_plugins.cpu_kernels.compile import forget, keep, told
-from loadkit_plugins.cpu_kernels.self_test import differing
-from loadkit_plugins.cpu_kernels.threads import Crew, usable_cores
+from loadkit_plugins.cpu_kernels.compile import forget, keep, reports_compiling
+from loadkit_plugins.cpu_kernels.self_test import first_difference
+from loadkit_plugins.cpu_kernels.threads import WorkerThreads, usable_cores
 
-__all__ = ["serve"]
+__all__ = ["registered"]
 
 
 class _Kernel(NamedTuple):
-    """A kernel that can serve an operator: its compiled function, and what makes the operator of it."""
+    """A compiled function, and what makes an operator of it."""
 
     compiled: Any
-    make: Callable[[operators.Own, Crew], operators.Own]
+    make: Callable[[operators.Own, WorkerThreads], operators.Own]
 
 
 KERNELS: Final[Mapping[str, _Kernel]] = {
@@ -32,48 +32,46 @@ KERNELS: Final[Mapping[str, _Kernel]] = {
 }
 
 
-class _Service(NamedTuple):
-    """A kernel on duty."""
-
+class _Registration(NamedTuple):
     library: Any
-    crew: Crew
+    threads: WorkerThreads
 
 
 _lock = threading.RLock()
 _verdicts: dict[str, str] = {}
-"""What came of the comparison, once in a process."""
-_services: dict[str, _Service] = {}
+"""What came of the self-test, which runs once in a process."""
+_registrations: dict[str, _Registration] = {}
 _loads: dict[str, int] = {}
-"""How many loads use a kernel now: the last one takes it off duty."""
+"""How many loads use a kernel now: with the last one it goes."""
 
 
 @contextmanager
-def serve(operator: str, folder: Path | None, say: Callable[[str], None]) -> Iterator[str]:
-    """Let the compiled kernel serve one of bitsandbytes' operators on the CPU until the block ends.
+def registered(operator: str, folder: Path | None, progress: Callable[[str], None]) -> Iterator[str]:
+    """Have the compiled kernel do one of bitsandbytes' operators on the CPU until the block ends.
 
-    bitsandbytes registers nothing for the CPU itself there, but a kernel for every device that has none of its own: so ours takes nobody's
-    place, and when it goes, bitsandbytes' serves again.
+    bitsandbytes registers nothing for the CPU itself there, but a kernel for every device that has none of its own: so
+    ours takes nobody's place, and when it goes, bitsandbytes' is found again.
 
     Parameters:
         operator: a key of `KERNELS`.
         folder: where compiled code is kept; None to compile in memory.
-        say: told before the kernel is made ready.
+        progress: called before the kernel is compiled.
 
     Yields:
-        "" where it serves, else why bitsandbytes' own does.
+        "" where the kernel is used, else why bitsandbytes' own is.
     """
     with _lock:
-        refused = _start(operator, folder, say)
+        refused = _register(operator, folder, progress)
     try:
         yield refused
     finally:
         if not refused:
             with _lock:
-                _stop(operator)
+                _unregister(operator)
 
 
-def _start(operator: str, folder: Path | None, say: Callable[[str], None]) -> str:
-    if operator in _services:
+def _register(operator: str, folder: Path | None, progress: Callable[[str], None]) -> str:
+    if operator in _registrations:
         _loads[operator] += 1
         return ""
     import bitsandbytes  # noqa: F401  (defines the operators)
@@ -81,43 +79,47 @@ def _start(operator: str, folder: Path | None, say: Callable[[str], None]) -> st
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{operator}", "CPU"):
         return "a kernel of somebody else's is registered already"
     own = operators.own_kernel(operator)
-    crew = Crew(usable_cores())
-    kernel = KERNELS[operator].make(own, crew)
+    threads = WorkerThreads(usable_cores())
+    kernel = KERNELS[operator].make(own, threads)
     if operator not in _verdicts:
-        _verdicts[operator] = _compare(operator, kernel, own, folder, say)
+        _verdicts[operator] = _test(operator, kernel, own, folder, progress)
     if _verdicts[operator]:
-        crew.close()
+        threads.close()
         return _verdicts[operator]
     make: Any = torch.library.Library  # untyped in torch 2.13
     library = make("bitsandbytes", "IMPL")
     library.impl(operator, kernel, "CPU")
-    _services[operator] = _Service(library, crew)
+    _registrations[operator] = _Registration(library, threads)
     _loads[operator] = 1
     return ""
 
 
-def _stop(operator: str) -> None:
+def _unregister(operator: str) -> None:
     _loads[operator] -= 1
     if not _loads[operator]:
-        library, crew = _services.pop(operator)
+        library, threads = _registrations.pop(operator)
         library._destroy()
-        crew.close()
+        threads.close()
 
 
-def _compare(
-    operator: str, kernel: operators.Own, own: operators.Own, folder: Path | None, say: Callable[[str], None]
+def _test(
+    operator: str,
+    kernel: operators.Own,
+    own: operators.Own,
+    folder: Path | None,
+    progress: Callable[[str], None],
 ) -> str:
-    """Why the kernel mustn't serve; "" where it may. Compiles it."""
+    """Why the kernel mustn't be used; "" where it may. Compiles it."""
     if config.DISABLE_JIT:
         return "NUMBA_DISABLE_JIT is set"
     compiled = KERNELS[operator].compiled
-    with told(say):
+    with reports_compiling(progress):
         kept = keep(compiled, folder)
         try:
-            differs = differing(operator, kernel, own)
+            differs = first_difference(operator, kernel, own)
         except Exception:
             if not kept:
                 raise
             forget(compiled)  # what is kept of it is damaged
-            differs = differing(operator, kernel, own)
+            differs = first_difference(operator, kernel, own)
     return f"the compiled one gives other bits for {differs}" if differs else ""

@@ -1,4 +1,4 @@
-"""What a kernel must do exactly as bitsandbytes does before it may serve: small tensors with everything in them that is easy to get wrong."""
+"""Whether a kernel gives bitsandbytes' own bits: small tensors with everything in them that is easy to get wrong."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 from loadkit_plugins.cpu_kernels.operators import FOUR_BIT, KINDS
 
-__all__ = ["differing"]
+__all__ = ["first_difference"]
 
 BLOCK = 64
 
 
-def differing(operator: str, kernel: Callable[..., Any], own: Callable[..., Any]) -> str:
+def first_difference(operator: str, kernel: Callable[..., Any], own: Callable[..., Any]) -> str:
     """Compare a kernel with bitsandbytes' own, bit for bit.
 
     Parameters:
@@ -22,13 +22,10 @@ def differing(operator: str, kernel: Callable[..., Any], own: Callable[..., Any]
         kernel, own: what to compare.
 
     Returns:
-        On which specimen they differ; "" where they never do.
+        The case in which they differ; "" where there is none.
     """
-    specimens = _four_bit() if operator == FOUR_BIT else _rows()
-    for name, given in specimens:
-        if not _same(kernel(*given), own(*given)):
-            return name
-    return ""
+    cases = _four_bit() if operator == FOUR_BIT else _rows()
+    return next((name for name, given in cases if not _same(kernel(*given), own(*given))), "")
 
 
 def _four_bit() -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -45,7 +42,7 @@ def _rows() -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def _values(size: int) -> Any:
-    """Ordinary values; exact ties; zeros of both signs; subnormal numbers; infinities: a block or a row of each."""
+    """A block or a row each of ordinary values, exact ties, zeros of both signs, subnormal numbers, infinities."""
     values = torch.linspace(-1, 1, size, dtype=torch.float32) ** 3 * 0.02
     part = size // 8
     values[part] = 1.0

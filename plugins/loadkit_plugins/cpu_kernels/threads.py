@@ -1,17 +1,12 @@
-"""The cores that a load may use, for kernels that hold no lock."""
+"""The threads that a kernel's work is shared among."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-__all__ = ["Crew", "usable_cores"]
-
-SOFT = 1
-"""OpenMP's `omp_pause_soft`: threads go, settings stay."""
+__all__ = ["WorkerThreads", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -22,11 +17,11 @@ def usable_cores() -> int:
     return max(1, min(int(torch.get_num_threads()), here))
 
 
-class Crew:
-    """Threads that share out one range of work. The caller does a part too, so several callers never wait for each other's queue alone.
+class WorkerThreads:
+    """A thread pool for work over a range. The caller does a part too, so that callers never only wait for each other.
 
-    A plain pool, not numba's threading layers: its workqueue layer may be entered by one thread only, and its OpenMP layer ends forked children
-    (numba 0.68). A forked child has none of these threads, so there everything is done by the caller.
+    Not numba's threading layers: workqueue may be entered by one thread only, and OpenMP ends forked children
+    (numba 0.68). A forked child has none of these threads, so there the caller does everything.
 
     Parameters:
         threads: how many work at once, the caller included.
@@ -49,7 +44,6 @@ class Crew:
         if self._pool is None or parts < 2 or os.getpid() != self._process:
             work(0, count)
             return
-        _openmp_rests()
         edges = [count * part // parts for part in range(parts + 1)]
         try:
             others = [self._pool.submit(work, *edges[part : part + 2]) for part in range(1, parts)]
@@ -66,24 +60,3 @@ class Crew:
         """End the threads."""
         if self._pool is not None and os.getpid() == self._process:
             self._pool.shutdown()
-
-
-def _openmp_rests() -> None:
-    """End torch's idle OpenMP threads: for milliseconds after each parallel operation they wait by spinning, and take the cores from the crew.
-
-    torch starts them again when it needs them, in a tenth of a millisecond. `OMP_WAIT_POLICY=passive` would do the same for all of the process,
-    but counts only where it was set before torch was imported.
-    """
-    pause = _pausing()
-    if pause is not None:
-        pause(SOFT)
-
-
-@functools.cache
-def _pausing() -> Callable[[int], int] | None:
-    """OpenMP's own function for that (since OpenMP 5.0), of the library that torch loaded; None where it can't be found."""
-    try:
-        pause: Callable[[int], int] = ctypes.CDLL(None).omp_pause_resource_all
-    except (OSError, AttributeError, TypeError):  # an older library; on Windows there is no common name space
-        return None
-    return pause

@@ -1,4 +1,4 @@
-"""Values of 16 and 32 bits as float32, exactly. bfloat16 and float16 come as their bits, for numba has neither."""
+"""Values of 16 and 32 bits as float32, exactly. bfloat16 and float16 come as bits: numba has neither."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from loadkit import Plan
 pytest.importorskip("numba")
 from loadkit_plugins.cpu_kernels import register
 from loadkit_plugins.cpu_kernels.operators import BLOCK_SIZES, FOUR_BIT, KINDS, ROWS, own_kernel
-from loadkit_plugins.cpu_kernels.threads import Crew
+from loadkit_plugins.cpu_kernels.threads import WorkerThreads
 
 DTYPES = list(KINDS)
 STORAGE = [torch.uint8, torch.int8, torch.bfloat16, torch.float16, torch.float32]
@@ -41,14 +40,14 @@ def folder(kernels: Path) -> Path:
 
 @pytest.fixture
 def four_bit(folder: Path) -> Iterator[Any]:
-    with register.serve(FOUR_BIT, folder, lambda _: None) as refused:
+    with register.registered(FOUR_BIT, folder, lambda _: None) as refused:
         assert refused == ""
         yield torch.ops.bitsandbytes.quantize_4bit.default
 
 
 @pytest.fixture
 def in_rows(folder: Path) -> Iterator[Any]:
-    with register.serve(ROWS, folder, lambda _: None) as refused:
+    with register.registered(ROWS, folder, lambda _: None) as refused:
         assert refused == ""
         yield torch.ops.bitsandbytes.int8_vectorwise_quant.default
 
@@ -124,7 +123,7 @@ KINDS_OF_VALUES = ["normal", "bits", "steps", "subnormal", "zero blocks", "speci
 )  # fmt: skip
 def test_four_bits(seed: int, count: int, dtype: Any, kind: str, blocksize: int, quant_type: str) -> None:
     given = weights(seed, count, dtype, kind), blocksize, quant_type, torch.uint8
-    with register.serve(FOUR_BIT, None, lambda _: None) as refused:
+    with register.registered(FOUR_BIT, None, lambda _: None) as refused:
         assert refused == ""
         found = torch.ops.bitsandbytes.quantize_4bit.default(*given)
     assert_same(found, own_kernel(FOUR_BIT)(*given))
@@ -136,7 +135,7 @@ def test_four_bits(seed: int, count: int, dtype: Any, kind: str, blocksize: int,
 )  # fmt: skip
 def test_rows_of_eight_bits(seed: int, height: int, width: int, kind: str) -> None:
     given = weights(seed, height * width, torch.float16, kind).view(height, width)
-    with register.serve(ROWS, None, lambda _: None) as refused:
+    with register.registered(ROWS, None, lambda _: None) as refused:
         assert refused == ""
         found = torch.ops.bitsandbytes.int8_vectorwise_quant.default(given)
     assert_same(found, own_kernel(ROWS)(given))
@@ -256,7 +255,7 @@ def test_large_tensors_from_many_threads_at_once(four_bit: Any, own_four_bit: An
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_work_is_shared_whole(threads: int) -> None:
-    crew = Crew(threads)
+    workers = WorkerThreads(threads)
     done: list[int] = []
     names: set[str] = set()
 
@@ -264,67 +263,41 @@ def test_work_is_shared_whole(threads: int) -> None:
         names.add(threading.current_thread().name)
         done.extend(range(start, stop))
 
-    crew.share(work, 1003, 10)
+    workers.share(work, 1003, 10)
     assert sorted(done) == list(range(1003))
     assert len(names) <= threads
-    crew.share(work, 5, 10)
-    crew.close()
-    crew.share(work, 1003, 10)
+    workers.share(work, 5, 10)
+    workers.close()
+    workers.share(work, 1003, 10)
     assert len(done) == 1003 + 5 + 1003
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
-def test_torchs_idle_threads_make_room(forks: Forks) -> None:
-    """They would spin for milliseconds on the cores that the crew needs; torch has them again afterwards, and computes the same."""
-    code = """
-import os, time, torch
-from loadkit_plugins.cpu_kernels.threads import Crew
-
-torch.set_num_threads(2)
-crew, values = Crew(2), torch.randn(10**6)
-threads = lambda: len(os.listdir("/proc/self/task"))
-share = lambda: crew.share(lambda start, stop: None, 100, 1)
-share()
-alone = threads()
-mean = values.mean()
-assert threads() == alone + 1, "torch has started no thread"
-share()
-limit = time.monotonic() + 60
-while threads() > alone:
-    assert time.monotonic() < limit, "torch's thread is still there"
-assert torch.equal(values.mean(), mean)
-assert threads() == alone + 1
-"""
-    done = forks.run(code)
-    assert done.returncode == 0, done.stderr
-
-
 def test_what_fails_in_one_thread_fails_for_the_caller() -> None:
-    crew = Crew(2)
+    workers = WorkerThreads(2)
     with pytest.raises(ZeroDivisionError):
-        crew.share(lambda start, stop: print(1 // (start - 50)), 100, 1)
-    crew.close()
+        workers.share(lambda start, stop: print(1 // (start - 50)), 100, 1)
+    workers.close()
 
 
-def test_bitsandbytes_serves_again_afterwards(folder: Path) -> None:
+def test_bitsandbytes_own_is_found_again_afterwards(folder: Path) -> None:
     before = torch._C._dispatch_dump("bitsandbytes::quantize_4bit")
-    with register.serve(FOUR_BIT, folder, lambda _: None):
+    with register.registered(FOUR_BIT, folder, lambda _: None):
         during = torch._C._dispatch_dump("bitsandbytes::quantize_4bit")
-        with register.serve(FOUR_BIT, folder, lambda _: None):
+        with register.registered(FOUR_BIT, folder, lambda _: None):
             pass
         assert torch._C._dispatch_dump("bitsandbytes::quantize_4bit") == during != before
     assert torch._C._dispatch_dump("bitsandbytes::quantize_4bit") == before
-    with pytest.raises(KeyError), register.serve(FOUR_BIT, folder, lambda _: None):
+    with pytest.raises(KeyError), register.registered(FOUR_BIT, folder, lambda _: None):
         raise KeyError
     assert torch._C._dispatch_dump("bitsandbytes::quantize_4bit") == before
 
 
-def test_a_kernel_that_errs_never_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One bit in one code of one specimen is enough."""
+def test_a_kernel_that_errs_is_never_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bit in one code of one case is enough."""
     right = register.KERNELS[FOUR_BIT]
 
-    def wrong(own: Any, crew: Crew) -> Any:
-        kernel = right.make(own, crew)
+    def wrong(own: Any, workers: WorkerThreads) -> Any:
+        kernel = right.make(own, workers)
 
         def flip(weights: Any, blocksize: int, quant_type: str, storage: Any) -> Any:
             packed, absmax = kernel(weights, blocksize, quant_type, storage)
@@ -337,7 +310,7 @@ def test_a_kernel_that_errs_never_serves(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(register, "_verdicts", {})
     monkeypatch.setattr(register, "KERNELS", {FOUR_BIT: right._replace(make=wrong)})
     before = torch._C._dispatch_dump("bitsandbytes::quantize_4bit")
-    with register.serve(FOUR_BIT, None, lambda _: None) as refused:
+    with register.registered(FOUR_BIT, None, lambda _: None) as refused:
         assert refused == "the compiled one gives other bits for fp4 of 512 torch.float16 values"
         assert torch._C._dispatch_dump("bitsandbytes::quantize_4bit") == before
 
@@ -346,7 +319,7 @@ def test_somebody_elses_kernel_is_left_in_place(folder: Path) -> None:
     library = torch.library.Library("bitsandbytes", "IMPL")
     library.impl("quantize_4bit", lambda *given: (given[0], given[0]), "CPU")
     try:
-        with register.serve(FOUR_BIT, folder, lambda _: None) as refused:
+        with register.registered(FOUR_BIT, folder, lambda _: None) as refused:
             assert refused == "a kernel of somebody else's is registered already"
     finally:
         library._destroy()
@@ -363,7 +336,7 @@ import torch, bitsandbytes
 from numba.core import config
 config.reload_config()  # it may have been imported before
 from loadkit_plugins.cpu_kernels import operators, register
-with register.serve(operators.FOUR_BIT, pathlib.Path(sys.argv[1]), print) as refused:
+with register.registered(operators.FOUR_BIT, pathlib.Path(sys.argv[1]), print) as refused:
     print("refused:", refused)
     weights = torch.randn(1 << 18).bfloat16()
     found = torch.ops.bitsandbytes.quantize_4bit(weights, 64, "nf4", torch.uint8)
@@ -418,7 +391,7 @@ def line(plan: Plan) -> str:
 
 
 @pytest.mark.parametrize(
-    ("machine", "options", "told"),
+    ("machine", "options", "words"),
     [
         (FAST, {}, "compiled kernels quantize on the CPU, with bitsandbytes' bits (numba 0.68.1)"),
         (FAST, {"profile": "qlora-8bit"}, "compiled kernels quantize on the CPU"),
@@ -432,12 +405,12 @@ def line(plan: Plan) -> str:
         (msgspec.structs.replace(CPU, packages={**NUMBA, "torch": "2.13.1+cpu"}), {}, "compiled kernels quantize on the CPU"),
     ],
 )  # fmt: skip
-def test_what_the_plan_says(machine: loadkit.Machine, options: dict[str, Any], told: str) -> None:
+def test_what_the_plan_says(machine: loadkit.Machine, options: dict[str, Any], words: str) -> None:
     plan = planned(machine=machine, **{"profile": "qlora", **options})
-    assert told in line(plan)
-    assert bool(told) == bool(line(plan))
+    assert words in line(plan)
+    assert bool(words) == bool(line(plan))
     assert [s.serves for s in plan.shortcuts if s.plugin == "cpu-kernels"] == (
-        [told.startswith("compiled")] if told else []
+        [words.startswith("compiled")] if words else []
     )
 
 
@@ -470,7 +443,7 @@ def test_whatever_goes_wrong_the_model_is_loaded(tiny: Any, monkeypatch: pytest.
     def broken(*given: Any) -> Any:
         raise OSError("no such place")
 
-    monkeypatch.setattr(register, "serve", broken)
+    monkeypatch.setattr(register, "registered", broken)
     loaded = loadkit.load(tiny("mistral"), profile="inference-4bit")
     assert any(
         "own kernels quantized on the CPU: OSError: no such place" in t for t in loaded.report.shortcuts
