@@ -148,7 +148,7 @@ def test_names_beside_them_are_none() -> None:
 @pytest.mark.parametrize("name", [*MOVED.split(), *RENAMED])
 def test_names_that_moved_work_and_warn(name: str) -> None:
     now = RENAMED.get(name, name)
-    with pytest.warns(DeprecationWarning) as told:
+    with pytest.warns(DeprecationWarning, match="the old name works until version 2") as told:
         found = getattr(loadkit, name)
     assert found is getattr(loadkit.plugins, now)
     assert [str(warning.message) for warning in told] == [
