@@ -1,12 +1,12 @@
 """attention: the fastest implementation that package, accelerator, dtype and architecture allow.
 
-Nobody's wish means a chain: flash_attention_3, else flash_attention_2, else sdpa, else eager, decided for every nested
-config on its own. A name given by the user is a demand; one in a profile is where the chain starts.
+Where nobody asks it is a chain: flash_attention_3, else flash_attention_2, else sdpa, else eager, for every
+nested config on its own. A name given by the user is a demand; one in a profile is where the chain starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ HALF = ("bfloat16", "float16")
 
 
 class Needs(msgspec.Struct, frozen=True):
-    """What a FlashAttention version needs of the machine: the package, and a range of compute capabilities."""
+    """What a FlashAttention version needs of the machine: a package, and a range of compute capabilities."""
 
     package: str
     least: tuple[int, int]
@@ -83,29 +83,28 @@ def loadkit_choose_attention(
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    return list(_problems(context, plan))
+
+
+def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     decision = plan.why("attention")
     chosen = plan.attn_implementation
     by_part = {"": chosen} if isinstance(chosen, str) else chosen
     parts = _parts(context, plan.model_class)
-    problems = []
     by = "you asked for" if decision.strength is Strength.YOU else f"plugin {decision.plugin!r} chose"
     for part, name in by_part.items():
         if not known(name):
-            problems.append(
-                _problem(
-                    "unknown-attention",
-                    f"{by} attention {name!r}{did_you_mean(name, (*CHAIN, *ON_DEMAND))}",
-                    f"choose one of {', '.join((*CHAIN, *ON_DEMAND))}, or a Hub kernel as owner/name",
-                )
+            yield _problem(
+                "unknown-attention",
+                f"{by} attention {name!r}{did_you_mean(name, (*CHAIN, *ON_DEMAND))}",
+                f"choose one of {', '.join((*CHAIN, *ON_DEMAND))}, or a Hub kernel as owner/name",
             )
             continue
         if part and part not in parts:
-            problems.append(
-                _problem(
-                    "unknown-sub-config",
-                    f"{by} attention for {part!r}, which this config doesn't have{did_you_mean(part, parts)}",
-                    f"it has {', '.join(p or 'the outermost (an empty key)' for p in parts)}",
-                )
+            yield _problem(
+                "unknown-sub-config",
+                f"{by} attention for {part!r}, which this config doesn't have{did_you_mean(part, parts)}",
+                f"it has {', '.join(p or 'the outermost (an empty key)' for p in parts)}",
             )
             continue
         concerned = parts if isinstance(chosen, str) else {part: parts.get(part, [])}
@@ -113,19 +112,16 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
         if reasons:
             where = f" for {part}" if part else ""
             instead = _chain(CHAIN, context, plan.model_class, plan.dtype, Strength.FALLBACK).value
-            problems.append(
-                _problem(
-                    "attention-unavailable",
-                    f"{by} {name}{where}, but {'; '.join(dict.fromkeys(reasons))}",
-                    f"attn_implementation={instead!r} works here; leave the option out to have it chosen",
-                )
+            yield _problem(
+                "attention-unavailable",
+                f"{by} {name}{where}, but {'; '.join(dict.fromkeys(reasons))}",
+                f"attn_implementation={instead!r} works here; leave the option out to have it chosen",
             )
-    return problems
 
 
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
-    """Every sub-config runs the planned implementation; transformers may change one while building the model."""
+    """Every sub-config runs the planned implementation, which transformers may change while building."""
     chosen = plan.attn_implementation
     by_part = {"": chosen} if isinstance(chosen, str) else chosen
     findings = []
@@ -138,13 +134,13 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
                     "attention", f"{path or 'the model'} runs another attention", planned, str(effective)
                 )
             )
-    return findings or _called(model, chosen)
+    return findings or list(_called(model, chosen))
 
 
-def _called(model: Any, chosen: str | dict[str, str]) -> list[Finding]:
-    """What attention modules read when they are called: a config of their own may say something else than the model's."""
+def _called(model: Any, chosen: str | dict[str, str]) -> Iterator[Finding]:
+    """What attention modules read when they are called: a config of their own may differ from the model's."""
     if not isinstance(chosen, str):
-        return []
+        return
     known = {id(config) for _, config in configs(model.config)}
     stray: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -156,10 +152,10 @@ def _called(model: Any, chosen: str | dict[str, str]) -> list[Finding]:
             and effective not in (None, chosen)
         ):
             stray.setdefault(str(effective), name)
-    return [
+    yield from (
         _finding("attention-called", f"{name} calls another attention", chosen, effective)
         for effective, name in stray.items()
-    ]
+    )
 
 
 def known(name: str) -> bool:

@@ -1,21 +1,11 @@
-"""KV cache: off while activations are recomputed or training, on for inference, at every depth of the config."""
+"""KV cache: off while activations are recomputed or training, on for inference, in every nested config."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from loadkit import (
-    Claim,
-    Context,
-    Finding,
-    Option,
-    Plan,
-    Preparation,
-    Problem,
-    Strength,
-    hookimpl,
-)
+from loadkit import Claim, Context, Finding, Option, Plan, Preparation, Problem, Strength, hookimpl
 from loadkit.plugins import configs
 from loadkit_plugins.model_types import OVER_A_CACHE
 
@@ -34,28 +24,19 @@ def loadkit_options() -> Sequence[Option]:
 
 @hookimpl
 def loadkit_choose_use_cache(context: Context, preparation: Preparation) -> Sequence[Claim[bool | None]]:
+    value: bool | None = None
     if context.checkpoint.model_type in OVER_A_CACHE:
-        opinion: Claim[bool | None] = Claim(
-            value=None,
-            because=f"{context.checkpoint.model_type} computes over its cache in training too",
-            strength=Strength.FALLBACK,
-        )
+        because = f"{context.checkpoint.model_type} computes over its cache in training too"
     elif preparation.gradient_checkpointing:
-        opinion = Claim(
-            value=False,
-            because="gradient checkpointing recomputes the forward pass, which a cache would corrupt",
-            strength=Strength.FALLBACK,
+        value, because = (
+            False,
+            "gradient checkpointing recomputes the forward pass, which a cache would corrupt",
         )
     elif preparation.training:
-        opinion = Claim(
-            value=False, because="a cache is of no use in a training step", strength=Strength.FALLBACK
-        )
+        value, because = False, "a cache is of no use in a training step"
     else:
-        opinion = Claim(
-            value=None,
-            because="nothing speaks for another value than the checkpoint's own",
-            strength=Strength.FALLBACK,
-        )
+        because = "nothing speaks for another value than the checkpoint's own"
+    opinion = Claim(value=value, because=because, strength=Strength.FALLBACK)
     asked = context.request.asked("use_cache")
     if asked is None:
         return [opinion]
@@ -88,8 +69,8 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
             "use-cache",
             "use-cache",
             f"{path or 'the config'} has another use_cache",
-            planned=str(plan.use_cache),
-            effective=str(config.use_cache),
+            str(plan.use_cache),
+            str(config.use_cache),
         )
         for path, config in configs(model.config)
         if hasattr(config, "use_cache") and config.use_cache != plan.use_cache

@@ -1,16 +1,24 @@
-"""The values themselves: nothing on meta, nothing that isn't a number, computed buffers as they should be. Not a plugin itself."""
+"""The values themselves: nothing on meta, nothing that isn't a number, computed buffers as they should be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from loadkit import Finding
 
 __all__ = ["values"]
 
+_finding = partial(
+    Finding,
+    "weights",
+    "weights",
+    remedy="the checkpoint or the library that loaded it is at fault: compare with another copy, or another version",
+)
+
 LOOKED_AT = 4096
-"""How many of a tensor's first values are looked at: reading all of a model would take as long as loading it."""
+"""How many of a tensor's first values are looked at: reading all would take as long as loading."""
 
 
 def values(model: Any) -> Sequence[Finding]:
@@ -19,7 +27,7 @@ def values(model: Any) -> Sequence[Finding]:
 
 
 def _on_meta(model: Any) -> Iterator[Finding]:
-    """Tensors without values, but for those that accelerate keeps on the disk or in main memory until they are used."""
+    """Tensors without values, but for those that accelerate keeps on the disk or in main memory."""
     if "disk" in {str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()}:
         return
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -55,7 +63,7 @@ def _not_finite(model: Any) -> Iterator[Finding]:
 
 
 def _finite(values: Any) -> bool:
-    """Whether all are numbers. torch 2.13 can't tell of one byte's (float8_e4m3fn), and four bits (two in a byte) have only numbers."""
+    """Whether all are numbers. torch 2.13 can't say for float8_e4m3fn; four bits hold nothing else."""
     import torch
 
     if values.dtype == torch.float4_e2m1fn_x2:
@@ -64,7 +72,7 @@ def _finite(values: Any) -> bool:
 
 
 def _buffers(model: Any) -> Iterator[Finding]:
-    """Buffers that aren't saved are computed while the model is built, and a model built on meta may get them wrong.
+    """Buffers that aren't saved are computed while the model is built, and on meta they may go wrong.
 
     Modules without parameters that are built from a config (rotary embeddings) are built again, and compared.
     """
@@ -98,13 +106,3 @@ def _buffers(model: Any) -> Iterator[Finding]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-
-
-def _finding(code: str, message: str) -> Finding:
-    return Finding(
-        "weights",
-        "weights",
-        code,
-        message,
-        remedy="the checkpoint or the library that loaded it is at fault: compare with another copy, or another version",
-    )
