@@ -61,23 +61,13 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     decision = plan.why("dtype")
     by = "you asked for" if decision.strength is Strength.YOU else f"plugin {decision.plugin!r} chose"
     if decision.value not in FLOATS:
-        return [
-            _problem(
-                "unknown-dtype",
-                f"{by} dtype {decision.value!r}{did_you_mean(str(decision.value), [*FLOATS, *SHORT, 'auto'])}",
-                f"choose auto or one of {', '.join(FLOATS)}",
-            )
-        ]
-    reason = missing(decision.value, context)
-    if not reason:
+        near = did_you_mean(str(decision.value), [*FLOATS, *SHORT, "auto"])
+        fix = f"choose auto or one of {', '.join(FLOATS)}"
+        return [_problem("unknown-dtype", f"{by} dtype {decision.value!r}{near}", fix)]
+    if not (reason := missing(decision.value, context)):
         return []
-    return [
-        _problem(
-            "dtype-unavailable",
-            f"{by} {decision.value}, but {reason}",
-            f"choose dtype='{automatic(context).value}', or leave dtype out",
-        )
-    ]
+    fix = f"choose dtype='{automatic(context).value}', or leave dtype out"
+    return [_problem("dtype-unavailable", f"{by} {decision.value}, but {reason}", fix)]
 
 
 @hookimpl

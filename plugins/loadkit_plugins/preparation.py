@@ -174,12 +174,8 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
 def _findings(plan: Plan, model: Any) -> Iterator[Finding]:
     checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     if checkpointing != plan.preparation.gradient_checkpointing:
-        yield _finding(
-            "gradient-checkpointing",
-            "gradient checkpointing",
-            plan.preparation.gradient_checkpointing,
-            checkpointing,
-        )
+        planned = plan.preparation.gradient_checkpointing
+        yield _finding("gradient-checkpointing", "gradient checkpointing", planned, checkpointing)
     if model.training != plan.preparation.training:
         yield _finding("training-mode", "training mode", plan.preparation.training, model.training)
 

@@ -38,16 +38,12 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     other = [f"{k}={v!r}" for k, v in sorted(asked.value.items()) if _says(k, v, decided.options)]
     if not other:
         return []
-    return [
-        Problem(
-            "quantization",
-            "prequantized",
-            "quantized-already",
-            f"you gave a quantization_config with {', '.join(other)}, and the checkpoint is stored quantized by "
-            f"{decided.method} without that",
-            "leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from",
-        )
-    ]
+    said = (
+        f"you gave a quantization_config with {', '.join(other)}, and the checkpoint is stored quantized by "
+    )
+    said += f"{decided.method} without that"
+    fix = "leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from"
+    return [Problem("quantization", "prequantized", "quantized-already", said, fix)]
 
 
 def _says(name: str, value: Any, options: Mapping[str, Any]) -> bool:

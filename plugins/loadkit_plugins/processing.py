@@ -50,11 +50,7 @@ def loadkit_options() -> Sequence[Option]:
             "bool",
             "image processors: torchvision's (true) or PIL's (false); tokenizers have one implementation each",
         ),
-        option(
-            "chat",
-            "bool",
-            "the data or prompts are conversations: a missing chat template is an error",
-        ),
+        option("chat", "bool", "the data or prompts are conversations: a missing chat template is an error"),
     ]
 
 

@@ -66,10 +66,7 @@ def loadkit_options() -> Sequence[Option]:
 
 @hookimpl
 def loadkit_choose_tokens(
-    context: Context,
-    quantization: Quantization | None,
-    preparation: Preparation,
-    processing: Processing,
+    context: Context, quantization: Quantization | None, preparation: Preparation, processing: Processing
 ) -> Claim[Tokens | None] | None:
     if processing.kind == "none":
         return None

@@ -47,16 +47,12 @@ def loadkit_choose_use_cache(context: Context, preparation: Preparation) -> Sequ
 def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
     if not (plan.use_cache and plan.preparation.gradient_checkpointing):
         return []
-    return [
-        Problem(
-            "use_cache",
-            "use-cache",
-            "cache-with-checkpointing",
-            "use_cache=True and gradient checkpointing exclude each other: "
-            f"the cache because {plan.why('use_cache').because}, checkpointing because {plan.why('preparation').because}",
-            "give use_cache=False or gradient_checkpointing=False",
-        )
-    ]
+    said = (
+        "use_cache=True and gradient checkpointing exclude each other: "
+        f"the cache because {plan.why('use_cache').because}, checkpointing because {plan.why('preparation').because}"
+    )
+    fix = "give use_cache=False or gradient_checkpointing=False"
+    return [Problem("use_cache", "use-cache", "cache-with-checkpointing", said, fix)]
 
 
 @hookimpl

@@ -65,14 +65,12 @@ def _findings(plan: Plan, model: Any, processing_class: Any) -> Iterator[Finding
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     rows = _rows(embeddings)
     if size > rows:
-        yield _finding(
-            "vocabulary-size", "the tokenizer has ids without an embedding", f"{size} ids", f"{rows} rows"
-        )
+        message = "the tokenizer has ids without an embedding"
+        yield _finding("vocabulary-size", message, f"{size} ids", f"{rows} rows")
     stated = getattr(base.config.get_text_config(), "vocab_size", rows)
     if stated != rows:
-        yield _finding(
-            "vocab-size-config", "vocab_size isn't what the embeddings have", f"{rows}", f"{stated}"
-        )
+        message = "vocab_size isn't what the embeddings have"
+        yield _finding("vocab-size-config", message, f"{rows}", f"{stated}")
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if plan.preparation.training and pad is not None and pad == eos:
         yield _finding("pad-is-eos", "the pad token is the eos token", "two tokens", tokenizer.eos_token)
@@ -121,10 +119,8 @@ def _align(model: Any, plan: Plan, ids: Mapping[str, int | None]) -> None:
     for where, config in _configs(model).items():
         eos, own = ids.get("eos_token_id"), _listed(getattr(config, "eos_token_id", None))
         if eos is not None and (eos not in own or (plan.tokens.eos_token and own[0] != eos)):
-            several = where == "the generation config"
-            config.eos_token_id = (
-                [eos, *(i for i in own if i != eos)] if several and own and own != [eos] else eos
-            )
+            several = where == "the generation config" and own and own != [eos]
+            config.eos_token_id = [eos, *(i for i in own if i != eos)] if several else eos
         if ids.get("pad_token_id") is not None:
             config.pad_token_id = ids["pad_token_id"]
 

@@ -122,13 +122,11 @@ def _compare(plan: Plan, model: Any, adapter: Adapter) -> None:
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter.name, save_embedding_layers=False)
     missing = sorted(set(state) - stored)
     unexpected = sorted(name for name in stored - set(state) if not _embedding(name, state))
+    wrong = {"missing from its file": missing, "in its file and nowhere in the model": unexpected}
     if missing or unexpected:
         said = [
             f"{len(names)} tensors are {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-            for what, names in (
-                ("missing from its file", missing),
-                ("in its file and nowhere in the model", unexpected),
-            )
+            for what, names in wrong.items()
             if names
         ]
         raise LoadError(

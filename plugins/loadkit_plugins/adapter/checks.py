@@ -104,11 +104,8 @@ def _merging(context: Context, plan: Plan, adapters: Adapters) -> Iterator[Probl
             "merge into the unquantized base (leave the quantization out), or add dequantize=True to get a model in floating point",
         )
         return
-    grown = (
-        f"{checkpoint.weight_bytes:,} bytes in the files"
-        if checkpoint.weight_bytes
-        else "the quantized weights"
-    )
+    size = checkpoint.weight_bytes
+    grown = f"{size:,} bytes in the files" if size else "the quantized weights"
     yield _problem(
         "merge-dequantized",
         f"{whole} are turned back into {plan.dtype} before merging: {grown} become about {_floating(checkpoint, quantization.prequantized):,} "

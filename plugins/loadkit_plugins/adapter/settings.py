@@ -78,9 +78,7 @@ def declared_options() -> Sequence[Option]:
             'how a new adapter starts: true, "gaussian", "pissa", "olora", "loftq", …',
         ),
         option(
-            "adapter_trainable",
-            "bool",
-            "whether an existing adapter trains on; by default when training",
+            "adapter_trainable", "bool", "whether an existing adapter trains on; by default when training"
         ),
         option("active_adapter", "str", "of several adapters, the one that is on; by default the first"),
         option(

@@ -37,14 +37,10 @@ def unadaptable(context: Context) -> dict[str, str]:
 
 
 def check_targets(model: Any, options: Mapping[str, Any]) -> None:
-    """Refuse settings that name nothing. PEFT is content where one of several names is found.
-
-    Parameters:
-        model: the bare model.
-        options: fields of a PEFT config: `target_modules`, `modules_to_save`, `target_parameters`.
+    """Refuse settings that name nothing in the bare model. PEFT is content where one of several names is found.
 
     Raises:
-        LoadError: a name or pattern matches no module or parameter.
+        LoadError: a name or pattern of a PEFT config's fields matches no module or parameter.
     """
     modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]

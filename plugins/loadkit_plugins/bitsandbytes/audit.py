@@ -115,12 +115,8 @@ def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Findin
             continue
         found = {read(m) for _, m in modules if m.weight.quant_state is not None}
         if found - {options[name]}:
-            yield _finding(
-                "4bit-setting",
-                f"{name} isn't as planned",
-                str(options[name]),
-                ", ".join(sorted(map(str, found))),
-            )
+            has = ", ".join(sorted(map(str, found)))
+            yield _finding("4bit-setting", f"{name} isn't as planned", str(options[name]), has)
 
 
 def _not_finite(model: Any) -> Iterator[Finding]:

@@ -26,11 +26,8 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
     demanded = {name: asked.value for name, asked in wishes.items() if asked.demanded}
     quantization = plan.quantization
     if quantization is not None and quantization.prequantized:
-        stored = quantization.method == METHOD
-        return [
-            *_contradictions(quantization, demanded),
-            *(_platform(context, plan, quantization) if stored else ()),
-        ]
+        platform = _platform(context, plan, quantization) if quantization.method == METHOD else ()
+        return [*_contradictions(quantization, demanded), *platform]
     if quantization is None or quantization.method != METHOD:
         return list(_unused(demanded, quantization))
     return [
@@ -156,9 +153,8 @@ def _whence(quantization: Quantization) -> str:
 
 def _unused(demanded: dict[str, Any], quantization: Quantization | None) -> Iterator[Problem]:
     """Settings without the switch that they belong to would be dropped in silence."""
-    given = [
-        f"{name}={value!r}" for name, value in sorted(demanded.items()) if name in (*FOUR_BIT, *EIGHT_BIT)
-    ]
+    own = (*FOUR_BIT, *EIGHT_BIT)
+    given = [f"{name}={value!r}" for name, value in sorted(demanded.items()) if name in own]
     if not given:
         return
     how = "isn't quantized" if quantization is None else f"is quantized by {quantization.method}"
@@ -172,16 +168,11 @@ def _unused(demanded: dict[str, Any], quantization: Quantization | None) -> Iter
 def _contradictions(stored: Quantization, demanded: dict[str, Any]) -> Iterator[Problem]:
     """A demand that a quantized checkpoint contradicts: transformers would drop it with a warning at most."""
     yield from _both_widths(demanded)
-    yield from (
-        _contradiction(
-            stored,
-            f"load_in_{bits}bit={demanded[f'load_in_{bits}bit']!r}",
-            f"{stored.bits:g} bits by {stored.method}",
-        )
-        for bits in (4, 8)
-        if f"load_in_{bits}bit" in demanded
-        and demanded[f"load_in_{bits}bit"] != (stored.method == METHOD and stored.bits == bits)
-    )
+    for bits in (4, 8):
+        name = f"load_in_{bits}bit"
+        if name in demanded and demanded[name] != (stored.method == METHOD and stored.bits == bits):
+            width = f"{stored.bits:g} bits by {stored.method}"
+            yield _contradiction(stored, f"{name}={demanded[name]!r}", width)
     for name in (*FOUR_BIT, *EIGHT_BIT, "skip_modules"):
         field = "llm_int8_skip_modules" if name == "skip_modules" else name
         has = stored.options.get(field, UNSET.get(field))

@@ -62,10 +62,8 @@ def loadkit_shortcuts(plan: Plan, identity: str, machine: Machine, entries: Entr
         return [Shortcut(plugin=NAME, line=f"not cached: {key.reason}", serves=False)]
     if not key.name:
         return []
-    entry = entries.find(key.name)
-    if entry is not None:
-        age = span(entry.age)
-        line = f"quantized already, {age} ago: {size(entry.bytes)} in the cache ({key.name[:12]})"
+    if entry := entries.find(key.name):
+        line = f"quantized already, {span(entry.age)} ago: {size(entry.bytes)} in the cache ({key.name[:12]})"
         return [Shortcut(plugin=NAME, line=line)]
     if refused := entries.refused(key.name):
         return [Shortcut(plugin=NAME, line=f"not cached: {refused}", serves=False)]

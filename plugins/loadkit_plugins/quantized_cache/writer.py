@@ -110,11 +110,7 @@ def _write(
 
 
 def _check_and_sync(
-    state: Mapping[str, Any],
-    known: Collection[str],
-    entries: Entries,
-    partial: Path,
-    saved: threading.Event,
+    state: Mapping[str, Any], known: Collection[str], entries: Entries, partial: Path, saved: threading.Event
 ) -> dict[str, str]:
     """In a second thread: compute the missing checksums, and have the disk take what was written."""
     _lower_priority()

@@ -37,9 +37,8 @@ def _on_meta(model: Any) -> Iterator[Finding]:
         hooks = {name: getattr(homes[name.rpartition(".")[0]], "_hf_hook", None) for name in empty}
         empty = [name for name, hook in hooks.items() if not getattr(hook, "offload", False)]
     if empty:
-        yield _finding(
-            "on-meta", f"{len(empty)} tensors have no values (they are on the meta device): {_some(empty)}"
-        )
+        said = f"{len(empty)} tensors have no values (they are on the meta device): {_some(empty)}"
+        yield _finding("on-meta", said)
 
 
 def _not_finite(model: Any) -> Iterator[Finding]:
@@ -57,9 +56,8 @@ def _not_finite(model: Any) -> Iterator[Finding]:
         if not _finite(torch.cat(list(beginnings.values()))):  # one question to the device, not hundreds
             wrong += [name for name, values in beginnings.items() if not _finite(values)]
     if wrong:
-        yield _finding(
-            "not-finite", f"{len(wrong)} tensors hold infinite values or none at all: {_some(wrong)}"
-        )
+        said = f"{len(wrong)} tensors hold infinite values or none at all: {_some(wrong)}"
+        yield _finding("not-finite", said)
 
 
 def _finite(values: Any) -> bool:
@@ -98,10 +96,8 @@ def _buffers(model: Any) -> Iterator[Finding]:
             if not torch.allclose(buffer.float().cpu(), expected.float(), rtol=1e-5, atol=1e-7):
                 wrong.append(f"{name}.{key}")
     if wrong:
-        yield _finding(
-            "computed-buffers",
-            f"{len(wrong)} computed buffers aren't what their config gives: {_some(wrong)}",
-        )
+        said = f"{len(wrong)} computed buffers aren't what their config gives: {_some(wrong)}"
+        yield _finding("computed-buffers", said)
 
 
 def _some(names: Sequence[str]) -> str:
