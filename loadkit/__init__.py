@@ -45,27 +45,24 @@ if TYPE_CHECKING:
     from loadkit.request.options import Option
     from loadkit.request.profiles import Profile, read_profile, read_profiles
     from loadkit.request.recipes import Recipe, read_recipe
+    from loadkit.schema.adapters import Adapter, Adapters
     from loadkit.schema.claims import Claim, Decision, Overruled, PassedOver, Strength
-    from loadkit.schema.plans import Memory, Plan, RankMemory
+    from loadkit.schema.memory import Memory, RankMemory
+    from loadkit.schema.plans import Plan
+    from loadkit.schema.processing import Processing, Tokens, Vocabulary
+    from loadkit.schema.quantized_weights import Opened, Packed
     from loadkit.schema.reports import Change, Loading, Measurements, Report
     from loadkit.schema.request import Asked, Request
     from loadkit.schema.values import (
-        Adapter,
-        Adapters,
         Architecture,
         Experimental,
         ModelClass,
-        Opened,
-        Packed,
         Placement,
         Preparation,
-        Processing,
         Quantization,
         Support,
         Supported,
-        Tokens,
         Unsupported,
-        Vocabulary,
     )
 
 _HOMES = {
@@ -84,12 +81,16 @@ _HOMES = {
     "request.options": "Option",
     "request.profiles": "Profile read_profile read_profiles",
     "request.recipes": "Recipe read_recipe",
+    "schema.adapters": "Adapter Adapters",
     "schema.claims": "Claim Decision Overruled PassedOver Strength",
-    "schema.plans": "Memory Plan RankMemory",
+    "schema.memory": "Memory RankMemory",
+    "schema.plans": "Plan",
+    "schema.processing": "Processing Tokens Vocabulary",
+    "schema.quantized_weights": "Opened Packed",
     "schema.reports": "Change Loading Measurements Report",
     "schema.request": "Asked Request",
-    "schema.values": "Adapter Adapters Architecture Experimental ModelClass Opened Packed Placement Preparation "
-    "Processing Quantization Support Supported Tokens Unsupported Vocabulary",
+    "schema.values": "Architecture Experimental ModelClass Placement Preparation Quantization Support Supported "
+    "Unsupported",
 }
 """Room to the public names that live in it."""
 

@@ -15,6 +15,7 @@ each problem's `code`, not the exception's type.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -141,8 +142,7 @@ class AuditError(LoadkitError):
 
 
 class RankError(LoadkitError):
-    """This process stops because of another one of the launch: it failed, is gone, or would load something
-    else.
+    """This process stops because another of the launch failed, is gone, or would load something else.
 
     Parameters:
         ranks: the ranks that it is about.
@@ -174,8 +174,4 @@ class PluginError(LoadkitError):
         super().__init__(f"plugin {plugin!r}{where}: {message}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _plugin_error, (self.plugin, self.message, self.hook)
-
-
-def _plugin_error(plugin: str, message: str, hook: str) -> PluginError:
-    return PluginError(plugin, message, hook=hook)
+        return partial(type(self), hook=self.hook), (self.plugin, self.message)

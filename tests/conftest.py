@@ -20,6 +20,9 @@ os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="loadkit-modules-")
 # OpenMP's threads spin while they wait, by default: with another process on the same cores a step then takes 50 times longer.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# A hundred processes start here: compiling loadkit would be half of what they cost.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -24,9 +24,17 @@ LOADED = {
 }
 COMMAND_LINE = "from loadkit.cli import main; main()"
 
-needs_torchao = pytest.mark.skipif(
-    importlib.util.find_spec("torchao") is None, reason="torchao isn't installed"
+NEXT = "\n--- next ---\n"
+ONE_AFTER_THE_OTHER = (
+    "import json, sys; from loadkit.cli import main\n"
+    "for number, call in enumerate(json.loads(sys.argv[1])):\n"
+    f"    print({NEXT!r} if number else '', end='')\n"
+    "    main(call, standalone_mode=False)\n"
 )
+
+pytestmark = pytest.mark.xdist_group("distributions")
+TORCHAO = importlib.util.find_spec("torchao") is not None
+needs_torchao = pytest.mark.skipif(not TORCHAO, reason="torchao isn't installed")
 BOTH = ["smollm3", pytest.param("torchao", marks=needs_torchao)]
 
 Run = Callable[..., str]
@@ -112,11 +120,18 @@ def test_loadkit_plugins_lists_them(run: Run) -> None:
     assert "inference-int8-torchao" in run(COMMAND_LINE, "profiles")
 
 
+@pytest.fixture(scope="module")
+def loaded(run: Run, tiny: Callable[[str], Path]) -> dict[str, str]:
+    """Plugin to what `loadkit load --json` prints; one process imports the libraries for all."""
+    names = [name for name in LOADED if name != "torchao" or TORCHAO]
+    calls = [["load", str(tiny(LOADED[n][0])), "--json", *LOADED[n][1]] for n in names]
+    said = run(ONE_AFTER_THE_OTHER, json.dumps(calls)).split(NEXT)
+    return dict(zip(names, said, strict=True))
+
+
 @pytest.mark.parametrize("name", BOTH)
-def test_the_command_line_loads_with_them(run: Run, tiny: Callable[[str], Path], name: str) -> None:
-    checkpoint, options = LOADED[name]
-    found = json.loads(run(COMMAND_LINE, "load", tiny(checkpoint), "--json", *options))
-    text = json.dumps(found)
+def test_the_command_line_loads_with_them(loaded: dict[str, str], name: str) -> None:
+    text = json.dumps(json.loads(loaded[name]))
     assert NAMES[name] in text
     assert ("SmolLM3ForCausalLM" if name == "smollm3" else "int8_weight_only") in text
 

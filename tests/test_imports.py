@@ -2,57 +2,94 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import loadkit
 
-HEAVY = "{'torch', 'transformers', 'bitsandbytes', 'peft', 'accelerate', 'numba'}"
+HEAVY = ("accelerate", "bitsandbytes", "numba", "peft", "torch", "transformers")
 ROOT = Path(loadkit.__file__).parent
 
+FORKS = """
+import json, os, sys, traceback
 
-def left_out(code: str) -> str:
+def tell(code, out):
+    sys.stdout = open(os.devnull, "w")
+    try:
+        exec(code, {})
+        found = {"imported": sorted(heavy & set(sys.modules))}
+    except BaseException:
+        found = {"error": traceback.format_exc()}
+    os.write(out, json.dumps(found).encode())
+    os._exit(0)
+
+def asked(code):
+    read, write = os.pipe()
+    if not os.fork():
+        tell(code, write)
+    os.close(write)
+    with open(read, "rb") as said:
+        return json.loads(said.read())
+
+before, codes, heavy = json.loads(sys.argv[1])
+heavy = set(heavy)
+exec(before, {})
+print(json.dumps({code: asked(code) for code in codes}))
+"""
+"""Runs each code in a process of its own, forked off one that has run nothing but `before`: what of the heavy it imports."""
+
+
+def imported(before: str, codes: list[str]) -> dict[str, dict[str, object]]:
+    """Code to what it imports in a process that has run `before`."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys\nprint(sorted({HEAVY} & set(sys.modules)))"],
+        [sys.executable, "-c", FORKS, json.dumps([before, codes, HEAVY])],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    found: dict[str, dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import loadkit",
-        "import loadkit; [getattr(loadkit, name) for name in loadkit.__all__]",
-        "import loadkit; print(loadkit.PluginManager().plugins)",
-        "import loadkit; print(loadkit.plan(FOLDER, 'qlora'))",
-        "from loadkit.cli import main; main(['plan', FOLDER, '-p', 'qlora', '--json'], standalone_mode=False)",
-        "from loadkit.cli import main; main(['plugins'], standalone_mode=False)",
-        "import loadkit.testing.checkpoints, loadkit.cli.demo_run",
-    ],
-)
-def test_heavy_libraries_are_left_out(code: str, tiny) -> None:
-    assert left_out(code.replace("FOLDER", repr(str(tiny("mistral"))))) == "[]"
+LIGHT = [
+    "import loadkit",
+    "import loadkit; [getattr(loadkit, name) for name in loadkit.__all__]",
+    "import loadkit; print(loadkit.PluginManager().plugins)",
+    "import loadkit; print(loadkit.plan(FOLDER, 'qlora'))",
+    "from loadkit.cli import main; main(['plan', FOLDER, '-p', 'qlora', '--json'], standalone_mode=False)",
+    "from loadkit.cli import main; main(['plugins'], standalone_mode=False)",
+    "import loadkit.testing.checkpoints, loadkit.cli.demo_run",
+]
 
 
-@pytest.mark.parametrize(
-    ("profile", "imported"),
-    [("inference", set()), ("full", set()), ("lora", {"bitsandbytes", "peft"}), ("qlora", {"bitsandbytes", "numba", "peft"}), ("inference-4bit", {"bitsandbytes", "numba"})],
-)  # fmt: skip
-def test_loading_imports_what_a_decision_uses(profile: str, imported: set[str], tiny) -> None:
+def test_heavy_libraries_are_left_out(tiny: Callable[..., Path]) -> None:
+    codes = [code.replace("FOLDER", repr(str(tiny("mistral")))) for code in LIGHT]
+    found = imported("", [*codes, "import torch"])
+    assert found.pop("import torch") == {"imported": ["torch"]}  # the guard sees what it is for
+    assert found == {code: {"imported": []} for code in codes}
+
+
+def test_loading_imports_what_a_decision_uses(tiny: Callable[..., Path], kernels: Path) -> None:
     """transformers 5.23 imports accelerate itself, whatever it loads, and peft 0.21 imports bitsandbytes where it is installed. numba is for quantizing on a CPU."""
-    code = f"import loadkit; loadkit.load({str(tiny('mistral'))!r}, {profile!r})"
-    found = set(re.findall(r"\w+", left_out(code)))
-    assert found - {"torch", "transformers", "accelerate"} == imported
-
-
-def test_the_guard_sees_what_it_is_for() -> None:
-    assert left_out("import torch") == "['torch']"
+    always = ["accelerate", "torch", "transformers"]
+    uses = {
+        "inference": [],
+        "full": [],
+        "lora": ["bitsandbytes", "peft"],
+        "qlora": ["bitsandbytes", "numba", "peft"],
+        "inference-4bit": ["bitsandbytes", "numba"],
+    }
+    code = {p: f"import loadkit; loadkit.load({str(tiny('mistral'))!r}, {p!r})" for p in uses}
+    before = "import accelerate, torch, transformers.models.mistral.modeling_mistral"
+    found = imported(before, list(code.values()))
+    assert {p: found[code[p]] for p in uses} == {
+        profile: {"imported": sorted([*always, *more])} for profile, more in uses.items()
+    }
 
 
 def test_public_names_are_pinned() -> None:

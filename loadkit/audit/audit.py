@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from loadkit.errors import SEVERITIES, Finding
@@ -22,23 +22,8 @@ def audit(
     manager: PluginManager,
     earlier: Sequence[Finding] = (),
 ) -> tuple[Finding, ...]:
-    """Collect what the plugins find, errors first.
-
-    Parameters:
-        loading: what `from_pretrained` said of the weights.
-        processing_class: the tokenizer or processor; None where there is none.
-        earlier: what was found before the phases.
-
-    Raises:
-        PluginError: a plugin failed while looking.
-    """
-    given = manager.collect(
-        hooks.loadkit_audit_model,
-        Finding,
-        plan=plan,
-        model=model,
-        loading=loading,
-        processing_class=processing_class,
-    )
-    found = [*earlier, *given]
+    """What the plugins find, and what was found earlier, before the phases; errors first."""
+    about = {"plan": plan, "model": model, "loading": loading, "processing_class": processing_class}
+    hook: Callable[..., Any] = hooks.loadkit_audit_model
+    found = [*earlier, *manager.collect(hook, Finding, **about)]
     return tuple(sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.stage, f.code, f.message)))

@@ -17,18 +17,13 @@ class Part(NamedTuple):
 def part_of(parameter: Any) -> Part | None:
     """The part of a parameter that is here: the whole where it isn't split.
 
-    Parameters:
-        parameter: a tensor, or a `torch.distributed.tensor.DTensor`.
-
-    Returns:
-        None where its parts don't lie in one piece of the whole, as those of packed projections, and under
-        ZeRO-3.
+    None where that isn't one piece of the whole, as of packed projections, and under ZeRO-3.
     """
     if hasattr(parameter, "ds_shape"):
         return None
     if not hasattr(parameter, "device_mesh"):
         return Part(parameter)
-    import torch.distributed.tensor as distributed  # takes half a second, and is there already where there are DTensors
+    import torch.distributed.tensor as distributed  # takes half a second, unless there are DTensors already
 
     mesh, start, size = parameter.device_mesh, [0] * parameter.ndim, list(parameter.shape)
     here = mesh.get_coordinate()

@@ -12,8 +12,8 @@ from loadkit.audit.model_access import base_of, is_packed
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.schema.plans import Plan
+from loadkit.schema.quantized_weights import Opened
 from loadkit.schema.reports import Measurements
-from loadkit.schema.values import Opened
 
 __all__ = ["measure", "peak_memory"]
 
@@ -22,35 +22,24 @@ ADAPTED = re.compile(r"lora_|modules_to_save|trainable_tokens")
 
 
 def measure(plan: Plan, model: Any, manager: PluginManager) -> Measurements:
-    """Count modules, bytes and parameters; shared tensors count once.
-
-    Parameters:
-        model: a `torch.nn.Module`, with or without an adapter.
-        manager: the plugins: the one that quantizes tells what a quantized parameter consists of.
-    """
+    """Count modules, bytes and parameters of a model, adapter included; shared tensors count once."""
     base = base_of(model)
     named = list(model.named_parameters())
     modules = dict(model.named_modules())
     kinds = Counter(type(modules[home]).__name__ for home in {name.rpartition(".")[0] for name, _ in named})
-    opened: dict[int, Opened] = {}
+    tensors, counts = list(model.buffers()), []
     for _, parameter in named:
+        opened: Opened | None = None
         if is_packed(parameter):
-            found = manager.first(hooks.loadkit_open_parameter, plan=plan, parameter=parameter)
-            if found is not None:
-                opened[id(parameter)] = found
-    held: Counter[tuple[Any, Any]] = Counter()
-    tensors = list(model.buffers())
-    for _, parameter in named:
-        parts = opened.get(id(parameter))
-        tensors += [parameter] if parts is None else [parts.data, *parts.constants]
-    for tensor in tensors:
-        held[tensor.dtype, tensor.device] += tensor.numel() * tensor.element_size()
+            opened = manager.first(hooks.loadkit_open_parameter, plan=plan, parameter=parameter)
+        tensors += [parameter] if opened is None else [opened.data, *opened.constants]
+        counts.append((opened.count if opened else int(parameter.numel()), parameter.requires_grad))
     by_dtype: Counter[str] = Counter()
     devices: Counter[str] = Counter()
-    for (dtype, device), count in held.items():
-        by_dtype[str(dtype).removeprefix("torch.")] += count
-        devices[str(device)] += count
-    counts = [(o.count if (o := opened.get(id(p))) else int(p.numel()), p.requires_grad) for _, p in named]
+    for tensor in tensors:
+        nbytes = tensor.numel() * tensor.element_size()
+        by_dtype[str(tensor.dtype).removeprefix("torch.")] += nbytes
+        devices[str(tensor.device)] += nbytes
     return Measurements(
         model_class=type(base).__name__,
         modules=dict(kinds.most_common()),
@@ -77,11 +66,9 @@ def _unquantized(base: Any) -> dict[str, int]:
         module = modules[name.rpartition(".")[0]]
         if is_packed(parameter):
             continue
-        classifier = (
-            head is None
-            and type(module) is torch.nn.Linear
-            and name.replace(".original_module", "").count(".") == 1
-        )
+        linear = isinstance(module, torch.nn.Linear) and parameter.ndim > 1
+        outermost = name.replace(".original_module", "").count(".") == 1
+        classifier = head is None and type(module) is torch.nn.Linear and outermost
         if classifier or (parameter is head and not isinstance(module, torch.nn.Embedding)):
             reason = "head"
         elif "Embedding" in type(module).__name__:
@@ -90,14 +77,10 @@ def _unquantized(base: Any) -> dict[str, int]:
             reason = "norms"
         elif parameter.ndim > 2 and not isinstance(module, torch.nn.modules.conv._ConvNd):
             reason = "fused experts"
-        elif type(module) is torch.nn.Linear and parameter.ndim > 1:
-            reason = "skipped"
+        elif linear:
+            reason = "skipped" if type(module) is torch.nn.Linear else "subclasses of Linear"
         else:
-            reason = (
-                "subclasses of Linear"
-                if isinstance(module, torch.nn.Linear) and parameter.ndim > 1
-                else "other"
-            )
+            reason = "other"
         found[reason] += parameter.numel() * parameter.element_size()
     return dict(found.most_common())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,30 +34,17 @@ class Sampled(NamedTuple):
 def compare_with_files(
     plan: Plan, files: Sequence[Path], model: Any, manager: PluginManager
 ) -> list[Finding]:
-    """Hold a sample of tensors against the files.
+    """Hold a sample of tensors against the files; a note where nothing could be compared.
 
     A quantized tensor is compared by the plugin that quantized it, which quantizes the file's values again.
-
-    Parameters:
-        files: the checkpoint's safetensors files on this machine.
-        model: the model as `from_pretrained` gave it.
-
-    Returns:
-        A finding for the tensors that differ; a note where nothing could be compared.
     """
-    different, compared = [], 0
-    for sampled in _sample(files, model):
-        answer = manager.first(
-            hooks.loadkit_compare_tensor,
-            plan=plan,
-            module=sampled.module,
-            parameter=sampled.parameter,
-            stored=sampled.rows,
-        )
-        difference = _difference(sampled) if answer is None else answer
+    different, compared, hook = [], 0, hooks.loadkit_compare_tensor
+    for name, module, parameter, rows in _sample(files, model):
+        answer = manager.first(hook, plan=plan, module=module, parameter=parameter, stored=rows)
+        difference = _difference(parameter, rows) if answer is None else answer
         compared += difference is not None
         if difference:
-            different.append(f"{sampled.name} ({difference})")
+            different.append(f"{name} ({difference})")
     if different:
         return [
             _finding(
@@ -91,10 +79,9 @@ def _sample(files: Sequence[Path], model: Any) -> Iterator[Sampled]:
     prefix = f"{model.base_model_prefix}."
     named = {}
     for name, parameter in model.named_parameters():
-        for candidate in (name, name.removeprefix(prefix), f"{prefix}{name}"):
-            if candidate in homes:
-                named[candidate] = (name, parameter)
-                break
+        candidates = (name, name.removeprefix(prefix), f"{prefix}{name}")
+        if (stored := next((c for c in candidates if c in homes), None)) is not None:
+            named[stored] = (name, parameter)
     chosen = _spread(sorted(named))
     for path in files:
         here = [stored for stored in chosen if homes[stored] == path]
@@ -117,21 +104,18 @@ def _spread(names: Sequence[str]) -> set[str]:
 def _beginning(tensor: Any, part: Part) -> Any:
     """As many whole first rows as hold about `VALUES` values, of the part that is here."""
     shape = tensor.get_shape()
-    row = 1
-    for size in shape[1:]:
-        row *= size
-    rows = max(1, VALUES // max(row, 1))
+    rows = max(1, VALUES // max(math.prod(shape[1:]), 1))
     if not part.start or len(part.start) != len(shape):
         return tensor[:rows] if shape else tensor[...]
     first, *others = (slice(a, a + n) for a, n in zip(part.start, part.tensor.shape, strict=True))
     return tensor[(slice(first.start, min(first.start + rows, first.stop)), *others)]
 
 
-def _difference(sampled: Sampled) -> str | None:
+def _difference(parameter: Any, rows: Any) -> str | None:
     """What is different; "" for nothing, None where the two can't be compared."""
     import torch
 
-    parameter, rows = sampled.parameter.detach(), sampled.rows
+    parameter = parameter.detach()
     packed = not parameter.is_floating_point()
     if parameter.device.type == "meta" or parameter.shape[1:] != rows.shape[1:]:
         return None

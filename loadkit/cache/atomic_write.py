@@ -12,10 +12,6 @@ __all__ = ["sync", "write_whole"]
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Write beside a file and move into its place, so that nobody ever sees half of it.
 
-    Parameters:
-        path: the file; its folder is there.
-        content: what it shall hold.
-
     Raises:
         OSError: it can't be written; what was there before is there still.
     """
@@ -32,11 +28,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written. A folder can't be synced everywhere: there the file system orders
-    it.
-
-    Parameters:
-        path: a file or a folder.
+    """Have the disk hold what was written to a file or a folder; not everywhere can a folder be synced.
 
     Raises:
         OSError: it can't be opened, or the disk failed.

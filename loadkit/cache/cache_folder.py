@@ -10,11 +10,7 @@ __all__ = ["cache_folder"]
 
 
 def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
-    """The folder that LOADKIT_CACHE names, else the user's cache folder of the platform.
-
-    Parameters:
-        environ: the environment; the process's own by default.
-    """
+    """The folder that LOADKIT_CACHE names, else the user's cache folder of the platform."""
     named = (os.environ if environ is None else environ).get("LOADKIT_CACHE")
     if named:
         return Path(named)

@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,7 @@ def checksums(parts: Mapping[str, Callable[[], Any]], *, workers: int = WORKERS)
 
     Parameters:
         parts: name to what gives its bytes.
-        workers: how many at a time, at most. With 1 no thread is started: none can be once the interpreter is
-            about to end.
+        workers: how many at a time, at most. With 1 no thread is started: none can be as an interpreter ends.
     """
     if workers == 1:
         return {name: checksum(give()) for name, give in parts.items()}
@@ -43,10 +43,6 @@ def checksums(parts: Mapping[str, Callable[[], Any]], *, workers: int = WORKERS)
 
 def file_checksums(path: str | os.PathLike[str], *, workers: int = WORKERS) -> dict[str, str]:
     """The checksum of every tensor in a safetensors file, and of its header.
-
-    Parameters:
-        path: the file.
-        workers: as `checksums` takes it.
 
     Raises:
         OSError: it can't be read.
@@ -71,10 +67,8 @@ def file_checksums(path: str | os.PathLike[str], *, workers: int = WORKERS) -> d
             if any(not body <= start <= stop <= len(whole) for start, stop in ranges.values()):
                 raise ValueError(f"{path} is shorter than its header says")
 
-            def part(start: int, stop: int) -> Callable[[], Any]:
-                return lambda: whole[start:stop]
-
+            parts = {HEADER: (0, body), **ranges}
             return checksums(
-                {HEADER: part(0, body), **{name: part(*limits) for name, limits in ranges.items()}},
+                {name: partial(whole.__getitem__, slice(*limits)) for name, limits in parts.items()},
                 workers=workers,
             )

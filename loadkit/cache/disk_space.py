@@ -22,18 +22,7 @@ _LIMIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[kmgt]i?b|)\s*", re.IGNORECASE)
 
 
 def size_limit(text: str, folder: Path) -> int:
-    """A limit as people write it, in bytes.
-
-    Parameters:
-        text: a size such as "50GB" or "20GiB", or a share of the disk such as "5%".
-        folder: which disk that is.
-
-    Returns:
-        Bytes; 0 for a share of a disk that can't be asked.
-
-    Raises:
-        LoadkitError: the text is neither.
-    """
+    """A limit such as "50GB", "20GiB" or "5%" of a folder's disk, in bytes; 0 if that disk can't be asked."""
     found = _LIMIT.fullmatch(text)
     if found is None:
         raise LoadkitError(
@@ -50,13 +39,7 @@ def size_limit(text: str, folder: Path) -> int:
 
 
 def lacking(folder: Path, wanted: int, freed: int) -> str:
-    """Why a disk can't take so many bytes more; "" where it can, and the spare part of it stays free.
-
-    Parameters:
-        folder: which disk that is.
-        wanted: bytes that will be written.
-        freed: bytes that will be removed before long.
-    """
+    """Why a disk can't take so many bytes once others are freed; "" where it can, its spare part aside."""
     try:
         disk = shutil.disk_usage(_existing(folder))
     except OSError as error:

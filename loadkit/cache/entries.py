@@ -152,11 +152,7 @@ class Entries:
         return size_limit(self._limit, self.root)
 
     def room_for(self, wanted: int) -> str:
-        """Why an entry of so many bytes can't be kept; "" where it can.
-
-        Parameters:
-            wanted: its bytes.
-        """
+        """Why an entry of so many bytes can't be kept; "" where it can."""
         if wanted > self.limit:
             return f"it takes {size(wanted)}, and the cache may hold {size(self.limit)} (LOADKIT_CACHE_MAX)"
         over = max(0, self.bytes + wanted - self.limit)  # what pruning frees
@@ -189,22 +185,13 @@ class Entries:
         return folder
 
     def sync(self, partial: Path) -> None:
-        """Have the disk take what was written to a folder so far, that less is left to do at the end. What
-        can't be synced yet is left.
-
-        Parameters:
-            partial: a folder that `begin` made.
-        """
+        """Have the disk take what was written so far to a folder that `begin` made: less is left to do."""
         for path in partial.iterdir():
-            with suppress(OSError):
+            with suppress(OSError):  # what can't be synced yet is left
                 sync(path)
 
     def finish(self, partial: Path, record: Record) -> Entry:
-        """Move a folder that `begin` made into its place. Call it under the entry's lock.
-
-        Parameters:
-            partial: the folder, with its files.
-            record: what is written beside them.
+        """Move a folder that `begin` made, with its files, into its place. Call it under the entry's lock.
 
         Raises:
             OSError: something can't be written; nothing is left then.
@@ -227,13 +214,7 @@ class Entries:
         return Entry(folder=str(place), record=record, used=record.created)
 
     def abandon(self, key: str, reason: str, *, lasting: bool = False) -> None:
-        """Remove what was begun, and let others know that it can't be kept.
-
-        Parameters:
-            key: the entry's name.
-            reason: why.
-            lasting: whether that stays so; else it is forgotten after an hour, as a full disk may be emptied.
-        """
+        """Remove what was begun, and let others know that it can't be kept: for an hour unless lasting."""
         shutil.rmtree(self.root / f".{key}.partial", ignore_errors=True)
         refusal = _Refusal(reason=reason, at=time.time(), lasting=lasting)
         with suppress(OSError):
@@ -259,8 +240,7 @@ class Entries:
         shutil.rmtree(self.root / key, ignore_errors=True)
 
     def prune(self, limit: int | None = None, keep: str = "") -> list[Entry]:
-        """Remove the least recently used entries over the limit, and what is left of writings that were cut
-        off.
+        """Remove the least recently used entries over the limit, and remains of writings that were cut off.
 
         Parameters:
             limit: bytes that may stay; by default the cache's own limit.
@@ -273,11 +253,11 @@ class Entries:
         room = self.limit if limit is None else limit
         removed, total = [], 0
         for entry in sorted(self, key=lambda e: (e.record.key != keep, -e.used)):
-            total += entry.bytes
-            if total > room and entry.record.key != keep:
-                total -= entry.bytes
+            if total + entry.bytes > room and entry.record.key != keep:
                 self.drop(entry.record.key)
                 removed.append(entry)
+            else:
+                total += entry.bytes
         return removed
 
     def _sweep(self) -> None:

@@ -20,14 +20,11 @@ Listings = Mapping[tuple[str, str], tuple[str, ...]]
 
 
 class LoadFacts(NamedTuple):
-    """Facts of one load.
+    """Facts of one load: of this machine and launch, and of the checkpoint as it is here.
 
     Parameters:
-        machine: this machine.
-        topology: the processes of this launch.
         fingerprint: tells the checkpoint's weights and configs from any others; "" where they can't be told.
         weight_files: the safetensors files that are on this machine; none of what isn't downloaded yet.
-        listings: the repositories that were listed while planning.
     """
 
     machine: Machine
@@ -40,12 +37,7 @@ class LoadFacts(NamedTuple):
 def read_load_facts(
     plan: Plan, topology: Topology | None = None, listings: Listings | None = None
 ) -> LoadFacts:
-    """Read what a load of the plan needs on this machine.
-
-    Parameters:
-        topology: the processes of this launch; read here by default.
-        listings: what was listed while planning.
-    """
+    """Read what a load of the plan needs on this machine, but for what has been read already."""
     about = plan.checkpoint
     return LoadFacts(
         machine=this_machine(),

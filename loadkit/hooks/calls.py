@@ -29,11 +29,9 @@ def call(impl: pluggy.HookImpl, kwargs: Mapping[str, object], passing: type[Exce
 
 def typed(answer: T, plugin: str, hook: str) -> T:
     """The answer, if it is of the hook's type."""
-    fault = wrong_type(hook, answer)
-    if fault:
-        raise PluginError(
-            plugin, f"{fault}; tell its author, or go on without it: LOADKIT_DISABLE={plugin}", hook=hook
-        )
+    if fault := wrong_type(hook, answer):
+        remedy = f"tell its author, or go on without it: LOADKIT_DISABLE={plugin}"
+        raise PluginError(plugin, f"{fault}; {remedy}", hook=hook)
     return answer
 
 

@@ -9,17 +9,17 @@ taking those of the parameters that it needs, by name. Announce it in your distr
 Four kinds of hooks:
 
 * **Poll** (`choose_*`, `contribute_kwargs`): every plugin is asked, each answers with a `Claim`, several, or
-None for
-  no opinion; the strongest claim wins, and two of equal strength that differ are an error for the user to
-  settle. Registration order decides nothing. Claim only what concerns you, and say why in one line. Where you
-  would decide but can't, answer with a `Problem` that says why: it is shown if nobody else claims either.
+  None for no opinion; the strongest claim wins, and two of equal strength that differ are an error for the
+  user to settle. Registration order decides nothing. Claim only what concerns you, and say why in one line.
+  Where you would decide but can't, answer with a `Problem` that says why: it is shown if nobody else claims
+  either.
 * **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `shortcuts`, `shorten_loading`,
-`audit_model`, `workarounds`): every answer counts.
+  `audit_model`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
 * **Act** (`build_quantization_config`, `load_model`, `compare_tensor`, `open_parameter`, and the phases from
-`fit_vocabulary` to `merge_adapters`): the first
-  result that isn't None is used; return None for what isn't yours. loadkit's own plugins are asked last, the
-  others by name. The core calls the phases always in the same order.
+  `fit_vocabulary` to `merge_adapters`): the first result that isn't None is used; return None for what isn't
+  yours. loadkit's own plugins are asked last, the others by name. The core calls the phases always in the
+  same order.
 
 Hooks up to `shortcuts` run while planning: they must not import torch or transformers, and must not look at
 the machine, the environment or the network. All they need is in the frozen facts of `context`. The others run
@@ -29,7 +29,7 @@ while loading.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import pluggy
 
@@ -40,25 +40,14 @@ from loadkit.facts.library.weight_roles import Weight
 from loadkit.facts.machine.machine import Machine
 from loadkit.request.options import Option
 from loadkit.request.profiles import Profile
+from loadkit.schema.adapters import Adapters
 from loadkit.schema.claims import Claim
 from loadkit.schema.loading_aids import LoadingAid, Shortcut
 from loadkit.schema.plans import Plan
-from loadkit.schema.values import (
-    Adapters,
-    Architecture,
-    ModelClass,
-    Opened,
-    Packed,
-    Placement,
-    Preparation,
-    Processing,
-    Quantization,
-    Tokens,
-    Vocabulary,
-)
-
-if TYPE_CHECKING:
-    from loadkit.schema.reports import Loading
+from loadkit.schema.processing import Processing, Tokens, Vocabulary
+from loadkit.schema.quantized_weights import Opened, Packed
+from loadkit.schema.reports import Loading
+from loadkit.schema.values import Architecture, ModelClass, Placement, Preparation, Quantization
 
 PROJECT = "loadkit"
 
@@ -80,7 +69,6 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 # --- What there is
-# ---------------------------------------------------------------------------------------------------
 
 
 @hookspec
@@ -120,7 +108,6 @@ def loadkit_architectures() -> Sequence[Architecture]:  # type: ignore[empty-bod
 
 
 # --- The decisions, in this order
-# ------------------------------------------------------------------------------------
 
 
 @hookspec
@@ -417,7 +404,6 @@ def loadkit_shortcuts(plan: Plan, identity: str, machine: Machine, entries: Entr
 
 
 # --- Loading
-# ---------------------------------------------------------------------------------------------------------
 
 
 @hookspec(firstresult=True)
@@ -517,7 +503,6 @@ def loadkit_open_parameter(plan: Plan, parameter: Any) -> Opened | None:
 
 
 # --- The phases between loading and the audit, in this order; each only where the plan has it
-# ------------------------
 
 
 @hookspec(firstresult=True)

@@ -63,10 +63,8 @@ class PluginManager:
     """A set of plugins. Managers are independent: a test or an application can have its own.
 
     Parameters:
-        entry_points: whether to load the plugins that installed distributions announce in the group
-            "loadkit".
-        environ: where LOADKIT_DISABLE, LOADKIT_PLUGINS and LOADKIT_STRICT are read; the process's environment
-            by default.
+        entry_points: whether to load the plugins that distributions announce in the group "loadkit".
+        environ: where LOADKIT_DISABLE, LOADKIT_PLUGINS and LOADKIT_STRICT are read; os.environ by default.
 
     Raises:
         PluginError: LOADKIT_STRICT=1 and a plugin is broken.
@@ -87,7 +85,6 @@ class PluginManager:
             self._warn_of_strangers()
 
     # --- Registering
-    # -------------------------------------------------------------------------------------------------
 
     def register(self, plugin: object, name: str) -> None:
         """Add a plugin by hand.
@@ -97,8 +94,7 @@ class PluginManager:
             name: what it is called in plans and messages.
 
         Raises:
-            PluginError: the name is taken, or the plugin doesn't fit the hooks. Nothing of it stays
-                registered.
+            PluginError: the name is taken, or the plugin doesn't fit the hooks: nothing of it stays then.
         """
         if name in self._infos:
             raise PluginError(
@@ -125,8 +121,7 @@ class PluginManager:
 
     def _load_entry_points(self) -> None:
         found = metadata.entry_points(group=hookspecs.PROJECT)
-        # Asked once: each look at a name or version parses all of a distribution's metadata, its long
-        # description too.
+        # Asked once: each look at a name or version parses all of a distribution's metadata.
         of = {dist: (dist.name, dist.version) if dist else ("", "") for dist in {e.dist for e in found}}
         claimants: dict[str, dict[str, metadata.EntryPoint]] = {}
         for entry in sorted(found, key=lambda e: (e.name, of[e.dist][0], e.value)):
@@ -134,15 +129,14 @@ class PluginManager:
             claimants.setdefault(entry.name, {}).setdefault(of[entry.dist][0], entry)
         for name, entries in claimants.items():
             for distribution, entry in entries.items():
-                about = PluginInfo(
-                    name=name, state="active", distribution=distribution, version=of[entry.dist][1]
-                )
+                unique = name if len(entries) == 1 else f"{name} ({distribution})"
+                version = of[entry.dist][1]
+                about = PluginInfo(name=unique, state="active", distribution=distribution, version=version)
                 if len(entries) == 1:
-                    self._infos[name] = self._try(entry, about)
+                    self._infos[unique] = self._try(entry, about)
                 else:
-                    shared = msgspec.structs.replace(about, name=f"{name} ({distribution})")
                     reason = f"{' and '.join(entries)} both call a plugin {name!r}; uninstall one, or have one renamed"
-                    self._infos[shared.name] = self._broken(shared, reason)
+                    self._infos[unique] = self._broken(about, reason)
 
     def _warn_of_strangers(self) -> None:
         """A misspelt name in the environment would switch off nothing, or everything."""
@@ -211,7 +205,6 @@ class PluginManager:
         return msgspec.structs.replace(about, state="broken", reason=reason)
 
     # --- Asking
-    # ------------------------------------------------------------------------------------------------------
 
     def poll(self, hook: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Polled:
         """Ask every plugin a decision hook, sorted by plugin name; each claim is stamped with its plugin.
@@ -228,16 +221,12 @@ class PluginManager:
                 elif isinstance(given, Problem):
                     explanations.append(given)
                 else:
-                    raise PluginError(
-                        plugin,
-                        f"it answered {answer!r}; a decision hook returns a Claim, several, or None",
-                        hook=hook.__name__,
-                    )
+                    fault = f"it answered {answer!r}; a decision hook returns a Claim, several, or None"
+                    raise PluginError(plugin, fault, hook=hook.__name__)
         return Polled(claims, explanations)
 
     def answers(self, hook: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[tuple[str, T]]:
-        """Call a hook of every plugin, sorted by name, and yield (plugin, answer) for answers other than
-        None.
+        """Call a hook of every plugin, sorted by name: (plugin, answer) for answers other than None.
 
         Raises:
             PluginError: a plugin raised; its exception is the cause.
@@ -260,30 +249,23 @@ class PluginManager:
         found: list[T] = []
         for plugin, answer in self.answers(hook, *args, **kwargs):
             given = list(answer) if isinstance(answer, list | tuple | set | frozenset) else [answer]
-            for item in given:
-                if not isinstance(item, kind):
-                    fault = (
-                        f"it answered {answer!r}; this hook returns several {kind.__name__} values, or none"
-                    )
-                    raise PluginError(plugin, fault, hook=hook.__name__)
+            if not all(isinstance(item, kind) for item in given):
+                fault = f"it answered {answer!r}; this hook returns several {kind.__name__} values, or none"
+                raise PluginError(plugin, fault, hook=hook.__name__)
             found += given
         return found
 
     def first(self, hook: Callable[P, T | None], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Call an action hook: the first result that isn't None. loadkit's own plugins are asked last, the
-        others by their names.
+        """The first result of an action hook that isn't None: plugins are asked by name, loadkit's own last.
 
         Raises:
-            PluginError: a plugin raised something that isn't a loadkit error, or answered something of
-                another type.
+            PluginError: a plugin raised what isn't a loadkit error, or answered something of another type.
         """
         caller = getattr(self._pluggy.hook, hook.__name__)
         own = {about.name for about in self.plugins if about.distribution == "loadkit"}
         impls = sorted(caller.get_hookimpls(), key=lambda i: (i.plugin_name in own, i.plugin_name))
         if any(impl.wrapper or impl.hookwrapper for impl in impls):
-            names = ",".join(
-                sorted({impl.plugin_name for impl in impls})
-            )  # with a wrapper it may be any of them
+            names = ",".join(sorted({impl.plugin_name for impl in impls}))  # it may be any of them
             try:
                 result: T | None = caller(**kwargs)
             except LoadkitError:
@@ -298,7 +280,6 @@ class PluginManager:
         return None
 
     # --- What plugins provide
-    # ----------------------------------------------------------------------------------------
 
     @functools.cached_property
     def options(self) -> Provision[Option]:
@@ -312,16 +293,14 @@ class PluginManager:
     @functools.cached_property
     def profiles(self) -> Provision[Profile]:
         """Every profile, by its name."""
-        return provision(
-            (p.name, plugin, p) for plugin, given in self._provided.items() for p in given.profiles
-        )
+        provided = self._provided.items()
+        return provision((p.name, plugin, p) for plugin, given in provided for p in given.profiles)
 
     @functools.cached_property
     def architectures(self) -> Provision[Architecture]:
         """Every registered architecture, by its model type."""
-        return provision(
-            (a.model_type, plugin, a) for plugin, given in self._provided.items() for a in given.architectures
-        )
+        provided = self._provided.items()
+        return provision((a.model_type, plugin, a) for plugin, given in provided for a in given.architectures)
 
     def versions(self) -> dict[str, str]:
         """Active plugins, name to "distribution version"."""

@@ -41,8 +41,7 @@ class OldNamesManager(pluggy.PluginManager):
         return opts
 
     def _verify_hook(self, hook: Any, hookimpl: Any) -> None:
-        """As pluggy's (1.7), with old names of parameters replaced: an implementation is called by position,
-        so that is all it takes."""
+        """As pluggy's (1.7), with old parameters renamed: implementations are called by position."""
         renamed = hookspecs.RENAMED_PARAMETERS.get(hook.name, {})
         for old in (name for name in hookimpl.argnames if name in renamed):
             warnings.warn(

@@ -24,8 +24,7 @@ class Provision(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
     Parameters:
         found: name to (plugin, item).
-        conflicts: a name that several plugins provide, to those plugins. It breaks only who asks for that
-            name.
+        conflicts: a name that several plugins provide, to those; it breaks only who asks for that name.
     """
 
     found: Mapping[str, tuple[str, T]]
@@ -41,11 +40,7 @@ class Provided(NamedTuple):
 
 
 def provided_by(name: str, manager: pluggy.PluginManager) -> Provided:
-    """Ask one registered plugin what it declares.
-
-    Raises:
-        TypeError: a declaration is of the wrong type.
-    """
+    """Ask one registered plugin what it declares; a TypeError for a declaration of the wrong type."""
 
     def given(hook: Callable[[], Sequence[T]], kind: type[T]) -> tuple[T, ...]:
         impls = [i for i in getattr(manager.hook, hook.__name__).get_hookimpls() if i.plugin_name == name]

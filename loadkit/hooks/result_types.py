@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from loadkit.facts.library.weight_roles import Weight
-from loadkit.schema.values import Opened, Packed
+from loadkit.schema.quantized_weights import Opened, Packed
 
 __all__ = ["ANSWERS", "wrong_type"]
 
@@ -27,7 +27,7 @@ def _weights(answer: Any) -> bool:
 
 
 MODEL = Kind("a torch.nn.Module", lambda answer: callable(getattr(answer, "named_parameters", None)))
-"""Told by what it has, as this module mustn't import torch."""
+"""Recognized by what it has, as this module mustn't import torch."""
 
 ANSWERS: Mapping[str, Kind] = {
     "loadkit_estimate_weights": Kind("a mapping of names to Packed", _packed),
@@ -51,15 +51,8 @@ ANSWERS: Mapping[str, Kind] = {
 
 
 def wrong_type(hook: str, answer: Any) -> str:
-    """What is wrong with an answer, in words; "" where nothing is.
-
-    Parameters:
-        hook: the hook's name.
-        answer: what a plugin answered, other than None.
-    """
+    """What is wrong with an answer other than None, in words; "" where nothing is."""
     kind = ANSWERS.get(hook)
-    return (
-        ""
-        if kind is None or kind.fits(answer)
-        else f"it answered {answer!r}; this hook returns {kind.words}, or None"
-    )
+    if kind is None or kind.fits(answer):
+        return ""
+    return f"it answered {answer!r}; this hook returns {kind.words}, or None"

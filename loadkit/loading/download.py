@@ -2,7 +2,8 @@
 
 transformers 5.23 takes a file that the Hub refuses (HTTP 503, a broken connection) for one that doesn't
 exist, wherever it can do without: a tokenizer then lacks its settings, in silence. What lies in the cache at
-the plan's commit is taken from there; so it is brought there first, by a call that fails loudly.
+the plan's commit is taken from there; so it is brought there first, by calls that raise a LoadError where a
+file can't be had, or isn't what the Hub promised.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from loadkit.facts.hub.download import SnapshotDownload
 from loadkit.facts.hub.problems import hub_problem
 from loadkit.facts.hub.retry import class_names
 from loadkit.facts.load_facts import Listings, LoadFacts
+from loadkit.schema.adapters import Adapter, Adapters
 from loadkit.schema.plans import KWARGS, Plan
 from loadkit.schema.request import Progress, Token
-from loadkit.schema.values import Adapter, Adapters
 
 __all__ = [
     "HUB_KWARGS",
@@ -32,15 +33,12 @@ __all__ = [
     "fetch_weights",
     "may_ask",
     "plan_kwargs",
-    "unquoting",
 ]
 
 HUB_KWARGS = ("cache_dir", "local_files_only", "revision")
 
 SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm", "*.bpe")
 """What configs, tokenizers and processors are made of."""
-
-CODE = "*.py"
 
 TEMPLATES = "additional_chat_templates"
 
@@ -54,15 +52,7 @@ def plan_kwargs(plan: Plan) -> dict[str, Any]:
 
 
 def fetch_small_files(plan: Plan, listings: Listings, token: Token = None) -> None:
-    """Download what the tokenizer or processor and the configs are read from. Nothing where all weights are
-    cached: they are downloaded last.
-
-    Parameters:
-        listings: the repositories that were listed while planning; others are listed here.
-
-    Raises:
-        LoadError: a file can't be had, or isn't what the Hub promised.
-    """
+    """Download what tokenizer and configs are read from, unless all weights, which come last, are here."""
     checkpoint, processing = plan.checkpoint, plan.processing
     if not (checkpoint.commit or processing.revision) or not may_ask(plan):
         return
@@ -70,29 +60,18 @@ def fetch_small_files(plan: Plan, listings: Listings, token: Token = None) -> No
     own = _snapshot(plan, checkpoint.location, checkpoint.commit, token)
     if checkpoint.commit and not own.missing(checkpoint.weight_files):
         del places[checkpoint.location, checkpoint.commit]
-    patterns = (*SMALL, CODE) if plan.model_class.implementation == "remote code" else SMALL
+    patterns = (*SMALL, "*.py") if plan.model_class.implementation == "remote code" else SMALL
     for location, commit in places:
         if commit:  # else a folder, or no tokenizer at all
             snapshot = _snapshot(plan, location, commit, token)
             names = _listed(plan, snapshot, listings, f"the files of {location!r}")
-            _raise(plan, snapshot.fetch([name for name in names if _is_small(name, patterns)]))
+            _fetch(plan, snapshot, [name for name in names if _is_small(name, patterns)], "the files")
 
 
 def fetch_weights(
     plan: Plan, facts: LoadFacts, token: Token = None, progress: Progress | None = None
 ) -> tuple[Path, ...]:
-    """Download the weight files that aren't here.
-
-    Parameters:
-        progress: called with a short sentence before a download.
-
-    Returns:
-        The safetensors files on this machine.
-
-    Raises:
-        LoadError: a file can't be had, isn't what the Hub promised, or isn't cached and the Hub mayn't be
-            asked.
-    """
+    """Download the weight files that aren't here; the safetensors files that are on this machine then."""
     checkpoint = plan.checkpoint
     if not checkpoint.commit or len(facts.weight_files) == len(checkpoint.weight_files):
         return facts.weight_files
@@ -103,26 +82,17 @@ def fetch_weights(
             raise _not_cached(missing, checkpoint.location, checkpoint.commit)
         if progress:
             progress(f"downloading {len(missing)} weight files of {checkpoint.location}")
-        _raise(plan, snapshot.fetch(missing))
+        _fetch(plan, snapshot, missing, "the files")
     return tuple(local_weight_files(plan))
 
 
 def fetch_adapters(plan: Plan, listings: Listings, token: Token = None) -> Adapters | None:
-    """Bring the files of existing adapters onto this machine, at their commits.
-
-    Returns:
-        The plan's adapters, with the folder of each as its source; None for a bare model.
-
-    Raises:
-        LoadError: the Hub can't be reached, or refuses.
-    """
+    """Bring files of existing adapters here: the plan's adapters, with the folder of each as its source."""
     adapters = plan.adapters
     if adapters is None:
         return None
-    return msgspec.structs.replace(
-        adapters,
-        members=tuple(_fetched(plan, a, listings, token) if a.revision else a for a in adapters.members),
-    )
+    members = (_fetched(plan, a, listings, token) if a.revision else a for a in adapters.members)
+    return msgspec.structs.replace(adapters, members=tuple(members))
 
 
 def may_ask(plan: Plan) -> bool:
@@ -134,11 +104,7 @@ def may_ask(plan: Plan) -> bool:
 
 
 def explain(error: BaseException, plan: Plan) -> Problem | None:
-    """What went wrong with the Hub, where that is why a library failed.
-
-    Parameters:
-        error: what the library raised; its causes are looked at.
-    """
+    """What went wrong with the Hub, where that is why a library raised the error or one of its causes."""
     cause: BaseException | None = error
     while cause is not None:
         names = class_names(cause)
@@ -150,18 +116,12 @@ def explain(error: BaseException, plan: Plan) -> Problem | None:
     return None
 
 
-def unquoting(error: Exception, problem: Problem) -> Exception | None:
-    """The cause to name for an error: none where it may quote the token, as the HTTP library does."""
-    return None if problem.code == "bad-token" else error
-
-
 def _fetched(plan: Plan, adapter: Adapter, listings: Listings, token: Token) -> Adapter:
     snapshot = _snapshot(plan, adapter.source, adapter.revision, token)
     if may_ask(plan):
         names = _listed(plan, snapshot, listings, f"the adapter {adapter.source!r}")
         wanted = [name for name in names if fnmatchcase(name, "adapter_*")]
-        if problems := snapshot.fetch(wanted):
-            raise _error(plan, f"the adapter {adapter.source!r}", problems)
+        _fetch(plan, snapshot, wanted, f"the adapter {adapter.source!r}")
     elif missing := snapshot.missing(["adapter_config.json"]):
         raise _not_cached(missing, adapter.source, adapter.revision)
     return msgspec.structs.replace(adapter, source=str(snapshot.folder), revision="")
@@ -193,9 +153,9 @@ def _is_small(name: str, patterns: Sequence[str]) -> bool:
     return folder in ("", TEMPLATES) and any(fnmatchcase(file, pattern) for pattern in patterns)
 
 
-def _raise(plan: Plan, problems: Sequence[Problem]) -> None:
-    if problems:
-        raise _error(plan, "the files", problems)
+def _fetch(plan: Plan, snapshot: SnapshotDownload, names: Sequence[str], what: str) -> None:
+    if problems := snapshot.fetch(names):
+        raise _error(plan, what, problems)
 
 
 def _error(plan: Plan, what: str, problems: Sequence[Problem]) -> LoadError:

@@ -13,7 +13,7 @@ from loadkit.errors import LoadError, LoadkitError
 from loadkit.facts.load_facts import LoadFacts
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
-from loadkit.loading.download import HUB_KWARGS, explain, fetch_weights, may_ask, plan_kwargs, unquoting
+from loadkit.loading.download import HUB_KWARGS, explain, fetch_weights, may_ask, plan_kwargs
 from loadkit.loading.loaded import BareModel
 from loadkit.loading.skip_modules import modules_to_skip
 from loadkit.loading.speed.gc_pause import pause_gc
@@ -44,17 +44,7 @@ def load_model(
     aids: Aids = NO_AIDS,
     first_on_node: FirstOnNode = lambda _, fetching: fetching(),
 ) -> BareModel:
-    """Load the model that the plan names.
-
-    Parameters:
-        manager: the plugins that may load it another way, and that build its quantization config.
-        progress: called with a short sentence before weights are downloaded.
-        aids: what plugins give to make it faster.
-        first_on_node: lets one process of a machine fetch before the others.
-
-    Raises:
-        LoadError: the weights can't be had, or transformers failed; its exception is the cause.
-    """
+    """Load the model that the plan names; `first_on_node` lets one process of a machine fetch first."""
     other = manager.first(hooks.loadkit_load_model, plan=plan)
     if other is not None:
         return BareModel(other, Loading(), {}, facts.weight_files)
@@ -112,24 +102,12 @@ def _as_from(location: str, folder: str, model: Any) -> None:
 
 
 def load_config(plan: Plan, token: Token = None) -> tuple[Any, dict[str, Any]]:
-    """Load the config at the plan's commit.
-
-    Returns:
-        The config that the model's class takes, and those further keyword arguments that aren't fields of it.
-    """
-    import transformers
-
+    """The config that the model's class takes, and those further keyword arguments that aren't its fields."""
     model_class = plan.model_class
-    loader = _imported(model_class.config_class) if model_class.config_class else transformers.AutoConfig
     hub = {name: value for name, value in plan.kwargs.items() if name in HUB_KWARGS}
     further = {name: value for name, value in plan_kwargs(plan).items() if name not in HUB_KWARGS}
-    config, unused = loader.from_pretrained(
-        plan.checkpoint.location,
-        return_unused_kwargs=True,
-        trust_remote_code=model_class.implementation == "remote code",
-        **hub,
-        **further,
-        **_access(plan, token),
+    config, unused = _imported(model_class.config_class or "AutoConfig").from_pretrained(
+        plan.checkpoint.location, return_unused_kwargs=True, **hub, **further, **_access(plan, token)
     )
     if model_class.config_key:
         whole, config = config, getattr(config, model_class.config_key)
@@ -139,23 +117,15 @@ def load_config(plan: Plan, token: Token = None) -> tuple[Any, dict[str, Any]]:
 
 
 def load_processing_class(plan: Plan, token: Token = None) -> Any:
-    """Load the tokenizer or processor that the plan names; None where it names none.
-
-    Raises:
-        LoadError: its files can't be had, or transformers failed; its exception is the cause.
-    """
+    """Load the tokenizer or processor that the plan names; None where it names none."""
     processing = plan.processing
     if processing.kind == "none":
         return None
-    import transformers
-
     with _explained(plan, f"the {processing.kind}"):
-        auto = transformers.AutoProcessor if processing.kind == "processor" else transformers.AutoTokenizer
-        loader = _imported(processing.processing_class) if processing.processing_class else auto
+        auto = "AutoProcessor" if processing.kind == "processor" else "AutoTokenizer"
         kwargs = {name: value for name, value in plan_kwargs(plan).items() if name in HUB_KWARGS}
-        return loader.from_pretrained(
+        return _imported(processing.processing_class or auto).from_pretrained(
             processing.source,
-            trust_remote_code=plan.model_class.implementation == "remote code",
             **({"revision": processing.revision} if processing.revision else {}),
             **kwargs,
             **_access(plan, token),
@@ -164,9 +134,13 @@ def load_processing_class(plan: Plan, token: Token = None) -> Any:
 
 
 def _access(plan: Plan, token: Token) -> dict[str, Any]:
-    """How transformers may ask the Hub: not if that was down while planning, as it would ask for minutes."""
+    """What transformers may do: not ask a Hub that was down while planning, as it would ask for minutes."""
     down = bool(plan.checkpoint.commit) and not may_ask(plan)
-    return ({} if token is None else {"token": token}) | ({"local_files_only": True} if down else {})
+    return {
+        "trust_remote_code": plan.model_class.implementation == "remote code",
+        **({} if token is None else {"token": token}),
+        **({"local_files_only": True} if down else {}),
+    }
 
 
 def _quantization_config(plan: Plan, quantization: Quantization, config: Any, manager: PluginManager) -> Any:
@@ -183,12 +157,8 @@ def _quantization_config(plan: Plan, quantization: Quantization, config: Any, ma
 
 
 def _class(plan: Plan) -> Any:
-    import transformers
-
     model_class = plan.model_class
-    if model_class.auto_class:
-        return getattr(transformers, model_class.auto_class)
-    return _imported(model_class.model_class)
+    return _imported(model_class.auto_class or model_class.model_class)
 
 
 def _imported(reference: str) -> Any:
@@ -197,22 +167,21 @@ def _imported(reference: str) -> Any:
 
 
 def _loading(info: dict[str, Any]) -> Loading:
+    mismatched = (
+        f"{name}: {tuple(stored)} in the file, {tuple(built)} in the model"
+        for name, stored, built, *_ in info.get("mismatched_keys", ())
+    )
     return Loading(
         missing=tuple(sorted(info.get("missing_keys", ()))),
         unexpected=tuple(sorted(info.get("unexpected_keys", ()))),
-        mismatched=tuple(
-            sorted(
-                f"{key[0]}: {tuple(key[1])} in the file, {tuple(key[2])} in the model"
-                for key in info.get("mismatched_keys", ())
-            )
-        ),
+        mismatched=tuple(sorted(mismatched)),
         errors=tuple(str(e) for e in info.get("error_msgs", ()) or ()),
     )
 
 
 @contextmanager
 def _explained(plan: Plan, what: str) -> Iterator[None]:
-    """Say what was being loaded when a library underneath raises."""
+    """A LoadError says what was being loaded when a library underneath raised, which is its cause."""
     try:
         yield
     except LoadkitError:
@@ -225,7 +194,7 @@ def _explained(plan: Plan, what: str) -> Iterator[None]:
             raise LoadError(
                 f"{what} of {checkpoint.source!r}{at} couldn't be loaded: {problem.message}\n"
                 f"    fix: {problem.remedy}  [{problem.code}]"
-            ) from unquoting(error, problem)
+            ) from (None if problem.code == "bad-token" else error)  # the HTTP library's may quote the token
         raise LoadError(
             f"{what} of {checkpoint.source!r}{at} couldn't be loaded as planned "
             f"({plan.model_class.model_class}, {plan.dtype}): {type(error).__name__}: {error}\n"

@@ -19,7 +19,7 @@ from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.loading import from_pretrained
 from loadkit.loading.download import fetch_adapters, fetch_small_files
 from loadkit.loading.loaded import Loaded, LoadkitWarning
-from loadkit.loading.phases import Given, run_phases
+from loadkit.loading.phases import run_phases
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.loading.speed.prefetch import ReadAhead
 from loadkit.loading.speed.run_aids import gather_aids
@@ -104,7 +104,10 @@ def _run(
     """Run a plan: load, prepare, attach, audit."""
     plan, facts = planned
     if facts is None:
-        raise _elsewhere(plan)
+        raise LoadkitError(
+            f"this plan for {plan.checkpoint.source!r} is for {plan.elsewhere}: it can't be loaded here; load there with the same "
+            "request, or plan for here: leave machine, nodes and topology out"
+        )
     with clock("plan"):
         aids = gather_aids(plan, facts, manager, say)
         if aids.ready is None:  # what is stored is read meanwhile, to be proved
@@ -127,7 +130,7 @@ def _run(
         compared = compare_with_files(plan, bare.weight_files, model, manager)
     adapters = ranks.first_on_node("the adapters", lambda: fetch_adapters(plan, facts.listings, token))
     with _missing_named(plan, loading), ranks.same_random_numbers("phases"), pause_gc():
-        model, changes = run_phases(plan, model, Given(vocabulary, adapters), manager, clock, say)
+        model, changes = run_phases(plan, model, vocabulary, adapters, manager, clock, say)
     say("auditing")
     with clock("audit"):
         findings = ranks.finish(audit(plan, model, loading, processing_class, manager, compared))
@@ -154,8 +157,7 @@ def load_processing_class(
     plugin_manager: PluginManager | None = None,
     **options: Any,
 ) -> Any:
-    """Load the tokenizer or processor alone, as `load` would: planned template, padding side and special
-    tokens.
+    """Load the tokenizer or processor alone, as `load` would: planned template, padding side and tokens.
 
     Parameters:
         source, profile, recipe, token, plugin_manager, **options: as `load` takes them.
@@ -198,14 +200,6 @@ def _missing_named(plan: Plan, loading: Loading) -> Iterator[None]:
             f"{len(loading.missing)} tensors aren't in {plan.checkpoint.source!r} ({some}), and then: {error}\n"
             f"    fix: check that {plan.model_class.model_class} is the class of this checkpoint, and that its files are complete"
         ) from error
-
-
-def _elsewhere(plan: Plan) -> LoadkitError:
-    """A plan for machines that were named may rest on what isn't here."""
-    return LoadkitError(
-        f"this plan for {plan.checkpoint.source!r} is for {plan.elsewhere}: it can't be loaded here; load there with the same "
-        "request, or plan for here: leave machine, nodes and topology out"
-    )
 
 
 def _import() -> None:

@@ -20,13 +20,11 @@ NEUTRAL = (None, True, "gaussian")
 
 
 class BareModel(NamedTuple):
-    """The model as `from_pretrained` gave it, before any phase.
+    """The model as `from_pretrained` gave it, in evaluation mode, before any phase.
 
     Parameters:
-        model: the model in evaluation mode.
         loading: what `from_pretrained` said of its weights.
         own_use_cache: path of a nested config ("" for the outermost) to the checkpoint's own `use_cache`.
-        weight_files: the checkpoint's safetensors files on this machine.
         shortcuts: what came of the loading aids, a line each.
     """
 
@@ -84,8 +82,7 @@ class Loaded:
         return target
 
     def manifest(self, progress: Progress | None = None) -> Manifest:
-        """Take down what was loaded, from what and by what, so that it can be loaded again. Every file is
-        read, for its hash.
+        """Take down what was loaded, from what and by what, to load it again. Every file is hashed.
 
         Parameters:
             progress: called with a short sentence for each file.

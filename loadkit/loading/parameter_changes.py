@@ -31,17 +31,11 @@ def take(model: Any) -> dict[int, Held]:
 
 
 def compare(phase: str, before: Mapping[int, Held], after: Mapping[int, Held]) -> list[Change]:
-    """What differs, grouped by what happened.
-
-    Parameters:
-        phase: the phase's name.
-        before: `take` of the model before it.
-        after: `take` of the model after it.
-    """
+    """What differs between two results of `take`, grouped by what happened."""
     gone = {held.name: held for key, held in before.items() if key not in after}
-    pairs: list[tuple[Held | None, Held | None]] = []
-    for key, held in after.items():
-        pairs.append((before.get(key) or gone.pop(held.name, None), held))
+    pairs: list[tuple[Held | None, Held | None]] = [
+        (before.get(key) or gone.pop(held.name, None), held) for key, held in after.items()
+    ]
     pairs += [(held, None) for held in gone.values()]
     groups: dict[tuple[str, str], list[tuple[Held | None, Held | None]]] = {}
     for old, new in pairs:
@@ -62,18 +56,12 @@ def compare(phase: str, before: Mapping[int, Held], after: Mapping[int, Held]) -
 
 
 def _kind(old: Held | None, new: Held | None) -> tuple[str, str] | None:
-    if old is None and new is not None:
-        return "added", new.dtype
-    if new is None and old is not None:
+    if old is None:
+        return ("added", new.dtype) if new else None
+    if new is None:
         return "removed", old.dtype
-    assert old is not None
-    assert new is not None
     if old.dtype != new.dtype:
         return "cast", f"{old.dtype} → {new.dtype}"
     if old.shape != new.shape:
-        return "resized", f"{_sized(old.shape)} → {_sized(new.shape)}"
+        return "resized", " → ".join("×".join(map(str, held.shape)) for held in (old, new))
     return None
-
-
-def _sized(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

@@ -22,15 +22,10 @@ SAMPLED_TENSORS, SAMPLED_VALUES = 8, 256
 
 
 class AdapterReference(torch.nn.Module):
-    """The model as it was before training: the policy's own base, with the adapter off, or a frozen copy of
-    it on.
+    """The model as it was before training: the policy's base, with the adapter off or a frozen copy of it on.
 
     It has no parameters of its own. Each call runs the policy in evaluation mode and without gradients, and
-    leaves it as it was.
-
-    Parameters:
-        policy: the `peft.PeftModel` that trains.
-        adapter: the name of the frozen copy; "" to turn the adapter off.
+    leaves it as it was. `adapter` names the frozen copy; "" is for none.
     """
 
     _policy: Any
@@ -106,14 +101,8 @@ def adapter_reference(policy: Any, name: str, *, trained: bool, starts_neutral: 
     """The reference of a policy that trains an adapter.
 
     Parameters:
-        policy: the `peft.PeftModel`.
-        name: the adapter that trains.
         trained: whether it has been trained since it was loaded.
-        starts_neutral: whether a fresh adapter of its kind changes nothing, so that the base alone is the
-            reference.
-
-    Raises:
-        LoadkitError: the reference is the adapter as it was loaded, and it has been trained since.
+        starts_neutral: whether a fresh adapter of its kind changes nothing: the base alone is the reference.
     """
     if starts_neutral and (trained or _is_neutral(policy, name)):
         return AdapterReference(policy)
@@ -162,27 +151,24 @@ def frozen_copy(policy: Any) -> Any:
 
 
 def shared_reference(policy: Any) -> Any:
-    """A frozen model on the policy's own storage, in evaluation mode; it refuses to run once the policy has
-    trained.
+    """A frozen model on the storage of a policy that is frozen or gets an adapter later, in evaluation mode.
 
-    Parameters:
-        policy: a `transformers.PreTrainedModel` whose weights stay as they are: it is frozen, or gets an
-            adapter later.
+    It refuses to run once the policy has trained.
     """
     memo: dict[int, Any] = {}
     for parameter in policy.parameters():
         plain = not is_packed(parameter)
         memo[id(parameter)] = torch.nn.Parameter(parameter.detach(), False) if plain else parameter
         for carried in () if plain else vars(parameter).values():
-            memo[id(carried)] = carried  # a quantizer's constants, which a module may hold a second time
+            memo[id(carried)] = carried  # the quant state, which a module may hold a second time
     for buffer in policy.buffers():
         memo[id(buffer)] = buffer
     reference = copy.deepcopy(policy, memo)
-    watched = [p for p in policy.parameters() if not is_packed(p) and p.is_floating_point() and p.numel()]
-    before = _fingerprint(watched)
+    shared = [p for p in policy.parameters() if not is_packed(p) and p.is_floating_point() and p.numel()]
+    before = _fingerprint(shared)
 
     def refuse_if_trained(module: Any, args: Any) -> None:
-        if _fingerprint(watched) != before:
+        if _fingerprint(shared) != before:
             raise LoadkitError(
                 "this reference shares the policy's storage, and the policy has trained since: it isn't what was loaded any more; "
                 "ask for reference(trained_in_full=True) before training"

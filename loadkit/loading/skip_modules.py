@@ -19,18 +19,7 @@ __all__ = ["modules_to_skip"]
 
 
 def modules_to_skip(plan: Plan, auto_class: Any, config: Any) -> list[str] | None:
-    """Full paths of the automatic exclusions and of every module that an entry of the plan names.
-
-    Parameters:
-        auto_class: the class whose `from_config` builds the model; no memory is taken for its weights.
-        config: the model's config.
-
-    Returns:
-        None where transformers' automatic list serves.
-
-    Raises:
-        LoadError: an entry that was asked for names no module.
-    """
+    """Full paths of all modules to leave unquantized; None where transformers' automatic list serves."""
     entries = plan.quantization.skip_modules if plan.quantization else ()
     # transformers 5.23 means to leave the last module unquantized, and misses one that has a bias, as BERT's
     # classifier: `get_keys_to_not_convert` strips ".weight" only.
@@ -41,7 +30,7 @@ def modules_to_skip(plan: Plan, auto_class: Any, config: Any) -> list[str] | Non
     import torch
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # takes no memory for weights
         if hasattr(auto_class, "from_config"):
             remote_code = plan.model_class.implementation == "remote code"
             model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=remote_code)

@@ -6,7 +6,7 @@ from typing import Any
 
 from loadkit.errors import LoadError
 from loadkit.schema.plans import Plan
-from loadkit.schema.values import Tokens, Vocabulary
+from loadkit.schema.processing import Tokens, Vocabulary
 from loadkit.text.suggest import did_you_mean
 
 __all__ = ["finish_processing"]
@@ -15,19 +15,7 @@ ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def finish_processing(plan: Plan, processing_class: Any) -> Vocabulary:
-    """Set template, padding side and special tokens as planned.
-
-    Parameters:
-        processing_class: the tokenizer or processor, as its `from_pretrained` gave it; None where there is
-            none.
-
-    Returns:
-        What its vocabulary asks of the model.
-
-    Raises:
-        LoadError: a token that was asked for isn't in the vocabulary; or tokens would have to be added over a
-            checkpoint that is stored quantized.
-    """
+    """Set template, padding side and special tokens as planned; what the vocabulary asks of the model."""
     rows = max((a.embedding_rows for a in plan.adapters.members), default=0) if plan.adapters else 0
     if processing_class is None:
         return Vocabulary(size=0, rows=rows)

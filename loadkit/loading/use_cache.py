@@ -13,11 +13,7 @@ __all__ = ["own_use_cache", "save_own_use_cache", "saves_own_use_cache", "set_us
 
 
 def set_use_cache(config: Any, value: bool | None) -> dict[str, bool]:
-    """Set it wherever a transformers config has it; None leaves all as they are.
-
-    Returns:
-        Path of a nested config ("" for the outermost) to the value from before.
-    """
+    """Set it wherever a config has it; path of each ("" for the outermost) to before. None sets nothing."""
     if value is None:
         return {}
     own = {path: nested.use_cache for path, nested in configs(config) if hasattr(nested, "use_cache")}
@@ -27,12 +23,7 @@ def set_use_cache(config: Any, value: bool | None) -> dict[str, bool]:
 
 @contextmanager
 def own_use_cache(model: Any, own: Mapping[str, bool]) -> Iterator[None]:
-    """Let every config hold the checkpoint's own value for a while.
-
-    Parameters:
-        model: a `transformers.PreTrainedModel`, or the `peft.PeftModel` around it.
-        own: what `set_use_cache` gave.
-    """
+    """Let every config of a model hold the checkpoint's own value, from `set_use_cache`, for a while."""
     now = {path: config.use_cache for path, config in configs(model.config) if path in own}
     _set(model.config, own)
     try:
@@ -42,12 +33,7 @@ def own_use_cache(model: Any, own: Mapping[str, bool]) -> Iterator[None]:
 
 
 def save_own_use_cache(model: Any, own: Mapping[str, bool]) -> None:
-    """Have the model's own `save_pretrained`, which trainers call, write the checkpoint's own values.
-
-    Parameters:
-        model: a `transformers.PreTrainedModel`; its `save_pretrained` is replaced on this one object.
-        own: what `set_use_cache` gave.
-    """
+    """Have this one model's `save_pretrained`, which trainers call, write the checkpoint's own values."""
     model._loadkit_own_cache = dict(own)
     model.save_pretrained = types.MethodType(saves_own_use_cache, model)
 

@@ -105,9 +105,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         try:
             write_whole(path, f"{self.to_json()}\n".encode())
         except OSError as error:
-            raise LoadkitError(
-                f"the manifest can't be written to {os.fspath(path)!r}: {error.strerror}"
-            ) from error
+            place = os.fspath(path)
+            raise LoadkitError(f"the manifest can't be written to {place!r}: {error.strerror}") from error
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -135,20 +134,10 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_manifest(plan: Plan, report: Report, progress: Progress | None = None) -> Manifest:
-    """Take down a load. Every file is read once, for its hash.
-
-    Parameters:
-        report: what was found.
-        progress: called with a short sentence for each file.
-    """
-    say = progress or (lambda _: None)
-    files = {}
-    for name, path in files_of(plan).items():
-        say(f"hashing {name}")
-        files[name] = proof_of(path)
+    """Take down a load. Every file is read once, for its hash."""
     return Manifest(
         plan=plan,
-        files=files,
+        files=proofs_of(plan, progress),
         libraries=library_versions(plan),
         python=f"{platform.python_version()} {platform.machine()}",
         workarounds=(*(line for line, applies in WORKAROUNDS.items() if applies(plan)), *report.workarounds),
@@ -159,31 +148,20 @@ def make_manifest(plan: Plan, report: Report, progress: Progress | None = None) 
 
 
 def differences(first: Plan | Manifest, second: Plan | Manifest) -> list[Difference]:
-    """What differs between two plans or manifests; seconds and findings aside.
-
-    Parameters:
-        first: one of them.
-        second: the other.
-    """
+    """What differs between two plans or manifests; seconds and findings aside."""
     left, right = lines(first), lines(second)
-    if isinstance(first, Plan) or isinstance(second, Plan):  # a plan knows nothing of files and libraries
-        left, right = (
-            {k: v for k, v in side.items() if not k.startswith(("file ", "library ", "python"))}
-            for side in (left, right)
-        )
+    # A plan knows nothing of files and libraries.
+    aside = ("file ", "library ", "python") if isinstance(first, Plan) or isinstance(second, Plan) else ()
+    pairs = {key: (left.get(key, ""), right.get(key, "")) for key in sorted({*left, *right})}
     return [
-        Difference(what=key, first=left.get(key, ""), second=right.get(key, ""))
-        for key in sorted({*left, *right})
-        if left.get(key, "") != right.get(key, "")
+        Difference(what=key, first=one, second=other)
+        for key, (one, other) in pairs.items()
+        if one != other and not key.startswith(aside)
     ]
 
 
 def read_saved(path: str | Path) -> Plan | Manifest:
-    """Read a file that holds a plan or a manifest.
-
-    Raises:
-        LoadkitError: it can't be read, or is neither.
-    """
+    """The plan or manifest that a file holds; a LoadkitError where it can't be read, or is neither."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -207,24 +185,28 @@ def files_of(plan: Plan) -> dict[str, Path]:
         places["tokenizer"] = (processing.source, processing.revision)
     if plan.adapters is not None:
         places |= {f"adapter {a.name}": (a.source, a.revision) for a in plan.adapters.members if a.source}
-    cache = next((d.value for d in plan.decisions if d.stage == "kwargs.cache_dir"), None)
     return {
         f"{role}/{path.relative_to(folder).as_posix()}": path
         for role, (location, commit) in places.items()
-        if (folder := _folder(location, commit, cache)) is not None
+        if (folder := _folder(location, commit, plan.kwargs.get("cache_dir"))) is not None
         for path in sorted(folder.iterdir())
         if path.is_file() and _matters(role, path.name, plan)
     }
 
 
-def proof_of(path: Path) -> FileProof:
-    """A file's size and hash."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileProof(size=size, sha256=digest.hexdigest())
+def proofs_of(plan: Plan, progress: Progress | None) -> dict[str, FileProof]:
+    """Size and hash of each of these files, which are read for them."""
+    proofs = {}
+    for name, path in files_of(plan).items():
+        if progress:
+            progress(f"hashing {name}")
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+        proofs[name] = FileProof(size=size, sha256=digest.hexdigest())
+    return proofs
 
 
 def library_versions(plan: Plan) -> dict[str, str]:
@@ -264,11 +246,7 @@ def _folder(location: str, commit: str, cache: str | None) -> Path | None:
 
 
 def lines(item: Plan | Manifest) -> dict[str, str]:
-    """Everything worth comparing, a line each: what it is, to how it is.
-
-    Parameters:
-        item: a plan, or a manifest, which also knows files and libraries.
-    """
+    """Everything worth comparing, a line each: what it is, to how it is."""
     plan = item if isinstance(item, Plan) else item.plan
     found = {f"decision {d.stage}": _text(d.value) for d in plan.decisions}
     found |= {f"because {d.stage}": f"{d.plugin}: {d.because}" for d in plan.decisions}

@@ -14,13 +14,12 @@ from loadkit.manifest.manifest import (
     Difference,
     Manifest,
     differences,
-    files_of,
     library_versions,
-    proof_of,
+    proofs_of,
     read_saved,
 )
 from loadkit.planning.pipeline import make_plan
-from loadkit.schema.plans import CheckpointSummary, Plan
+from loadkit.schema.plans import Plan
 from loadkit.schema.request import Progress, Token
 
 __all__ = ["ReplayError", "ReplayWarning", "plan_of"]
@@ -55,10 +54,7 @@ def plan_of(
     plugin_manager: PluginManager,
     progress: Progress | None,
 ) -> Plan:
-    """The manifest's plan, if it still holds here.
-
-    Files are hashed and compared; the request is planned again, and its decisions compared. Versions of
-    libraries that differ are told in a warning.
+    """The manifest's plan, if it still holds: files are hashed, the request is planned again, and compared.
 
     Raises:
         ReplayError: files or decisions differ, and `strict`.
@@ -73,31 +69,24 @@ def plan_of(
             )
         manifest = saved
     found = _here(manifest, token, plugin_manager, progress)
+    source = manifest.plan.request.source
     soft = [d for d in found if d.what.startswith(("library ", "python", "machine", "plugin ", "because "))]
     hard = [d for d in found if d not in soft]
-    worth_saying = [d for d in soft if not d.what.startswith("because ")]
     if hard and strict:
-        raise ReplayError(manifest.plan.request.source, hard)
-    if worth_saying or hard:
-        lines = "; ".join(map(str, [*hard, *worth_saying]))
-        warnings.warn(
-            f"{manifest.plan.request.source!r} is loaded again, and differs: {lines}",
-            ReplayWarning,
-            stacklevel=4,
-        )
+        raise ReplayError(source, hard)
+    worth_saying = [*hard, *(d for d in soft if not d.what.startswith("because "))]
+    if worth_saying:
+        lines = "; ".join(map(str, worth_saying))
+        warnings.warn(f"{source!r} is loaded again, and differs: {lines}", ReplayWarning, stacklevel=4)
     return manifest.plan
 
 
 def _here(
-    manifest: Manifest,
-    token: Token,
-    plugin_manager: PluginManager,
-    progress: Progress | None,
+    manifest: Manifest, token: Token, plugin_manager: PluginManager, progress: Progress | None
 ) -> list[Difference]:
     """What differs between the manifest and what is here now."""
-    say = progress or (lambda _: None)
-    request = manifest.plan.request
-    revision = {"revision": manifest.plan.checkpoint.commit} if manifest.plan.checkpoint.commit else {}
+    then, request = manifest.plan, manifest.plan.request
+    revision = {"revision": then.checkpoint.commit} if then.checkpoint.commit else {}
     options = {name: asked.value for name, asked in request.options.items() if asked.demanded}
     try:
         now = make_plan(
@@ -110,15 +99,12 @@ def _here(
             for p in error.problems
             if p.severity == "error"
         ]
-    now = msgspec.structs.replace(now, request=request, checkpoint=_same_revision(now, manifest.plan))
-    files = {}
-    for name, path in files_of(manifest.plan).items():
-        say(f"hashing {name}")
-        files[name] = proof_of(path)
-    here = msgspec.structs.replace(manifest, plan=now, files=files, libraries=library_versions(manifest.plan))
+    # Under the revision that was asked for then: the branch may have moved.
+    checkpoint = msgspec.structs.replace(now.checkpoint, revision=then.checkpoint.revision)
+    here = msgspec.structs.replace(
+        manifest,
+        plan=msgspec.structs.replace(now, request=request, checkpoint=checkpoint),
+        files=proofs_of(then, progress),
+        libraries=library_versions(then),
+    )
     return differences(manifest, here)
-
-
-def _same_revision(now: Plan, then: Plan) -> CheckpointSummary:
-    """The checkpoint as it is now, under the revision that was asked for then: the branch may have moved."""
-    return msgspec.structs.replace(now.checkpoint, revision=then.checkpoint.revision)

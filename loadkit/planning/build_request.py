@@ -28,23 +28,17 @@ def make_request(
     recipe: str | os.PathLike[str] | Recipe | None = None,
 ) -> tuple[Request, list[Problem]]:
     """Check the options and merge them over the recipe's and the profile's, keeping who asked for what."""
-    declared = manager.options
-    yours, problems = ask(options, declared.found, declared.conflicts, by="you", strength=Strength.YOU)
+    yours, problems = _asked(options, manager, "you")
     layers = [yours]
     read: Recipe | None = None
     if recipe is not None:
         read, found = (recipe, []) if isinstance(recipe, Recipe) else read_recipe(recipe)
         problems += found
     if read is not None:
-        theirs, unfit = ask(
-            read.options,
-            declared.found,
-            declared.conflicts,
-            by=f"recipe {os.path.basename(read.path)!r}",
-            strength=Strength.PROFILE,
-        )
+        named = f"recipe {os.path.basename(read.path)!r}"
+        theirs, unfit = _asked(read.options, manager, named)
         layers.append(theirs)
-        problems += [*unfit, *(_note(read, note) for note in read.notes)]
+        problems += [*unfit, *(_note(named, note) for note in read.notes)]
     if profile:
         wanted, found = _profile(profile, manager)
         layers.append(wanted)
@@ -65,25 +59,27 @@ def make_request(
     return request, problems
 
 
+def _asked(
+    options: Mapping[str, Any], manager: PluginManager, by: str
+) -> tuple[dict[str, Asked], list[Problem]]:
+    """The options of the caller ("you"), a recipe or a profile, checked."""
+    strength = Strength.YOU if by == "you" else Strength.PROFILE
+    return ask(options, manager.options.found, manager.options.conflicts, by=by, strength=strength)
+
+
 def _profile(name: str, manager: PluginManager) -> tuple[dict[str, Asked], list[Problem]]:
     """A profile's options, checked."""
-    profiles, declared = manager.profiles, manager.options
+    profiles = manager.profiles
     if name in profiles.conflicts:
         return {}, [several_plugins("request", "profile", name, profiles.conflicts)]
     wanted, found = find_profile(name, profiles.found)
-    theirs, unfit = ask(
-        wanted, declared.found, declared.conflicts, by=f"profile {name!r}", strength=Strength.PROFILE
-    )
+    theirs, unfit = _asked(wanted, manager, f"profile {name!r}")
     return theirs, [*found, *unfit]
 
 
-def _note(recipe: Recipe, note: str) -> Problem:
-    return _problem(
-        "recipe-note",
-        f"recipe {os.path.basename(recipe.path)!r}: {note}",
-        "nothing need be done; an option of your own decides otherwise",
-        severity="note",
-    )
+def _note(recipe: str, note: str) -> Problem:
+    remedy = "nothing need be done; an option of your own decides otherwise"
+    return _problem("recipe-note", f"{recipe}: {note}", remedy, severity="note")
 
 
 def no_source(request: Request) -> Problem:

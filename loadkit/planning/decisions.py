@@ -19,13 +19,22 @@ from loadkit.planning.memory.fit_check import check_memory
 from loadkit.planning.quantization_checks import check_quantization
 from loadkit.schema.claims import Claim, Decision, StampedClaim, decide
 from loadkit.schema.loading_aids import Shortcut
-from loadkit.schema.plans import KWARGS, CheckpointSummary, Memory, Plan
+from loadkit.schema.memory import Memory
+from loadkit.schema.plans import KWARGS, CheckpointSummary, Plan
+from loadkit.schema.processing import Processing
 from loadkit.schema.stages import OWNED_KWARGS, STAGES, Stage, stage_named
-from loadkit.schema.values import ModelClass, Preparation, Processing
+from loadkit.schema.values import Preparation
 
 __all__ = ["Decisions"]
 
 T = TypeVar("T")
+
+UNDECIDED: Mapping[str, Any] = {
+    "dtype": "float32",
+    "preparation": Preparation(),
+    "processing": Processing(kind="none"),
+}
+"""What later stages get for a stage that must be decided and wasn't, to find further problems."""
 
 
 class Decisions:
@@ -42,44 +51,29 @@ class Decisions:
     def run(self) -> None:
         """Ask every stage, each with the values decided before it."""
         about: dict[str, Any] = {"context": self.context}
-        model: ModelClass | None = self.conclude("architecture", hooks.loadkit_choose_architecture, **about)
-        if model is None:
-            return  # every other stage depends on the class
-        about["architecture"] = model
-        dtype = self.conclude("dtype", hooks.loadkit_choose_dtype, **about) or "float32"
-        self.conclude("attention", hooks.loadkit_choose_attention, **about, dtype=dtype)
-        quantization = self.conclude("quantization", hooks.loadkit_choose_quantization, **about, dtype=dtype)
-        self.problems += check_quantization(self.context, quantization)
-        about["quantization"] = quantization
-        self.conclude("device_map", hooks.loadkit_choose_device_map, **about)
-        preparation = self.conclude("preparation", hooks.loadkit_choose_preparation, **about) or Preparation()
-        about["preparation"] = preparation
-        self.conclude("use_cache", hooks.loadkit_choose_use_cache, **about)
-        processing = self.conclude("processing", hooks.loadkit_choose_processing, **about)
-        tokens = self.conclude(
-            "tokens",
-            hooks.loadkit_choose_tokens,
-            **about,
-            processing=processing or Processing(kind="none"),
-        )
-        self.conclude("adapter", hooks.loadkit_choose_adapter, **about, dtype=dtype, tokens=tokens)
+        for stage in STAGES:
+            value = self.conclude(stage, about)
+            if stage.name == "architecture" and value is None:
+                return  # every other stage depends on the class
+            if stage.name == "quantization":
+                self.problems += check_quantization(self.context, value)
+            about[stage.name] = value or UNDECIDED.get(stage.name)
         self.further_kwargs()
         self.check()
 
-    def conclude(self, name: str, hook: Callable[..., Any], **given: Any) -> Any:
+    def conclude(self, stage: Stage, about: Mapping[str, Any]) -> Any:
         """Decide one stage. A stage in conflict goes on with one claim, to find further problems."""
-        stage = stage_named(name)
-        assert stage is not None
-        polled = self._guarded(name, lambda: self.manager.poll(hook, **given))
+        hook: Callable[..., Any] = getattr(hooks, f"loadkit_choose_{stage.name}")
+        polled = self._guarded(stage.name, lambda: self.manager.poll(hook, **about))
         if polled is None:
             return None
-        claims = self._guarded(name, lambda: [self._fitting(stage, c) for c in polled.claims])
+        claims = self._guarded(stage.name, lambda: [_fitting(stage, c) for c in polled.claims])
         if claims is None:
             return None
-        decided = decide(name, claims, option=stage.option, demands=self._demands(stage, claims))
+        decided = decide(stage.name, claims, option=stage.option, demands=self._demands(stage, claims))
         if isinstance(decided, Problem):
             self.problems.append(decided)
-            decided = decide(name, [max(claims, key=lambda c: (c.claim.strength.rank, c.plugin))])
+            decided = decide(stage.name, [max(claims, key=lambda c: (c.claim.strength.rank, c.plugin))])
         if decided is None or isinstance(decided, Problem):
             if stage.required:
                 self.problems += polled.explanations or [self._undecided(stage)]
@@ -117,19 +111,14 @@ class Decisions:
         """Every contribution as (plugin, keyword, claims)."""
         found: list[tuple[str, str, Sequence[Claim[Any]]]] = []
         hook = hooks.loadkit_contribute_kwargs
-        for plugin, contributed in self.manager.answers(hook, context=self.context, plan=self.plan()):
-            items = contributed.items() if isinstance(contributed, Mapping) else None
-            for key, given in items or ():
-                claims: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
-                if not all(isinstance(claim, Claim) for claim in claims):
-                    items = None
-                    break
-                found.append((plugin, key, claims))
-            if items is None:
-                fault = (
-                    f"it answered {contributed!r}; this hook returns a mapping of keyword to Claim, or None"
-                )
+        for plugin, answer in self.manager.answers(hook, context=self.context, plan=self.plan()):
+            items: Iterable[tuple[str, Any]] | None = answer.items() if isinstance(answer, Mapping) else None
+            given = [(key, item if isinstance(item, list | tuple) else [item]) for key, item in items or ()]
+            claims = [claim for _, several in given for claim in several]
+            if items is None or not all(isinstance(claim, Claim) for claim in claims):
+                fault = f"it answered {answer!r}; this hook returns a mapping of keyword to Claim, or None"
                 raise PluginError(plugin, fault, hook=hook.__name__)
+            found += [(plugin, key, several) for key, several in given]
         return found
 
     def check(self) -> None:
@@ -140,23 +129,16 @@ class Decisions:
         self.memory = self._guarded("memory", lambda: estimate(self.context, plan, self.manager))
         plan = msgspec.structs.replace(plan, memory=self.memory)
         self.problems += check_memory(self.context, plan)
-        found = self._guarded(
-            "check",
-            lambda: self.manager.collect(hooks.loadkit_check_plan, Problem, context=self.context, plan=plan),
-        )
+        hook, facts = hooks.loadkit_check_plan, self.context
+        found = self._guarded("check", lambda: self.manager.collect(hook, Problem, context=facts, plan=plan))
         self.problems += found or ()
 
     def shortcuts(self, plan: Plan, facts: LoadFacts) -> tuple[Shortcut, ...]:
         """What will make a load of the whole plan faster here."""
-        asking = lambda: self.manager.collect(  # noqa: E731
-            hooks.loadkit_shortcuts,
-            Shortcut,
-            plan=plan,
-            identity=facts.fingerprint,
-            machine=facts.machine,
-            entries=Entries(),
-        )
-        return tuple(self._guarded("shortcuts", asking) or ())
+        about = {"identity": facts.fingerprint, "machine": facts.machine, "entries": Entries()}
+        hook: Callable[..., Any] = hooks.loadkit_shortcuts
+        found = self._guarded("shortcuts", lambda: self.manager.collect(hook, Shortcut, plan=plan, **about))
+        return tuple(found or ())
 
     @property
     def whole(self) -> bool:
@@ -181,28 +163,9 @@ class Decisions:
             return asking()
         except PluginError as error:
             self.cause = error
-            self.problems.append(
-                Problem(
-                    stage,
-                    error.plugin,
-                    "plugin-failed",
-                    str(error),
-                    f"tell the plugin's author, or go on without it: LOADKIT_DISABLE={error.plugin}",
-                )
-            )
+            remedy = f"tell the plugin's author, or go on without it: LOADKIT_DISABLE={error.plugin}"
+            self.problems.append(Problem(stage, error.plugin, "plugin-failed", str(error), remedy))
             return None
-
-    def _fitting(self, stage: Stage, stamped: StampedClaim) -> StampedClaim:
-        """The claim with its value in exactly the stage's type, so that a plan equals its own round trip."""
-        try:
-            value = msgspec.convert(msgspec.to_builtins(stamped.claim.value), stage.type)
-        except (msgspec.ValidationError, TypeError) as error:
-            raise PluginError(
-                stamped.plugin,
-                f"its claim has a value of the wrong type: {stamped.claim.value!r} ({error})",
-                hook=f"loadkit_choose_{stage.name}",
-            ) from error
-        return StampedClaim(stamped.plugin, msgspec.structs.replace(stamped.claim, value=value))
 
     def _undecided(self, stage: Stage) -> Problem:
         blocked = [f"{p.name} ({p.state}: {p.reason})" for p in self.manager.plugins if p.state != "active"]
@@ -215,19 +178,20 @@ class Decisions:
         )
 
 
+def _fitting(stage: Stage, stamped: StampedClaim) -> StampedClaim:
+    """The claim with its value in exactly the stage's type, so that a plan equals its own round trip."""
+    plugin, claim = stamped
+    try:
+        value = msgspec.convert(msgspec.to_builtins(claim.value), stage.type)
+    except (msgspec.ValidationError, TypeError) as error:
+        fault = f"its claim has a value of the wrong type: {claim.value!r} ({error})"
+        raise PluginError(plugin, fault, hook=f"loadkit_choose_{stage.name}") from error
+    return StampedClaim(plugin, msgspec.structs.replace(claim, value=value))
+
+
 def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
-    return CheckpointSummary(
-        source=checkpoint.source,
-        location=checkpoint.location,
-        kind=checkpoint.kind,
-        revision=checkpoint.revision,
-        commit=checkpoint.commit,
-        model_type=checkpoint.model_type,
-        weight_bytes=checkpoint.weight_bytes,
-        weight_format=checkpoint.weight_format,
-        tensors=len(checkpoint.tensors),
-        weight_files=checkpoint.weight_files,
-    )
+    same = {name: getattr(checkpoint, name) for name in CheckpointSummary.__struct_fields__}
+    return CheckpointSummary(**{**same, "tensors": len(checkpoint.tensors)})
 
 
 def _owned(key: str, plugin: str) -> Problem:

@@ -30,12 +30,7 @@ __all__ = ["Planned", "make_plan", "plan_context", "plan_load"]
 
 
 class Planned(NamedTuple):
-    """A plan, and the facts that a load of it needs here.
-
-    Parameters:
-        plan: the plan, plain data.
-        facts: what planning read; None where the plan is for elsewhere.
-    """
+    """A plan, and the facts that a load of it needs here; None where the plan is for elsewhere."""
 
     plan: Plan
     facts: LoadFacts | None
@@ -102,49 +97,29 @@ def plan_load(
     progress: Progress | None = None,
     **options: Any,
 ) -> Planned:
-    """Plan a load, or take a plan as it is, with the facts that the load needs.
-
-    Parameters:
-        launch: the processes of this launch, where they have been read already.
-        others: as `make_plan` takes them.
+    """Plan a load as `make_plan` does, or take a plan as it is, with the facts that the load needs.
 
     Raises:
         PlanError: the request can't be met; all problems are listed.
         LoadkitError: a plan was given, and something that would change it.
     """
     if isinstance(source, Plan):
-        _as_it_is(
-            {name: value for name, value in (("profile", profile), ("recipe", recipe)) if value} | options
-        )
+        given = {name: value for name, value in {"profile": profile, "recipe": recipe}.items() if value}
+        _refuse_changes(given | options)
         return Planned(source, None if source.elsewhere else read_load_facts(source, launch))
     manager = plugin_manager or default_manager()
     request, problems = make_request(source, profile, options, manager, recipe)
     if not request.source:
         raise PlanError("", [*problems, *([] if problems else [no_source(request)])])
     target = find_target(
-        request,
-        machine,
-        nodes,
-        engine,
-        topology,
-        here=this_machine(),
-        launch=lambda: launch or read_topology(),
+        request, machine, nodes, engine, topology, this_machine(), lambda: launch or read_topology()
     )
     context, problems = _read_facts(request, manager, target, problems, token, progress)
     return _planned(context, manager, problems, target.elsewhere)
 
 
 def plan_context(context: Context, manager: PluginManager, problems: Iterable[Problem] = ()) -> Plan:
-    """Make the plan for given facts.
-
-    Parameters:
-        context: the facts.
-        manager: the plugins to ask.
-        problems: those found so far.
-
-    Raises:
-        PlanError: the plan can't be met; all problems are listed.
-    """
+    """Make the plan for given facts and the problems found so far, or raise a PlanError with all of them."""
     return _planned(context, manager, problems).plan
 
 
@@ -156,11 +131,7 @@ def _read_facts(
     token: Token,
     progress: Progress | None,
 ) -> tuple[Context, list[Problem]]:
-    """Everything that plugins may know, and every problem so far.
-
-    Raises:
-        PlanError: the checkpoint can't be read at all.
-    """
+    """Everything that plugins may know, and every problem so far; a PlanError where nothing can be read."""
     named = request.value("adapter")
     allow_pickle = request.value("allow_pickle", False)
     access = Access(token, request.value("cache_dir"), request.value("local_files_only", False), progress)
@@ -176,10 +147,9 @@ def _read_facts(
     if not checkpoint.config and any(p.severity == "error" for p in problems):
         raise PlanError(request.source, [*problems, *target.problems])
     architectures = manager.architectures
-    if checkpoint.model_type in architectures.conflicts:
-        problems.append(
-            several_plugins("architecture", "model type", checkpoint.model_type, architectures.conflicts)
-        )
+    kind = checkpoint.model_type
+    if kind in architectures.conflicts:
+        problems.append(several_plugins("architecture", "model type", kind, architectures.conflicts))
     beside, found_beside = read_beside(request, checkpoint, access, allow_pickle=allow_pickle)
     context = Context(
         request=request,
@@ -202,20 +172,16 @@ def _planned(
     shortcuts: tuple[Shortcut, ...] = ()
     if decisions.whole and not elsewhere:  # what is prepared on this machine shortens no load on another
         plan = decisions.plan()
-        facts = read_load_facts(plan, context.topology, listings_of(context))._replace(
-            machine=context.machine
-        )
+        read = read_load_facts(plan, context.topology, listings_of(context))
+        facts = read._replace(machine=context.machine)
         shortcuts = decisions.shortcuts(plan, facts)
     if any(p.severity == "error" for p in decisions.problems):
         raise PlanError(context.request.source, decisions.problems) from decisions.cause
-    warnings = tuple(decisions.problems)
-    plan = msgspec.structs.replace(
-        decisions.plan(), warnings=warnings, elsewhere=elsewhere, shortcuts=shortcuts
-    )
-    return Planned(plan, facts)
+    about = {"warnings": tuple(decisions.problems), "elsewhere": elsewhere, "shortcuts": shortcuts}
+    return Planned(msgspec.structs.replace(decisions.plan(), **about), facts)
 
 
-def _as_it_is(given: Mapping[str, Any]) -> None:
+def _refuse_changes(given: Mapping[str, Any]) -> None:
     """Nothing can be changed about a plan."""
     said = ", ".join(f"{name}={value!r}" for name, value in given.items())
     if said:

@@ -25,9 +25,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters:
         machine: the machine, or one of the equal nodes.
-        topology: the processes.
-        elsewhere: what the plan is for in a few words, where it isn't this launch on this machine; such a
-            plan can't be loaded. "" here.
+        elsewhere: where, in a few words, if it can't be loaded here; "" for this launch on this machine.
         problems: what is wrong with what was asked for, or with what the launcher set.
     """
 
@@ -43,28 +41,17 @@ def find_target(
     nodes: int | None,
     engine: str | None,
     topology: Topology | None,
-    *,
     here: Machine,
     launch: Callable[[], Topology],
 ) -> Target:
-    """Decide where a plan is for.
-
-    Parameters:
-        request: what was asked: its `tp_plan` and `tp_size` ask for tensor parallelism.
-        machine: facts, a name ("8xH100-80GB"), or None for this machine.
-        nodes: how many such machines; None for this launch.
-        engine: one of `ENGINES`; None for what the launch says.
-        topology: facts of the processes; None for this launch, or for one process per accelerator of the
-            nodes named.
-        here: this machine.
-        launch: reads this launch.
-    """
+    """Decide where a plan is for, by what `make_plan` was given and what the request's options ask for."""
     problems: list[Problem] = []
     if engine is not None and engine not in ENGINES:
-        problems.append(_no_engine(engine))
+        asked = f"engine={engine!r} was asked for, which isn't one{did_you_mean(engine, ENGINES)}"
+        problems.append(_problem("unknown-engine", asked, f"the engines are {', '.join(ENGINES)}"))
         engine = None
     if nodes is not None and nodes < 1:
-        problems.append(_no_nodes(nodes))
+        problems.append(_problem("nodes", f"nodes={nodes} was asked for", "give 1 or more"))
         nodes = None
     named = named_machine(machine, here) if isinstance(machine, str) else machine
     if isinstance(named, Problem):
@@ -82,7 +69,16 @@ def find_target(
     if imagined or (named is not None and named.accelerators != here.accelerators):
         elsewhere = ", ".join(filter(None, (target.describe(), topology.describe())))
     if isinstance(machine, str) and not problems:
-        problems.append(_assumed(elsewhere))
+        problems.append(
+            Problem(
+                "machine",
+                "loadkit",
+                "planned-elsewhere",
+                f"this plan is for {elsewhere}, with the packages that are installed here",
+                "load it there, where it is planned anew; nothing is loaded with it here",
+                severity="note",
+            )
+        )
     return Target(machine=target, topology=topology, elsewhere=elsewhere, problems=tuple(problems))
 
 
@@ -114,37 +110,26 @@ def _with_engine(topology: Topology, engine: str | None) -> Topology:
 
 def _with_splitting(topology: Topology, request: Request) -> tuple[Topology, list[Problem]]:
     """`tp_plan` or `tp_size` choose tensor parallelism where nobody named an engine, and go with FSDP2."""
-    plan, size = request.asked("tp_plan"), request.asked("tp_size")
-    if topology.engine == "tensor-parallel" or plan is not None or size is not None:
-        asked = next((a for a in (size, plan) if a is not None), None)
-        given = size.value if size is not None else topology.tp_size
-        chosen = given if size is not None or given > 1 else topology.world_size
-        if chosen < 1 or topology.world_size % chosen:
-            return topology, [_indivisible(chosen, topology.world_size)]
-        alone = topology.engine in ("none", "ddp", "tensor-parallel")
-        named = topology.read_from.get("engine", "")
-        source = named if asked is None or not alone else f"{asked.name} by {asked.by}"
-        if not alone and topology.engine != "fsdp2":
-            return topology, [_not_beside(asked.name if asked else "tp_plan", topology.engine)]
-        topology = msgspec.structs.replace(
-            topology,
-            engine="tensor-parallel" if alone else topology.engine,
-            tp_size=chosen,
-            read_from={**topology.read_from, **({"engine": source} if source else {})},
-        )
-    return topology, []
-
-
-def _no_engine(engine: str) -> Problem:
-    return _problem(
-        "unknown-engine",
-        f"engine={engine!r} was asked for, which isn't one{did_you_mean(engine, ENGINES)}",
-        f"the engines are {', '.join(ENGINES)}",
+    size = request.asked("tp_size")
+    asked = size or request.asked("tp_plan")
+    if asked is None and topology.engine != "tensor-parallel":
+        return topology, []
+    given = size.value if size is not None else topology.tp_size
+    chosen = given if size is not None or given > 1 else topology.world_size
+    if chosen < 1 or topology.world_size % chosen:
+        return topology, [_indivisible(chosen, topology.world_size)]
+    alone = topology.engine in ("none", "ddp", "tensor-parallel")
+    if not alone and topology.engine != "fsdp2":
+        return topology, [_not_beside(asked.name if asked else "tp_plan", topology.engine)]
+    named = topology.read_from.get("engine", "")
+    source = named if asked is None or not alone else f"{asked.name} by {asked.by}"
+    split = msgspec.structs.replace(
+        topology,
+        engine="tensor-parallel" if alone else topology.engine,
+        tp_size=chosen,
+        read_from={**topology.read_from, **({"engine": source} if source else {})},
     )
-
-
-def _no_nodes(nodes: int) -> Problem:
-    return _problem("nodes", f"nodes={nodes} was asked for", "give 1 or more")
+    return split, []
 
 
 def _indivisible(tp_size: int, world_size: int) -> Problem:
@@ -160,15 +145,4 @@ def _not_beside(name: str, engine: str) -> Problem:
         "tensor-parallel-beside-engine",
         f"{name} was asked for, and {engine} shares the weights among the processes in another way",
         f"launch without {engine}, or with FSDP2, beside which transformers splits layers; or leave {name} out",
-    )
-
-
-def _assumed(elsewhere: str) -> Problem:
-    return Problem(
-        "machine",
-        "loadkit",
-        "planned-elsewhere",
-        f"this plan is for {elsewhere}, with the packages that are installed here",
-        "load it there, where it is planned anew; nothing is loaded with it here",
-        severity="note",
     )

@@ -25,11 +25,7 @@ def asked_to_skip(request: Request) -> tuple[str, ...]:
 
 
 def check_quantization(context: Context, decided: Quantization | None) -> list[Problem]:
-    """What was asked about quantizing, and nobody took up.
-
-    Parameters:
-        decided: the decision; None where the weights stay as they are.
-    """
+    """What was asked about quantizing, and nobody took up."""
     return [
         *_unserved(context.request, decided),
         *_nothing_to_skip(context.request, decided),

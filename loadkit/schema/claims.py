@@ -101,38 +101,34 @@ def decide(
     """Conclude one stage: the strongest claim wins, whatever order the plugins registered in.
 
     Parameters:
-        stage: the stage's name.
-        claims: every claim made, in any order.
         option: the option by which a user settles this stage, named in a conflict's remedy.
         demands: what the user gave for this stage, such as "dtype='float16'": named instead where demands
             contradict each other.
 
     Returns:
-        A `Decision`; a `Problem` where the strongest claims disagree; None where nobody claimed.
+        A `Problem` where the strongest claims disagree; None where nobody claimed.
     """
     if not claims:
         return None
     ordered = sorted(claims, key=lambda c: (-c.claim.strength.rank, c.plugin, _canonical(c.claim.value)))
     top = ordered[0].claim.strength
     contenders = [c for c in ordered if c.claim.strength is top]
-    winner = contenders[0]
-    if any(_canonical(c.claim.value) != _canonical(winner.claim.value) for c in contenders):
+    plugin, winner = contenders[0]
+    others = [c for c in ordered if _canonical(c.claim.value) != _canonical(winner.value)]
+    if any(c.claim.strength is top for c in others):
         return _conflict(stage, contenders, option, demands)
     return Decision(
         stage=stage,
-        value=winner.claim.value,
-        plugin=winner.plugin,
-        because=winner.claim.because,
+        value=winner.value,
+        plugin=plugin,
+        because=winner.because,
         strength=top,
-        concurring=tuple(dict.fromkeys(c.plugin for c in contenders if c.plugin != winner.plugin)),
+        concurring=tuple(dict.fromkeys(c.plugin for c in contenders if c.plugin != plugin)),
         instead_of=tuple(
-            Overruled(
-                value=c.claim.value, plugin=c.plugin, because=c.claim.because, strength=c.claim.strength
-            )
-            for c in ordered
-            if c.claim.strength is not top and _canonical(c.claim.value) != _canonical(winner.claim.value)
+            Overruled(value=claim.value, plugin=name, because=claim.because, strength=claim.strength)
+            for name, claim in others
         ),
-        passed_over=winner.claim.passed_over,
+        passed_over=winner.passed_over,
     )
 
 

@@ -16,8 +16,7 @@ __all__ = ["LoadingAid", "Shortcut", "Stored"]
 
 
 class Shortcut(msgspec.Struct, frozen=True, kw_only=True):
-    """What will make a load faster, as things are while planning. It isn't part of the plan's digest: it says
-    how, not what.
+    """What will make a load faster, as things are while planning: how, not what, so no part of the digest.
 
     Parameters:
         plugin: who tells it.
@@ -47,7 +46,7 @@ class LoadingAid:
 
     The core asks `stored` first. Where no plugin has anything stored, it enters the aid, asks once more,
     calls `from_pretrained`, hands the model to `keep` and leaves the aid. Nothing here may raise: what fails
-    makes a load slower, and is told by `line`.
+    makes a load slower, and `line` says so.
     """
 
     line = ""
@@ -85,9 +84,6 @@ class LoadingAid:
         """
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """After it, whether that went well or not."""

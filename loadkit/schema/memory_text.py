@@ -9,7 +9,7 @@ from rich.text import Text
 from loadkit.text.units import size
 
 if TYPE_CHECKING:
-    from loadkit.schema.plans import Memory, RankMemory
+    from loadkit.schema.memory import Memory, RankMemory
 
 __all__ = ["memory_lines"]
 
@@ -30,8 +30,7 @@ def memory_lines(memory: Memory) -> Text:
     held = [part for part in parts if part[1]]
     lines = Text("".join(mark * max(1, round(BAR * count / memory.total)) for mark, count, _ in held))
     of = f" of the {size(memory.room)} of {memory.where}" if memory.room else ""
-    of = of if memory.per_rank is None else " in all"
-    lines.append(f"  {size(memory.total)}{of}")
+    lines.append(f"  {size(memory.total)}{of if memory.per_rank is None else ' in all'}")
     named = [f"{mark} {name} {size(count)}" for mark, count, name in held]
     for first in range(0, len(named), 2):
         lines.append("\n" + " · ".join(named[first : first + 2]), style="dim")

@@ -53,11 +53,9 @@ def _head(plan: Plan) -> Text:
         head.append(f"  (base {checkpoint.location})")
     if checkpoint.commit:
         head.append(f"  at {checkpoint.commit[:12]}")
-    weights = (
-        f"{size(checkpoint.weight_bytes)} in {checkpoint.tensors} tensors"
-        if checkpoint.tensors
-        else checkpoint.weight_format
-    )
+    weights = checkpoint.weight_format
+    if checkpoint.tensors:
+        weights = f"{size(checkpoint.weight_bytes)} in {checkpoint.tensors} tensors"
     about = f"\n{checkpoint.model_type}, {weights}; on {plan.machine}"
     about += f"; {plan.topology}" if plan.topology else ""
     about += f"; profile {plan.request.profile}" if plan.request.profile else ""

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 
 from loadkit.errors import LoadkitError, Problem
+from loadkit.schema.adapters import Adapter, Adapters
 from loadkit.schema.claims import Decision
 from loadkit.schema.loading_aids import Shortcut
+from loadkit.schema.memory import Memory
+from loadkit.schema.processing import Processing, Tokens
 from loadkit.schema.request import Request
 from loadkit.schema.stages import STAGES, stage_named
-from loadkit.schema.values import (
-    Adapter,
-    Adapters,
-    ModelClass,
-    Placement,
-    Preparation,
-    Processing,
-    Quantization,
-    Tokens,
-)
+from loadkit.schema.values import ModelClass, Placement, Preparation, Quantization
 from loadkit.text.suggest import did_you_mean
 
-__all__ = ["CheckpointSummary", "Memory", "Plan", "RankMemory"]
-
-T = TypeVar("T")
+__all__ = ["CheckpointSummary", "Plan"]
 
 KWARGS = "kwargs."
 
@@ -35,16 +27,12 @@ class CheckpointSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan keeps of the checkpoint: enough to load it again and to tell whether it is the same.
 
     Parameters:
-        source: what was asked for.
         location: what `from_pretrained` is given.
         kind: "folder" or "hub".
         revision: the revision asked for; "" for none.
         commit: the commit that serves everything; "" for a folder.
-        model_type: of its config.json.
         weight_bytes: bytes of its tensors, by the headers.
         weight_format: "safetensors" or "pickle".
-        tensors: how many tensors it has.
-        weight_files: the files that hold them.
     """
 
     source: str
@@ -59,85 +47,6 @@ class CheckpointSummary(msgspec.Struct, frozen=True, kw_only=True):
     weight_files: tuple[str, ...] = ()
 
 
-class RankMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """What one of several processes takes, in bytes, where an engine shares the model among them.
-
-    Parameters:
-        shared: which share of what each process holds, in words.
-        device: what holds it: an accelerator's name, or "the CPU".
-        weights: the model, adapters included.
-        gradients: of what trains.
-        optimizer: its state.
-        loading: the model on the device while it is loaded, before the engine divides it.
-        host_shared: bytes of the node's main memory that all its processes map from the same files, once for
-            all of them; the system can drop what isn't in use.
-        host_own: bytes of the node's main memory that its processes take for themselves while loading, all
-            together.
-        processes: how many processes a node has.
-        how: how they load, in a sentence.
-    """
-
-    shared: str
-    device: str
-    weights: int
-    gradients: int
-    optimizer: int
-    loading: int
-    host_shared: int
-    host_own: int
-    processes: int
-    how: str
-
-    @property
-    def total(self) -> int:
-        """Bytes of the share of model, gradients and optimizer's state."""
-        return self.weights + self.gradients + self.optimizer
-
-
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan takes, in bytes, estimated from the headers. Activations and a key-value cache come on top.
-
-    Parameters:
-        weights: dtype to bytes of what isn't quantized.
-        quantized: bytes of quantized data.
-        constants: bytes of scales and code books of the quantized data.
-        unquantized: for a quantized model, the reason to the bytes that stay as they are; largest first.
-        adapters: bytes of the adapters.
-        gradients: bytes of the gradients of what trains.
-        optimizer: bytes of the optimizer's state.
-        optim: the optimizer counted with, by transformers' name; "" where nothing trains.
-        unknown: parts whose size can't be told before loading, such as "adapters"; they count as nothing
-            here.
-        room: bytes that there are where the model goes; 0 where that isn't known, or an engine spreads the
-            model.
-        where: what has them: an accelerator's name, or "this machine".
-        per_rank: what each of several processes takes; None for a single one.
-    """
-
-    weights: dict[str, int] = {}
-    quantized: int = 0
-    constants: int = 0
-    unquantized: dict[str, int] = {}
-    adapters: int = 0
-    gradients: int = 0
-    optimizer: int = 0
-    optim: str = ""
-    unknown: tuple[str, ...] = ()
-    room: int = 0
-    where: str = ""
-    per_rank: RankMemory | None = None
-
-    @property
-    def model(self) -> int:
-        """Bytes of the loaded model with its adapters."""
-        return sum(self.weights.values()) + self.quantized + self.constants + self.adapters
-
-    @property
-    def total(self) -> int:
-        """Bytes of the model, its gradients and the optimizer's state."""
-        return self.model + self.gradients + self.optimizer
-
-
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What will be loaded, and who decided it.
 
@@ -148,8 +57,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         warnings: problems that don't stop the plan.
         machine: the machine planned for, in a line.
         topology: the processes planned for, in a line that is equal on all ranks; "" for a single process.
-        elsewhere: what the plan is for where it isn't the machine and launch that it was made in: it can't be
-            loaded here. "" here.
+        elsewhere: what the plan is for, where that isn't here: it can't be loaded here then; "" for here.
         plugins: the plugins that took part, name to version.
         memory: what it takes; None where that can't be told before loading.
         shortcuts: what will make the load faster, as things were while planning; no part of the digest.

@@ -54,10 +54,8 @@ def _shares(m: Measurements) -> str:
 def change_text(change: Change) -> str:
     """What a phase did, in a line."""
     many = f"{change.tensors} tensors" if change.tensors > 1 else change.example
-    held = {
-        "added": size(change.bytes_after),
-        "removed": size(change.bytes_before),
-    }.get(change.kind, f"{size(change.bytes_before)} → {size(change.bytes_after)}")
+    before, after = size(change.bytes_before), size(change.bytes_after)
+    held = {"added": after, "removed": before}.get(change.kind, f"{before} → {after}")
     return f"{change.phase}: {change.kind} {many}, {change.what}, {held}"
 
 

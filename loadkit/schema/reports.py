@@ -60,8 +60,7 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True):
         trainable: how many of them train.
         devices: device to bytes.
         footprint: bytes of all parameters, buffers and quantization constants.
-        unquantized: of a quantized model, the reason to the bytes that stay as they are, largest first;
-            adapters aside.
+        unquantized: of a quantized base, the reason to the bytes that stay as they are, largest first.
     """
 
     model_class: str
@@ -82,10 +81,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         findings: what the audit found, errors first.
         changes: what was done to the parameters after loading: upcast, resized, added.
         loading: what `from_pretrained` said of the weights.
-        seconds: phase to seconds, in order: "plan", "import", "processing", "load",
-            "comparison" (with the files), the phases that the plan has, "audit".
-        peak_memory: bytes: the process's highest resident set so far, and each accelerator's highest
-            allocation.
+        seconds: phase to seconds, in order: "plan", "import", "processing", "load", "comparison" (with the
+            files), the phases that the plan has, "audit".
+        peak_memory: bytes: the process's highest resident set so far, each accelerator's highest allocation.
         workarounds: what plugins did about faults of libraries, a line each.
         shortcuts: what made the load faster, a line each.
     """

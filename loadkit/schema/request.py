@@ -43,8 +43,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         source: a folder, a Hub id, or an adapter repository.
         profile: the profile's name, or the path of a profile file; "" for none.
-        options: the options in force, by name; a caller's option hides the recipe's, which hides the
-            profile's.
+        options: the options in force: a caller's hides the recipe's, which hides the profile's.
         hidden: options of the profile or recipe that were hidden so, for the plan to show.
         recipe: the recipe's file; "" for none.
         trainer_keys: keys of the recipe that are the trainer's.

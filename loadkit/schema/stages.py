@@ -7,28 +7,20 @@ from typing import Any
 
 import msgspec
 
-from loadkit.schema.values import (
-    Adapters,
-    ModelClass,
-    Placement,
-    Preparation,
-    Processing,
-    Quantization,
-    Tokens,
-)
+from loadkit.schema.adapters import Adapters
+from loadkit.schema.processing import Processing, Tokens
+from loadkit.schema.values import ModelClass, Placement, Preparation, Quantization
 
 __all__ = ["OWNED_KWARGS", "STAGES", "Stage", "stage_named"]
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """One stage of the pipeline.
+    """One stage of the pipeline; its hook is `loadkit_choose_NAME`.
 
     Parameters:
-        name: its name; its hook is `loadkit_choose_NAME`.
-        type: the type of its value.
         option: the option by which a user settles it.
         required: whether some plugin must claim.
-        kwargs: value to the keyword arguments of `from_pretrained` that it owns.
+        kwargs: its value to the keyword arguments of `from_pretrained` that it owns.
         owns: the names of those, and of the older spellings nobody else may pass.
     """
 

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadkit.schema.values import (
-    Adapter,
-    Adapters,
-    ModelClass,
-    Placement,
-    Preparation,
-    Processing,
-    Quantization,
-    Tokens,
-)
+from loadkit.schema.adapters import Adapter, Adapters
+from loadkit.schema.processing import Processing, Tokens
+from loadkit.schema.values import ModelClass, Placement, Preparation, Quantization
 
 __all__ = ["value_text"]
 
@@ -32,11 +25,8 @@ def value_text(value: Any) -> str:
             code = ", ".join(f"{name} {digest[:12]}" for name, digest in value.code.items())
             return f"{auto}{value.model_class}{part}{own}" + (f", running {code}" if code else "")
         case Quantization():
-            return (
-                f"{value.method} {value.bits:g}-bit"
-                + (" (stored)" if value.prequantized else "")
-                + _fields(_worth_saying(value))
-            )
+            stored = " (stored)" if value.prequantized else ""
+            return f"{value.method} {value.bits:g}-bit{stored}{_fields(_worth_saying(value))}"
         case Placement():
             device_map = value.device_map
             limits = f", at most {value.max_memory}" if value.max_memory else ""
@@ -76,10 +66,9 @@ def _adapter(value: Adapter) -> str:
 
 
 def _tokens(value: Tokens) -> str:
-    said = [
-        f"{role} {token}" for role, token in (("eos", value.eos_token), ("pad", value.pad_token)) if token
-    ]
-    added = [token for token in value.additional if token not in (value.eos_token, value.pad_token)]
+    roles = {"eos": value.eos_token, "pad": value.pad_token}
+    said = [f"{role} {token}" for role, token in roles.items() if token]
+    added = [token for token in value.additional if token not in roles.values()]
     said += [f"added {', '.join(added)}"] if added else []
     said += [f"rows a multiple of {value.pad_to_multiple_of}"] if value.pad_to_multiple_of else []
     return ", ".join(said) or "the tokenizer's own"
@@ -98,7 +87,6 @@ def _worth_saying(value: Quantization) -> dict[str, Any]:
 
 
 def _fields(fields: dict[str, Any]) -> str:
-    said = [
-        k if v is True else f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items()
-    ]
+    shown = {k: f"{v:g}" if isinstance(v, float) else v for k, v in fields.items()}
+    said = [k if v is True else f"{k}={v}" for k, v in shown.items()]
     return f" ({', '.join(said)})" if said else ""

@@ -7,23 +7,16 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 __all__ = [
-    "Adapter",
-    "Adapters",
     "Architecture",
     "Experimental",
     "HEADED_TASKS",
     "ModelClass",
-    "Opened",
-    "Packed",
     "Placement",
     "Preparation",
-    "Processing",
     "Quantization",
     "Support",
     "Supported",
-    "Tokens",
     "Unsupported",
-    "Vocabulary",
 ]
 
 
@@ -87,8 +80,8 @@ class ModelClass(msgspec.Struct, frozen=True, kw_only=True):
         auto_class: the transformers Auto class that resolves it; "" where a class is named outright.
         model_class: the class it resolves to: a bare name in transformers, or "module:Class".
         implementation: whose code it is.
-        config_key: the sub-config that the class takes ("text_config" for the text half of a
-            vision-language checkpoint); "" for the whole config.
+        config_key: the sub-config that the class takes ("text_config" of a vision-language checkpoint for its
+            text half); "" for the whole config.
         key_mapping: pattern to replacement for the checkpoint's tensor names, as `from_pretrained` takes it.
         config_class: "module:Class" of a configuration to register first; "" for transformers' own.
         code: the checkpoint's own Python files that may run, to their SHA-256; empty where none does.
@@ -122,36 +115,6 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     prequantized: bool = False
 
 
-class Packed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a quantized weight takes.
-
-    Parameters:
-        data: bytes of its codes.
-        constants: bytes of its scales and code books.
-        dtype: what the codes are packed in, by its name in torch: engines that shard parameters take floating
-            point only.
-    """
-
-    data: int
-    constants: int = 0
-    dtype: str = "uint8"
-
-
-class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """What a quantized parameter consists of. It lives while loading only, and is never stored.
-
-    Parameters:
-        data: the `torch.Tensor` of its codes.
-        constants: further tensors: scales, zero points, code books. None twice, and none that shares the
-            data's storage.
-        count: how many weights it stands for.
-    """
-
-    data: Any
-    constants: tuple[Any, ...] = ()
-    count: int
-
-
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Where the weights go.
 
@@ -182,10 +145,8 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
         input_gradients: let gradients flow from the embeddings (needed by reentrant checkpointing over a
             frozen base).
         training: leave the model in training mode; False leaves `eval()`.
-        float32_norms: whether k-bit preparation keeps norms in float32; engines that shard parameters want
-            one dtype.
-        norms_left: norms that k-bit preparation leaves in the dtype of the weights, as the ends of their
-            paths: the model casts to their dtype.
+        float32_norms: whether k-bit preparation keeps norms in float32; engines that shard want one dtype.
+        norms_left: ends of the paths of norms left in the weights' dtype, as the model casts to theirs.
     """
 
     kbit: bool = False
@@ -195,110 +156,3 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     training: bool = False
     float32_norms: bool = True
     norms_left: tuple[str, ...] = ()
-
-
-class Processing(msgspec.Struct, frozen=True, kw_only=True):
-    """The tokenizer or processor that goes with the model.
-
-    Parameters:
-        kind: which Auto class loads it; "none" for a checkpoint without one.
-        source: where it is loaded from: a folder or a repository id.
-        revision: the commit of that repository; "" for a folder.
-        processing_class: "module:Class" where a plugin registered one.
-        chat_template: a template to set; None keeps its own.
-        template_origin: where that template comes from: a file, a checkpoint, or a plugin's architecture; ""
-            where it was given as text.
-        padding_side: "left" or "right"; None keeps its own.
-        options: further keyword arguments of its `from_pretrained`.
-    """
-
-    kind: Literal["tokenizer", "processor", "none"]
-    source: str = ""
-    revision: str = ""
-    processing_class: str = ""
-    chat_template: str | None = None
-    template_origin: str = ""
-    padding_side: Literal["left", "right"] | None = None
-    options: dict[str, Any] = {}
-
-
-class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """The special tokens, and what they ask of the embeddings.
-
-    Parameters:
-        eos_token: the token that ends a text; None keeps the tokenizer's own.
-        pad_token: the token that fills up a batch; None keeps the tokenizer's own.
-        additional: special tokens to add where the vocabulary lacks them, the two above included where they
-            are new.
-        pad_to_multiple_of: embedding rows are made a multiple of it when tokens are added; None for no
-            padding.
-    """
-
-    eos_token: str | None = None
-    pad_token: str | None = None
-    additional: tuple[str, ...] = ()
-    pad_to_multiple_of: int | None = None
-
-
-class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a loaded tokenizer's vocabulary asks of the model.
-
-    Parameters:
-        size: one more than its highest id.
-        new_tokens: the tokens that loadkit added, to their ids.
-        special_ids: "bos_token_id", "eos_token_id", "pad_token_id" to the id; None where the tokenizer has
-            none.
-        rows: rows that the embeddings must have at least, because an adapter was saved with so many; 0 for no
-            demand.
-    """
-
-    size: int
-    new_tokens: dict[str, int] = {}
-    special_ids: dict[str, int | None] = {}
-    rows: int = 0
-
-
-class Adapter(msgspec.Struct, frozen=True, kw_only=True):
-    """A PEFT adapter: a new one by its options, or an existing one by its source.
-
-    Parameters:
-        name: the adapter's name in the model.
-        peft_type: "LORA" or another of PEFT's types.
-        options: fields of that type's PEFT config, as plain data.
-        source: folder or repository of an existing adapter; "" for a new one.
-        revision: its commit; "" for a folder.
-        trainable: whether its parameters train.
-        dtype: dtype of its parameters.
-        exclude_vision: leave the towers of a multimodal model other than the text one alone.
-        new_tokens: for a new one: train the embedding rows of the tokens that were added, the pad token's
-            aside.
-        embedding_rows: rows that the embeddings must have because an existing adapter was saved with so many;
-            0 for no demand.
-    """
-
-    name: str = "default"
-    peft_type: str = "LORA"
-    options: dict[str, Any] = {}
-    source: str = ""
-    revision: str = ""
-    trainable: bool = True
-    dtype: str = "float32"
-    exclude_vision: bool = True
-    new_tokens: bool = False
-    embedding_rows: int = 0
-
-
-class Adapters(msgspec.Struct, frozen=True, kw_only=True):
-    """The adapters of a model, and what becomes of them.
-
-    Parameters:
-        members: one or several, in the order in which they are attached.
-        active: the name of the one that is on.
-        merge: work the active one into the weights of the base, and return a bare model.
-        dequantize: turn a quantized base back into floating point before merging.
-    """
-
-    members: tuple[Adapter, ...]
-    active: str = "default"
-    merge: bool = False
-    dequantize: bool = False

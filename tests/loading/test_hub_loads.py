@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from forks import Forks
 from hub_server import Fault, HubServer
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -408,8 +407,21 @@ def test_a_connection_that_always_breaks_is_told(
     assert WEIGHTS not in blobs(cache)
 
 
+LOAD_A_PLAN = """
+import os, sys
+from pathlib import Path
+import pytest
+from hub_server import point_to
+import loadkit
+
+with pytest.MonkeyPatch.context() as patch:
+    point_to(patch, os.environ["HF_ENDPOINT"], Path(os.environ["HF_HOME"]))
+    loadkit.load(loadkit.Plan.from_json(Path(sys.argv[1]).read_text()))
+"""
+
+
 def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(
-    hub: HubServer, tiny: Tiny, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, tiny: Tiny, forks: Forks, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = sharded(tiny("mistral"), tmp_path / "m")
     first, second, third = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -418,23 +430,16 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(
     (tmp_path / "plan.json").write_text(plan.to_json())
     hub.answers.clear()
     hub.faults += [Fault(f"/{name}", ("GET",), times=-1, pause=1) for name in (second, third)]
-    code = "import loadkit, sys; loadkit.load(loadkit.Plan.from_json(open(sys.argv[1]).read()))"
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(cache.parent), "HF_HUB_OFFLINE": "0"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "plan.json")],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    environ = {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache.parent), "HF_HUB_OFFLINE": "0"}
+    process = forks.start(LOAD_A_PLAN, tmp_path / "plan.json", environ=environ)
     try:
-        while process.poll() is None and not (
+        while process.returncode is None and not (
             first in blobs(cache) and hub.bytes_of(second) and hub.bytes_of(third)
         ):
             time.sleep(0.01)
-        assert process.poll() is None
+        assert process.returncode is None
     finally:
         process.kill()
-        process.wait()
     assert list(cache.glob("models--*/blobs/*.incomplete"))  # it was in the middle
     assert not {second, third} & blobs(cache)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

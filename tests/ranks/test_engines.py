@@ -14,6 +14,8 @@ from ranks.launch import launch
 
 import loadkit
 
+pytestmark = pytest.mark.xdist_group("ranks-engines")  # they share a launch
+
 CASES = [
     "ddp full",
     "ddp lora",

@@ -14,41 +14,37 @@ from contextlib import contextmanager
 __all__ = ["pause_gc"]
 
 _lock = threading.Lock()
-_resting = 0
-"""Blocks under way, of all threads: the last one to end wakes the collector."""
+_pauses = 0
+"""Blocks under way, of all threads: the last one to end turns the collector on again."""
 _was_on = False
 
 
 @contextmanager
 def pause_gc() -> Iterator[None]:
-    """Keep the garbage collector from running by itself until the block ends; one that was switched off
-    before stays so.
+    """Keep the garbage collector from running by itself until the block ends; one that is off stays off.
 
-    Nothing may be waited for in the block: the garbage of other threads stays as long. `gc.collect()` works
-    as ever.
+    Nothing may be waited for in the block: the garbage of other threads stays as long. `gc.collect()` works.
     """
-    global _resting, _was_on
+    global _pauses, _was_on
     with _lock:
-        if not _resting:
+        if not _pauses:
             _was_on = gc.isenabled()
             gc.disable()
-        _resting += 1
+        _pauses += 1
     try:
         yield
     finally:
         with _lock:
-            _resting -= 1
-            if not _resting and _was_on:
+            _pauses -= 1
+            if not _pauses and _was_on:
                 _age()
                 gc.enable()
 
 
 def _age() -> None:
-    """Put all objects into the oldest generation, unseen: else the collector would go through them as soon as
-    it wakes.
+    """Put all objects into the oldest generation, unseen: else the collector would go through them at once.
 
-    That is what freezing does, and thawing puts them back; nothing stays frozen. Whoever froze objects before
-    has a reason: theirs stay.
+    Freezing and thawing does that; nothing stays frozen but what somebody froze before, with a reason.
     """
     if not gc.get_freeze_count():
         gc.freeze()

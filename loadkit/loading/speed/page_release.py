@@ -1,5 +1,4 @@
-"""Give memory back while a checkpoint is quantized, and after it: pages of weight files that were read, and
-what malloc keeps.
+"""Give memory back while a checkpoint is quantized: pages of weight files that were read, what malloc keeps.
 
 transformers maps a weight file and quantizes tensor after tensor out of it. The pages that it has read stay
 in the process for as long as one tensor of that file isn't quantized (the embeddings, say): all of the file
@@ -9,7 +8,6 @@ any time and are still in the page cache.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -32,12 +30,9 @@ _PAGE = mmap.PAGESIZE
 
 
 class Mapping(NamedTuple):
-    """A weight file, or a part of it, in this process's memory.
+    """A weight file, or a part of it, in this process's memory, up to but not with the address `end`.
 
-    Parameters:
-        start: its first address.
-        end: the address behind its last one.
-        changed: whether a page was written: it is then the process's own, and would be lost.
+    Where it is `changed`, a page was written: that is the process's own, and would be lost.
     """
 
     start: int
@@ -66,8 +61,8 @@ def release(mappings: Sequence[Mapping], kept: Sequence[tuple[int, int]]) -> int
     """Hand the pages of mappings back to the system; who reads them again gets them from the page cache.
 
     Parameters:
-        mappings: what to hand back; one with a page that was written is left alone.
-        kept: first and last-but-one addresses of the tensors that stay, whose pages stay too.
+        mappings: what to hand back; one with a page that was written stays.
+        kept: the tensors that stay, whose pages stay too: first addresses, and those behind the last.
 
     Returns:
         The bytes of address space that were handed back.
@@ -79,10 +74,8 @@ def release(mappings: Sequence[Mapping], kept: Sequence[tuple[int, int]]) -> int
         if mapping.changed or libc is None:
             continue
         at = mapping.start
-        for start, end in [
-            *((a, b) for a, b in ends if b > mapping.start and a < mapping.end),
-            (mapping.end,) * 2,
-        ]:
+        inside = [(a, b) for a, b in ends if b > mapping.start and a < mapping.end]
+        for start, end in [*inside, (mapping.end, mapping.end)]:
             if start > at:
                 libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(start - at), mmap.MADV_DONTNEED)
                 total += start - at
@@ -91,17 +84,15 @@ def release(mappings: Sequence[Mapping], kept: Sequence[tuple[int, int]]) -> int
 
 
 def trim() -> None:
-    """Have glibc hand back what it keeps of freed memory; other C libraries are left alone."""
+    """Have glibc hand back what it keeps of freed memory; other C libraries aren't asked."""
     libc = _libc()
-    with contextlib.suppress(AttributeError):
-        if libc is not None:
-            libc.malloc_trim(0)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 @contextmanager
 def released_while_loading(paths: Sequence[Path]) -> Iterator[None]:
-    """Release, while a model is quantized out of weight files, the pages that were read, and trim what is
-    left at the end.
+    """Release the pages that were read while a model is quantized out of weight files, and trim at the end.
 
     torch tells of each parameter that a module gets. One that lies in a file itself stays as it is, and so do
     its pages; of the others the file's pages aren't needed any more. It is the thread that loads which

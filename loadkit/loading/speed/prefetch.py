@@ -15,26 +15,20 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 from loadkit.cache.cache_folder import cache_folder
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["CHUNK", "SHARE", "ReadAhead", "missing_bytes", "room"]
 
 CHUNK = 4 * 2**20
-"""Bytes of one read: little enough to stop soon, enough for a disk's full speed."""
+"""Bytes of one read: enough for a disk's full speed."""
 
 SHARE = 0.5
 """How much of the available memory may be filled; the model needs some too."""
 
 
 class ReadAhead:
-    """A thread that reads files into the page cache. It starts at once, never raises, and ends with the
-    process.
+    """A thread that reads files into the page cache. It starts at once, never raises, ends with the process.
 
     Parameters:
         paths: the files, in the order in which they will be needed.
@@ -50,27 +44,14 @@ class ReadAhead:
         self._paths = tuple(paths)
         self._locks = lock_folder
         self._available = available
-        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loadkit-read-ahead", daemon=True)
         if sys.platform == "linux" and self._paths:
             self._thread.start()
-
-    def stop(self) -> None:
-        """End after the chunk that is being read."""
-        self._stopped.set()
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until all is read, at most so many seconds."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):  # what fails here costs time only: the loader reads for itself
@@ -92,25 +73,18 @@ class ReadAhead:
             about = os.fstat(file)
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"{about.st_dev:x}-{about.st_ino:x}.lock").open("w") as lock:
-                fcntl.flock(
-                    lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # held by another: BlockingIOError, an OSError
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by another: an OSError
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-                while not self._stopped.is_set() and (got := os.readv(file, [buffer])):
+                while got := os.readv(file, [buffer]):
                     self.read += got
         finally:
             os.close(file)
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes of a file aren't in memory.
+    """How many bytes of a file aren't in memory; 0 where the system can't tell, or won't.
 
-    Returns:
-        Bytes; 0 where the system can't tell, or won't: of a file that this user may only read, Linux says
-        that all is there.
-
-    Raises:
-        OSError: the file can't be opened.
+    Of a file that this user may only read, Linux says that all is there.
     """
     size = path.stat().st_size
     if sys.platform != "linux" or not size:

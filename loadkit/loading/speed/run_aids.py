@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from loadkit.cache.entries import Entries
 from loadkit.errors import LoadError, LoadkitError, PluginError
@@ -18,14 +18,7 @@ from loadkit.schema.loading_aids import LoadingAid, Stored
 from loadkit.schema.plans import Plan
 from loadkit.schema.request import Progress
 
-__all__ = ["NO_AIDS", "Aids", "PluginAid", "Ready", "gather_aids", "with_aids"]
-
-
-class PluginAid(NamedTuple):
-    """An aid, and the plugin that it comes from."""
-
-    plugin: str
-    aid: LoadingAid
+__all__ = ["NO_AIDS", "Aids", "Ready", "gather_aids", "with_aids"]
 
 
 class Ready(NamedTuple):
@@ -37,14 +30,9 @@ class Ready(NamedTuple):
 
 
 class Aids(NamedTuple):
-    """The aids of one load.
+    """The aids of one load, sorted by plugin, and the first that has something stored."""
 
-    Parameters:
-        every: all of them, sorted by plugin.
-        ready: the first that has something stored; None where nothing is.
-    """
-
-    every: tuple[PluginAid, ...] = ()
+    every: tuple[tuple[str, LoadingAid], ...] = ()
     ready: Ready | None = None
 
 
@@ -52,28 +40,15 @@ NO_AIDS = Aids()
 
 
 def gather_aids(plan: Plan, facts: LoadFacts, manager: PluginManager, progress: Progress) -> Aids:
-    """Ask every plugin for an aid, and the aids for what lies ready.
-
-    It needs no torch: what is stored can be read while that is imported.
-
-    Raises:
-        PluginError: a plugin raised, or answered something else.
-    """
-    hook = hooks.loadkit_shorten_loading
+    """Ask plugins for aids, and the aids for what lies ready, which can be read while torch is imported."""
+    hook: Callable[..., Any] = hooks.loadkit_shorten_loading
+    about = {"identity": facts.fingerprint, "machine": facts.machine, "entries": Entries()}
     aids = []
-    for plugin, aid in manager.answers(
-        hook,
-        plan=plan,
-        identity=facts.fingerprint,
-        machine=facts.machine,
-        entries=Entries(),
-        progress=progress,
-    ):
+    for plugin, aid in manager.answers(hook, plan=plan, progress=progress, **about):
         if not isinstance(aid, LoadingAid):
-            raise PluginError(
-                plugin, f"it answered {aid!r}; this hook returns a LoadingAid, or None", hook=hook.__name__
-            )
-        aids.append(PluginAid(plugin, aid))
+            fault = f"it answered {aid!r}; this hook returns a LoadingAid, or None"
+            raise PluginError(plugin, fault, hook=hook.__name__)
+        aids.append((plugin, aid))
     return Aids(tuple(aids), next(_ready(aids), None))
 
 
@@ -91,10 +66,6 @@ def with_aids(
             another process mustn't keep that one waiting.
         load: loads the checkpoint from the files that were fetched.
         read: loads what is stored.
-
-    Raises:
-        PluginError: an aid raised.
-        LoadError: the checkpoint couldn't be loaded.
     """
     loaded = None if aids.ready is None else _proved(aids.ready, read)
     if loaded is None:
@@ -118,7 +89,7 @@ def with_aids(
     return loaded._replace(shortcuts=lines)
 
 
-def _ready(aids: Sequence[PluginAid]) -> Iterator[Ready]:
+def _ready(aids: Sequence[tuple[str, LoadingAid]]) -> Iterator[Ready]:
     """What lies ready, aid by aid."""
     for plugin, aid in aids:
         with _named(plugin):

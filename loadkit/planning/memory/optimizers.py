@@ -50,22 +50,13 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 
 
 def optimizer_bytes(trained: Sequence[Weight], name: str) -> int:
-    """Bytes of an optimizer's state after its first step.
-
-    Parameters:
-        trained: what trains, in the dtype that it trains in.
-        name: a key of `OPTIMIZERS`; another one counts as AdamW.
-    """
+    """Bytes of an optimizer's state after its first step; one that isn't in `OPTIMIZERS` counts as AdamW."""
     rule = OPTIMIZERS.get(name, OPTIMIZERS["adamw_torch"])
     total = 0.0
     for weight in trained:
         if rule.factored:
-            rows = (
-                sum(weight.shape[-2:]) * math.prod(weight.shape[:-2])
-                if len(weight.shape) > 1
-                else weight.count
-            )
-            total += 4 * rows
+            matrix, shape = len(weight.shape) > 1, weight.shape
+            total += 4 * (sum(shape[-2:]) * math.prod(shape[:-2]) if matrix else weight.count)
         elif rule.small is not None and weight.count < PACKED_FROM:
             total += rule.small * weight.count
         else:

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from loadkit.facts.context import Context
 from loadkit.facts.library.tp_plan import is_split
 from loadkit.facts.library.weight_roles import Weight
-from loadkit.schema.plans import Memory, Plan, RankMemory
-from loadkit.schema.values import Packed
+from loadkit.schema.memory import Memory, RankMemory
+from loadkit.schema.plans import Plan
+from loadkit.schema.quantized_weights import Packed
 
-__all__ = ["share"]
+__all__ = ["Kept", "share"]
+
+
+class Kept(NamedTuple):
+    """A weight that isn't quantized, with its dtype and its bytes in memory."""
+
+    weight: Weight
+    dtype: str
+    nbytes: int
 
 
 def share(
-    context: Context,
-    plan: Plan,
-    memory: Memory,
-    kept: Sequence[tuple[Weight, str, int]],
-    packed: Mapping[str, Packed],
+    context: Context, plan: Plan, memory: Memory, kept: Sequence[Kept], packed: Mapping[str, Packed]
 ) -> RankMemory | None:
-    """Divide an estimate among the processes.
-
-    Parameters:
-        memory: what all of it takes once.
-        kept: every weight that isn't quantized, its dtype and its bytes in memory.
-        packed: what is quantized.
-
-    Returns:
-        What each process and each node takes; None for a single process without an engine.
-    """
+    """Divide an estimate of it all among the processes; None for a single process without an engine."""
     topology = context.topology
     if not topology.distributed and topology.engine == "none":
         return None
@@ -44,7 +41,9 @@ def share(
     ratio = held / memory.model if in_full and memory.model else 1.0
     states = world if topology.engine in ("zero1", "zero2") else shards
     weights = whole + -(-(held - whole) // shards)
-    placed = _placed_before_sharding(context, plan)
+    # A quantized base goes to each rank's device whole, and is divided there (transformers 5.23: the
+    # quantizers' `update_device_map`).
+    placed = topology.shards_parameters and plan.quantization is not None
     each = _own_copy(context, plan, memory, kept, weights)
     return RankMemory(
         shared=_shared(world, splits, shards, topology.engine),
@@ -61,35 +60,20 @@ def share(
 
 
 def _stays_whole(context: Context, memory: Memory, packed: Mapping[str, Packed]) -> int:
-    """What an engine that shards parameters leaves on every rank: the constants of quantized weights, which
-    aren't parameters, and weights packed as integers, which accelerate leaves out of FSDP2 (accelerate 1.15:
-    `fsdp2_prepare_model`)."""
+    """What engines that shard parameters leave on every rank: quant states, which aren't parameters, and what
+    is packed as integers, under FSDP2 (accelerate 1.15: `fsdp2_prepare_model`)."""
     if not context.topology.shards_parameters:
         return 0
     integers = sum(p.data for p in packed.values() if "int" in p.dtype)
     return memory.constants + (integers if context.topology.engine == "fsdp2" else 0)
 
 
-def _placed_before_sharding(context: Context, plan: Plan) -> bool:
-    """A quantized base goes to the device whole, on every rank, and is divided afterwards (transformers 5.23:
-    the quantizers' `update_device_map`)."""
-    return context.topology.shards_parameters and plan.quantization is not None
-
-
-def _own_copy(
-    context: Context,
-    plan: Plan,
-    memory: Memory,
-    kept: Sequence[tuple[Weight, str, int]],
-    weights: int,
-) -> int:
+def _own_copy(context: Context, plan: Plan, memory: Memory, kept: Sequence[Kept], weights: int) -> int:
     """Host memory that one process takes for itself while loading: what isn't a view of the mapped file."""
     topology = context.topology
     on_host = context.machine.kind == "cpu"
     cast = sum(count for weight, dtype, count in kept if weight.dtype != dtype)
-    if topology.splits_layers:
-        return weights if on_host else 0
-    if topology.engine == "zero3" and plan.quantization is None:
+    if topology.splits_layers or (topology.engine == "zero3" and plan.quantization is None):
         return weights if on_host else 0
     if on_host:
         written = plan.preparation.training and plan.adapters is None and plan.quantization is None
@@ -99,16 +83,13 @@ def _own_copy(
 
 def _shared(world: int, splits: int, shards: int, engine: str) -> str:
     """Which share of what each process holds, in words."""
-    parts = []
-    if splits > 1:
-        parts.append(f"1/{splits} of the layers that are split, the rest whole")
-    if shards > 1:
-        parts.append(f"1/{shards} of weights, gradients and optimizer")
-    if engine == "zero1":
-        parts.append(f"weights and gradients whole, 1/{world} of the optimizer")
-    if engine == "zero2":
-        parts.append(f"weights whole, 1/{world} of gradients and optimizer")
-    return "; of those ".join(parts) or "everything whole"
+    parts = {
+        f"1/{splits} of the layers that are split, the rest whole": splits > 1,
+        f"1/{shards} of weights, gradients and optimizer": shards > 1,
+        f"weights and gradients whole, 1/{world} of the optimizer": engine == "zero1",
+        f"weights whole, 1/{world} of gradients and optimizer": engine == "zero2",
+    }
+    return "; of those ".join(part for part, holds in parts.items() if holds) or "everything whole"
 
 
 def _how(context: Context, plan: Plan, placed: bool, own: bool) -> str:
@@ -120,9 +101,6 @@ def _how(context: Context, plan: Plan, placed: bool, own: bool) -> str:
         return "rank 0 reads the files, and DeepSpeed divides each parameter as it is loaded"
     if placed:
         return "every rank puts the whole quantized base on its device, then the engine divides it"
-    once = ""
-    if topology.reads_once:
-        once = "; the engine then takes rank 0's, though transformers 5.23 reads them on every rank"
-    if own:
-        return f"every rank maps the same files, and makes its own copy of what is cast, quantized or written{once}"
-    return f"every rank maps the same files{once}"
+    copies = ", and makes its own copy of what is cast, quantized or written" if own else ""
+    once = "; the engine then takes rank 0's, though transformers 5.23 reads them on every rank"
+    return f"every rank maps the same files{copies}{once if topology.reads_once else ''}"

@@ -103,10 +103,3 @@ def test_what_cant_be_read_stops_nothing(cold: Path, tmp_path: Path) -> None:
     nowhere.wait(60)
     assert nowhere.read == 0
     assert ReadAhead([]).read == 0
-
-
-def test_it_can_be_stopped(cold: Path, tmp_path: Path) -> None:
-    with ReadAhead([cold], lock_folder=tmp_path / "locks") as ahead:
-        pass
-    ahead.wait(60)
-    assert ahead.read <= SIZE

@@ -8,7 +8,7 @@ import pytest
 from examples import A100, CPU, checkpoint, planned, problems
 
 from loadkit.plugins import TensorHeader
-from loadkit.schema.values import Adapter
+from loadkit.schema.adapters import Adapter
 
 
 def tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, TensorHeader]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from examples import A100, CPU, PACKAGES, planned
+from forks import Forks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,8 +34,8 @@ FAST = msgspec.structs.replace(CPU, packages=NUMBA)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
+def folder(kernels: Path) -> Path:
+    return kernels
 
 
 @pytest.fixture
@@ -332,7 +331,10 @@ SERVE = """
 import logging, sys, pathlib, warnings
 logging.disable(logging.WARNING)
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "This process", DeprecationWarning)
 import torch, bitsandbytes
+from numba.core import config
+config.reload_config()  # it may have been imported before
 from loadkit_plugins.cpu_kernels import operators, register
 with register.registered(operators.FOUR_BIT, pathlib.Path(sys.argv[1]), print) as refused:
     print("refused:", refused)
@@ -350,18 +352,22 @@ assert torch.equal(found[0], own[0]) and torch.equal(found[1], own[1])
 """
 
 
-def in_a_process(folder: Path, *more: str, **environ: str) -> list[str]:
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", SERVE, str(folder), *more],
-        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environ},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+Serve = Callable[..., list[str]]
 
 
-def test_code_is_compiled_once_and_kept(tmp_path: Path) -> None:
+@pytest.fixture
+def in_a_process(forks: Forks) -> Serve:
+    """Serves in a process of its own; what it says, line by line."""
+
+    def serve(folder: Path, *more: str, **environ: str) -> list[str]:
+        done = forks.run(SERVE, folder, *more, environ=environ)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return serve
+
+
+def test_code_is_compiled_once_and_kept(tmp_path: Path, in_a_process: Serve) -> None:
     """Other damage than this is numba's own to notice: the code is made again in memory."""
     assert in_a_process(tmp_path / "kept") == ["compiling kernels for this processor", "refused: "]
     assert in_a_process(tmp_path / "kept") == ["refused: "]
@@ -370,7 +376,7 @@ def test_code_is_compiled_once_and_kept(tmp_path: Path) -> None:
     assert in_a_process(tmp_path / "kept")[-1] == "refused: "
 
 
-def test_code_that_cannot_be_kept_is_compiled_in_memory(tmp_path: Path) -> None:
+def test_code_that_cannot_be_kept_is_compiled_in_memory(tmp_path: Path, in_a_process: Serve) -> None:
     (tmp_path / "file").write_text("no folder")
     said = in_a_process(tmp_path / "file" / "kernels", "fork")
     assert said == ["compiling kernels for this processor", "refused: ", "child: 0"]

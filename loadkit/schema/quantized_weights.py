@@ -1,0 +1,37 @@
+"""What quantized weights take, and what they consist of once they are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = ["Opened", "Packed"]
+
+
+class Packed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a quantized weight takes.
+
+    Parameters:
+        data: bytes of its codes.
+        constants: bytes of its scales and code books.
+        dtype: what the codes are packed in, by torch's name: engines that shard parameters take floats only.
+    """
+
+    data: int
+    constants: int = 0
+    dtype: str = "uint8"
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """What a quantized parameter consists of. It lives while loading only, and is never stored.
+
+    Parameters:
+        data: the `torch.Tensor` of its codes.
+        constants: scales, zero points, code books: none twice, and none that shares the data's storage.
+        count: how many weights it stands for.
+    """
+
+    data: Any
+    constants: tuple[Any, ...] = ()
+    count: int
