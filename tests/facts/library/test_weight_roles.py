@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from examples import GEMMA3, MISTRAL, checkpoint
+from examples import GEMMA3, checkpoint
 
 from loadkit import Checkpoint, ModelClass, Weight
 from loadkit.facts.library.index import read_library
@@ -97,4 +97,3 @@ def test_weights_whose_values_the_model_uses_itself_are_known() -> None:
     assert "Gemma3nTextAltUp.prediction_coefs" in direct("gemma3n_text")
     assert "Pix2StructVisionMlp.wo" in direct("pix2struct")  # casts to its dtype, which is uint8 then
     assert direct("mistral") == direct("llama") == direct("qwen2") == set()
-    assert MISTRAL["model_type"] == "mistral"
