@@ -26,14 +26,16 @@ DOOR = "plugins"
 """The module of loadkit that is for plugins."""
 
 OPENING = {"importer": "loadkit.facts.checkpoint.open_source", "imported": "loadkit.facts.hub.repository"}
-"""The one import against the grain inside a room: a source is opened as a folder or as a repository, whose files are a checkpoint's."""
+"""The one import against the grain inside a room: a source is opened as a folder or as a repository, whose
+files are a checkpoint's."""
 
 LONGEST, MEDIAN = 350, 110
 LONG = {LOADKIT / "hooks" / "hookspecs.py"}
 """The manual of the hooks, which is read as one."""
 
 
-# --- What lies where -------------------------------------------------------------------------------------------------
+# --- What lies where
+# -------------------------------------------------------------------------------------------------
 
 
 def children(package: Path) -> set[str]:
@@ -49,7 +51,8 @@ def rooms(package: Path) -> set[str]:
 
 
 def top_folders() -> set[str]:
-    """The folders that git knows, or in an unpacked sdist those that are there but for what building leaves."""
+    """The folders that git knows, or in an unpacked sdist those that are there but for what building
+    leaves."""
     if (ROOT / ".git").exists() and shutil.which("git"):
         listed = subprocess.run(
             ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -73,7 +76,8 @@ def test_every_room_has_its_tests(place: str) -> None:
     assert rooms(LOADKIT / place) - tested == set()
 
 
-# --- Contracts name every room -----------------------------------------------------------------------------------------
+# --- Contracts name every room
+# -----------------------------------------------------------------------------------------
 
 
 def contract(**fields: object) -> dict[str, Any]:
@@ -100,7 +104,8 @@ def test_every_plugin_is_independent() -> None:
     assert {name.partition(".")[2] for name in plugins} <= children(PLUGINS)
 
 
-# --- No circles ----------------------------------------------------------------------------------------------------------
+# --- No circles
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +157,8 @@ def test_a_circle_is_seen(graph: grimp.ImportGraph) -> None:
     assert "loadkit.schema" in among_children(graph, "loadkit")["loadkit.planning"]
 
 
-# --- Modules -----------------------------------------------------------------------------------------------------------
+# --- Modules
+# -----------------------------------------------------------------------------------------------------------
 
 
 def modules() -> dict[Path, int]:

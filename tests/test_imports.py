@@ -44,7 +44,8 @@ heavy = set(heavy)
 exec(before, {})
 print(json.dumps({code: asked(code) for code in codes}))
 """
-"""Runs each code in a process of its own, forked off one that has run nothing but `before`: what of the heavy it imports."""
+"""Runs each code in a process of its own, forked off one that has run nothing but `before`: what of the heavy
+it imports."""
 
 
 def imported(before: str, codes: list[str]) -> dict[str, dict[str, object]]:
@@ -77,7 +78,8 @@ def test_heavy_libraries_are_left_out(tiny: Callable[..., Path]) -> None:
 
 
 def test_loading_imports_what_a_decision_uses(tiny: Callable[..., Path], kernels: Path) -> None:
-    """transformers 5.23 imports accelerate itself, whatever it loads, and peft 0.21 imports bitsandbytes where it is installed. numba is for quantizing on a CPU."""
+    """transformers 5.23 imports accelerate itself, whatever it loads, and peft 0.21 imports bitsandbytes
+    where it is installed. numba is for quantizing on a CPU."""
     always = ["accelerate", "torch", "transformers"]
     uses = {
         "inference": [],
