@@ -1,4 +1,4 @@
-"""engines: what DDP, FSDP and DeepSpeed need of a model, told before it is loaded."""
+"""engines: what DDP, FSDP and DeepSpeed need of a model, checked before it is loaded."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _devices(context: Context) -> Iterator[Problem]:
 def _dtypes(context: Context, plan: Plan) -> Iterator[Problem]:
     """Parameters that transformers keeps in float32 beside the others.
 
-    FSDP1 flattens each unit into one parameter of one dtype; FSDP2 wants one dtype of what trains in a unit (torch 2.13:
-    `_flat_param.py`, `_fsdp_param_group.py`).
+    FSDP1 flattens each unit into one parameter of one dtype; FSDP2 wants one dtype of what trains in a unit
+    (torch 2.13: `_flat_param.py`, `_fsdp_param_group.py`).
     """
     memory, engine = plan.memory, context.topology.engine
     others = {dtype: n for dtype, n in memory.weights.items() if dtype != plan.dtype and n} if memory else {}

@@ -1,6 +1,6 @@
 """prequantized: a checkpoint that is stored quantized is loaded as it is stored, whatever its method.
 
-Which method that is, the file says; so this is one rule for all of them, and needs none of the plugins that quantize. Those look after
+Which method that is, the file says: one rule for all, without the plugins that quantize. Those look after
 checkpoints of their own method: what of their options contradicts one, what it takes, what came of it.
 """
 
@@ -11,14 +11,7 @@ from typing import Any
 
 from loadkit import Checkpoint, Claim, Context, ModelClass, Plan, Problem, Quantization, Strength, hookimpl
 
-WIDTHS: Mapping[str, float] = {
-    "fp8": 8,
-    "fbgemm_fp8": 8,
-    "finegrained_fp8": 8,
-    "mxfp4": 4,
-    "nvfp4": 4,
-    "bitnet": 2,
-}
+WIDTHS = {"fp8": 8, "fbgemm_fp8": 8, "finegrained_fp8": 8, "mxfp4": 4, "nvfp4": 4, "bitnet": 2}
 """Bits a weight of the methods whose name says it."""
 
 
@@ -41,20 +34,16 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
         return []
     method = asked.value.get("quant_method")
     if method != decided.method or method == "bitsandbytes":
-        return []  # the core tells of other methods; of bitsandbytes' config its plugin knows which fields are mere defaults
+        return []  # the core checks other methods; bitsandbytes' plugin knows which fields are mere defaults
     other = [f"{k}={v!r}" for k, v in sorted(asked.value.items()) if _says(k, v, decided.options)]
     if not other:
         return []
-    return [
-        Problem(
-            "quantization",
-            "prequantized",
-            "quantized-already",
-            f"you gave a quantization_config with {', '.join(other)}, and the checkpoint is stored quantized by "
-            f"{decided.method} without that",
-            "leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from",
-        )
-    ]
+    said = (
+        f"you gave a quantization_config with {', '.join(other)}, and the checkpoint is stored quantized by "
+    )
+    said += f"{decided.method} without that"
+    fix = "leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from"
+    return [Problem("quantization", "prequantized", "quantized-already", said, fix)]
 
 
 def _says(name: str, value: Any, options: Mapping[str, Any]) -> bool:

@@ -1,4 +1,5 @@
-"""Loads from a Hub on this machine, over real HTTP: what is sent, what happens when it goes wrong, and what is never loaded."""
+"""Loads from a Hub on this machine, over real HTTP: what is sent, what happens when it goes wrong, and what
+is never loaded."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """huggingface_hub writes 10 MB at a time, and what isn't written is asked for again: the tiny files are smaller."""
+    """huggingface_hub writes 10 MB at a time, and what isn't written is asked for again: the tiny files are
+    smaller."""
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", PIECE)
 
 

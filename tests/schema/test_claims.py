@@ -1,4 +1,5 @@
-"""`decide`: the strongest claim wins, whatever the order; equal strength with different values is a conflict."""
+"""`decide`: the strongest claim wins, whatever the order; equal strength with different values is a
+conflict."""
 
 from __future__ import annotations
 

@@ -98,7 +98,8 @@ def test_under_pytest_the_others_run(tmp_path: Path) -> None:
     assert "fix: find what it waits for" in done.stdout
 
 
-# --- The command line, which has a process to end ----------------------------------------------------------------------------
+# --- The command line, which has a process to end
+# ----------------------------------------------------------------------------
 
 LIMIT = 12
 """Seconds a check may take: LK104 starts a process that plans, which a busy machine makes slow."""

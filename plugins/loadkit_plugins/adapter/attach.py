@@ -1,4 +1,4 @@
-"""Attach adapters with PEFT, and merge them. Not a plugin itself."""
+"""Attach adapters with PEFT, and merge them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,8 @@ def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -
             _cast(model, adapter)
         _whole_widths(model)
         model.set_adapter(adapters.active)
-    active = next(a for a in adapters.members if a.name == adapters.active)
-    if not active.trainable:
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+    if not next(a for a in adapters.members if a.name == adapters.active).trainable:
+        model.requires_grad_(False)
     return model
 
 
@@ -51,7 +49,7 @@ def merge(model: Any, adapters: Adapters) -> Any:
 
 
 def _refuse_names(model: Any, adapters: Adapters) -> None:
-    """An adapter's tensors are told by its name in their path, so it can't be the name of a module."""
+    """An adapter's tensors have its name in their path, so it can't be the name of a module."""
     parts = {part for name, _ in model.named_modules() for part in name.split(".")}
     taken = [a.name for a in adapters.members if a.name in parts or "." in a.name]
     if taken:
@@ -66,12 +64,8 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
 
     options = dict(adapter.options)
     check_targets(model, options)
-    if (
-        adapter.exclude_vision
-        and not isinstance(options.get("exclude_modules"), str)
-        and (beside := towers(model))
-    ):
-        ends = options.get("exclude_modules") or ()
+    ends = options.get("exclude_modules") or ()
+    if adapter.exclude_vision and not isinstance(ends, str) and (beside := towers(model)):
         within = rf"({'|'.join(map(re.escape, beside))})\..*"
         options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
     if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
@@ -83,9 +77,7 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     try:
         config = peft.get_peft_config({"peft_type": adapter.peft_type, **options})
         return peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
-    except (
-        Exception
-    ) as error:  # PEFT's dispatchers raise whatever a module without what they look for leads to
+    except Exception as error:  # PEFT's dispatchers let any error of a module through
         raise LoadError(
             f"PEFT couldn't attach the {adapter.peft_type} adapter with {options!r}: {error} "
             f"(asked for because {plan.why('adapter').because})"
@@ -93,20 +85,17 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
 
 
 def _add_existing(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -> Any:
-    """Load an adapter onto the base's device, and hold its tensors against the model's; PEFT only warns of most misfits."""
+    """Load an adapter onto the base's device, comparing its tensors: PEFT only warns where they don't fit."""
     import peft
 
     about: dict[str, Any] = {
         "adapter_name": adapter.name,
         "is_trainable": adapter.trainable,
         "autocast_adapter_dtype": False,
-        "torch_device": _device(model),  # PEFT's own guess is a GPU wherever the base is
+        "torch_device": str(next(model.parameters()).device),  # PEFT's guess is a GPU wherever the base is
     }
-    wrapped = (
-        hasattr(model, "load_adapter") and hasattr(model, "peft_config") and hasattr(model, "base_model")
-    )
     try:
-        if wrapped and isinstance(model, peft.PeftModel):
+        if isinstance(model, peft.PeftModel):
             model.load_adapter(adapter.source, **about)
         else:
             model = peft.PeftModel.from_pretrained(model, adapter.source, **about)
@@ -133,13 +122,11 @@ def _compare(plan: Plan, model: Any, adapter: Adapter) -> None:
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter.name, save_embedding_layers=False)
     missing = sorted(set(state) - stored)
     unexpected = sorted(name for name in stored - set(state) if not _embedding(name, state))
+    wrong = {"missing from its file": missing, "in its file and nowhere in the model": unexpected}
     if missing or unexpected:
         said = [
             f"{len(names)} tensors are {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-            for what, names in (
-                ("missing from its file", missing),
-                ("in its file and nowhere in the model", unexpected),
-            )
+            for what, names in wrong.items()
             if names
         ]
         raise LoadError(
@@ -149,7 +136,7 @@ def _compare(plan: Plan, model: Any, adapter: Adapter) -> None:
 
 
 def _embedding(name: str, state: Any) -> bool:
-    """Whether a stored tensor belongs to embeddings: they are saved whole where they were resized, and a tied pair's rows twice."""
+    """Whether a tensor is of embeddings: saved whole where resized, and a tied pair's rows twice."""
     whole = name.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight", "wte.weight"))
     return whole or (".token_adapter." in name and any(".token_adapter." in key for key in state))
 
@@ -165,10 +152,10 @@ def _cast(model: Any, adapter: Adapter) -> None:
 
 
 def _whole_widths(model: Any) -> None:
-    """Let the adapter's split layers tell the width of the whole, as the base's do.
+    """Let the adapter's split layers have the width of the whole, as the base's do.
 
-    Under tensor parallelism PEFT 0.21.2 makes lora_A of a layer that is split by its inputs with the width of this rank's part, and
-    transformers 5.23 takes that for the whole width: the forward pass fails.
+    Under tensor parallelism PEFT 0.21.2 gives lora_A of a layer that is split by its inputs the width of this
+    rank's part, which transformers 5.23 takes for the whole: the forward pass fails.
     """
     import torch
 
@@ -177,16 +164,9 @@ def _whole_widths(model: Any) -> None:
             module.out_features, module.in_features = module.weight.shape
 
 
-def _device(model: Any) -> str:
-    return str(next(model.parameters()).device)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep from the user what PEFT 0.21 says about itself: it reads an attribute that transformers 5.23 renamed.
-
-    What it says of missing tensors is told by the error that follows.
-    """
+    """Silence PEFT 0.21 about an attribute that transformers 5.23 renamed, and what is an error here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

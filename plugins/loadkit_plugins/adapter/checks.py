@@ -1,4 +1,4 @@
-"""What can't work about the adapters, told before anything is loaded. Not a plugin itself."""
+"""What can't work about the adapters, found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
 
 def check(context: Context, plan: Plan) -> Sequence[Problem]:
     """Every problem of the planned adapters."""
-    problems = list(_unused(context, plan))
+    return list(_problems(context, plan))
+
+
+def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
+    yield from _unused(context, plan)
     if plan.adapters is None:
-        return problems
+        return
     if context.machine.version("peft") is None:
-        problems.append(
-            _problem("no-peft", "an adapter was asked for, and peft isn't installed", "pip install peft")
-        )
-    problems += _active(context, plan.adapters)
-    problems += _merging(context, plan, plan.adapters)
+        yield _problem("no-peft", "an adapter was asked for, and peft isn't installed", "pip install peft")
+    yield from _active(context, plan.adapters)
+    yield from _merging(context, plan, plan.adapters)
     if context.beside.adapters:
         for name, facts in context.beside.adapters.items():
-            problems += _base(context, name, facts)
-            problems += _shapes(context.checkpoint, plan, name, facts)
+            yield from _base(context, name, facts)
+            yield from _shapes(context.checkpoint, plan, name, facts)
     else:
-        problems += _start(context, plan, plan.adapters.members[0])
-    return problems
+        yield from _start(context, plan, plan.adapters.members[0])
 
 
 def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
@@ -103,11 +104,8 @@ def _merging(context: Context, plan: Plan, adapters: Adapters) -> Iterator[Probl
             "merge into the unquantized base (leave the quantization out), or add dequantize=True to get a model in floating point",
         )
         return
-    grown = (
-        f"{checkpoint.weight_bytes:,} bytes in the files"
-        if checkpoint.weight_bytes
-        else "the quantized weights"
-    )
+    size = checkpoint.weight_bytes
+    grown = f"{size:,} bytes in the files" if size else "the quantized weights"
     yield _problem(
         "merge-dequantized",
         f"{whole} are turned back into {plan.dtype} before merging: {grown} become about {_floating(checkpoint, quantization.prequantized):,} "

@@ -1,4 +1,4 @@
-"""adapter: a new LoRA by plain options or any PEFT config, or existing adapters; in the planned dtype, checked against their base."""
+"""adapter: a new LoRA by plain options or any PEFT config, or existing ones, checked against their base."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def loadkit_choose_adapter(
     if asked is None:
         return [Claim(value=None, because="nobody asked for an adapter", strength=Strength.FALLBACK)]
     if switch is not None and switch.value is not True and switch.value is not False and whole is None:
-        return []  # an existing one was asked for, and couldn't be read, which has been told
+        return []  # an existing one was asked for, and couldn't be read: there is a problem already
     return [new_adapter(context, architecture, dtype, quantization, tokens, asked)]
 
 

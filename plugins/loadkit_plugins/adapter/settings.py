@@ -1,4 +1,4 @@
-"""What a request says about adapters: existing ones by their source, or a new one by plain options or a PEFT config."""
+"""What a request says about adapters: existing ones, or a new one by plain options or a PEFT config."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ LORA_OPTIONS: Mapping[str, str] = {
 """Option to field of PEFT's LoraConfig."""
 
 NEEDS_WEIGHTS = ("pissa", "corda", "mica", "loftq", "orthogonal")
-"""Initialisations that read or change the base's weights in floating point (PEFT 0.21; "pissa" stands for pissa_niter_N too)."""
+"""Beginnings of initialisations that read or change the base's weights in floating point (PEFT 0.21)."""
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""Config fields that tell how many experts a layer has."""
+"""Config fields for how many experts a layer has."""
 
 TASK_TYPES: Mapping[str, str] = {
     "causal-lm": "CAUSAL_LM",
@@ -78,9 +78,7 @@ def declared_options() -> Sequence[Option]:
             'how a new adapter starts: true, "gaussian", "pissa", "olora", "loftq", …',
         ),
         option(
-            "adapter_trainable",
-            "bool",
-            "whether an existing adapter trains on; by default when training",
+            "adapter_trainable", "bool", "whether an existing adapter trains on; by default when training"
         ),
         option("active_adapter", "str", "of several adapters, the one that is on; by default the first"),
         option(
@@ -170,7 +168,7 @@ def new_adapter(
 
 
 def _lora(request: Request, context: Context) -> dict[str, Any]:
-    """The plain options, over the architecture's own targets, over all linear layers."""
+    """The plain options, before the architecture's own targets, before all linear layers."""
     given = {field: request.value(name) for name, field in LORA_OPTIONS.items() if request.asked(name)}
     registered = context.registered
     targets = request.asked("lora_target_modules")
@@ -182,7 +180,7 @@ def _lora(request: Request, context: Context) -> dict[str, Any]:
 
 
 def _without_dropout(options: dict[str, Any], context: Context) -> list[PassedOver]:
-    """Leave a profile's dropout out where the experts are adapted as fused parameters, over which PEFT has none."""
+    """Leave a profile's dropout out where experts are adapted as fused parameters: PEFT has none there."""
     asked = context.request.asked("lora_dropout")
     config = context.checkpoint.text_config
     experts = any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
@@ -214,7 +212,7 @@ def needs_weights(init: object) -> bool:
 
 
 def _rows(facts: AdapterFacts) -> int:
-    """Rows of the embeddings that an adapter was saved with: of a saved embedding, or up to the highest token that it trains."""
+    """Embedding rows that an adapter was saved with, by a saved embedding or the highest token it trains."""
     saved = [
         header.shape[0]
         for name, header in facts.tensors.items()

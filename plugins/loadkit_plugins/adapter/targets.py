@@ -1,4 +1,4 @@
-"""Which modules and parameters an adapter's settings name; one that names nothing is an error. Not a plugin itself."""
+"""Which modules and parameters an adapter's settings name; one that names nothing is an error."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from loadkit.plugins import did_you_mean, input_embeddings, output_embeddings, t
 __all__ = ["check_targets", "new_token_rows", "towers", "unadaptable"]
 
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
-"""Model types of which PEFT 0.21 refuses to adapt the output projection (`_check_lora_target_modules_mamba`)."""
+"""Model types whose output projection PEFT 0.21 refuses to adapt (`_check_lora_target_modules_mamba`)."""
 
 OTHERWISE = re.compile(r"Router|Grouped")
-"""Names of subclasses of Linear that return something else than a product of their input: PEFT wraps them all the same."""
+"""Subclasses of Linear that PEFT wraps though they don't return a product of their input."""
 
 
 def unadaptable(context: Context) -> dict[str, str]:
-    """Linear layers that "all-linear" means and LoRA can't adapt, by the ends of their paths, each with the reason."""
+    """Linear layers of "all-linear" that LoRA can't adapt: the end of the path to the reason."""
     modules = {
         name: facts for family in context.library.families.values() for name, facts in family.modules.items()
     }
@@ -37,14 +37,11 @@ def unadaptable(context: Context) -> dict[str, str]:
 
 
 def check_targets(model: Any, options: Mapping[str, Any]) -> None:
-    """Refuse settings that name nothing. PEFT is content where one of several names is found.
-
-    Parameters:
-        model: the bare model.
-        options: fields of a PEFT config: `target_modules`, `modules_to_save`, `target_parameters`.
+    """Refuse settings that name nothing in the bare model. PEFT is content where one of several names is
+    found.
 
     Raises:
-        LoadError: a name or pattern matches no module or parameter.
+        LoadError: a name or pattern of a PEFT config's fields matches no module or parameter.
     """
     modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]
@@ -103,7 +100,7 @@ def new_token_rows(model: Any, ids: Sequence[int], options: Mapping[str, Any]) -
 
 
 def towers(model: Any) -> list[str]:
-    """Names of the submodels beside the text one: vision and audio towers, which LoRA leaves alone."""
+    """Names of the towers, which LoRA leaves alone: what is made from a sub-config beside the text's."""
     config = model.config
     text = config.get_text_config()
     nested = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}

@@ -29,7 +29,7 @@ from loadkit_plugins.bitsandbytes.settings import (
     settings,
     width,
 )
-from loadkit_plugins.bitsandbytes.unsupported_layers import left_alone
+from loadkit_plugins.bitsandbytes.unsupported_layers import unsupported
 
 
 @hookimpl
@@ -42,7 +42,7 @@ def loadkit_choose_quantization(
     context: Context, architecture: ModelClass, dtype: str
 ) -> Sequence[Claim[Quantization | None]]:
     if context.checkpoint.quantization_config:
-        return []  # what is stored quantized can't be quantized again; the check says so
+        return []  # can't be quantized again: the check says so
     wishes = settings(context.request)
     bits = width(wishes)
     if bits is None:
@@ -53,7 +53,7 @@ def loadkit_choose_quantization(
     options = four_bit(wishes, dtype, context) if four else eight_bit(wishes)
     skip = (*wishes["skip_modules"].value,) if "skip_modules" in wishes else ()
     registered = context.registered.skip_modules if context.registered else ()
-    known = left_alone(context, architecture, 4 if four else 8)
+    known = unsupported(context, architecture, 4 if four else 8)
     value = Quantization(
         method=METHOD,
         bits=4 if four else 8,
@@ -138,7 +138,7 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
 
 
 def _say_once(logger: str) -> None:
-    """Let a logger say each thing once: 8-bit layers tell with every product that their inputs are cast (bitsandbytes 0.50)."""
+    """Let a logger say each thing once: 8-bit layers log every product's cast (bitsandbytes 0.50)."""
     import logging
 
     seen: set[str] = set()

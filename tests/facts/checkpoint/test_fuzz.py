@@ -1,4 +1,5 @@
-"""Files from anybody: whatever is in them, the outcome is a plan or a LoadkitError, soon, and nothing else happens."""
+"""Files from anybody: whatever is in them, the outcome is a plan or a LoadkitError, soon, and nothing else
+happens."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ SLOWEST = 5.0
 
 @contextmanager
 def nothing_but_reading(allowed: tuple[str, ...]) -> Iterator[list[str]]:
-    """Note every file opened for writing outside of these folders, every connection, and every process started."""
+    """Note every file opened for writing outside of these folders, every connection, and every process
+    started."""
     seen: list[str] = []
     watching = True
 

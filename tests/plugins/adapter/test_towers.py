@@ -1,4 +1,4 @@
-"""Which parts of a model are towers: what transformers' source tells is what is loaded, for every model type of the zoo."""
+"""Which parts of a model are towers: the source says what is loaded, for every model type of the zoo."""
 
 from __future__ import annotations
 

@@ -134,7 +134,8 @@ def test_a_handbook_recipe(recipe: Read) -> None:
 
 
 def test_full_training_leaves_the_dtype_to_the_checkpoint(recipe: Read, reported: Reported) -> None:
-    """TRAPS 23: None means "auto" now. Mixed precision keeps weights in the dtype that they were loaded in."""
+    """TRAPS 23: None means "auto" now. Mixed precision keeps weights in the dtype that they were loaded
+    in."""
     assert recipe(HANDBOOK_DPO).options == {"training": True, "gradient_checkpointing": True}
     frozen = recipe(HANDBOOK_DPO + "use_peft: true\n")
     assert frozen.options["dtype"] == "bfloat16"
