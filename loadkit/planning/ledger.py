@@ -1,4 +1,4 @@
-"""The ledger of a plan: for everything that was asked, what became of it, by who read it and what was decided."""
+"""The ledger of a plan: what became of everything that was asked, by who read it and what was decided."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Reads:
         return noting_reads(lambda name: self.at[name].setdefault(step))
 
     def covers(self, option: str, part: str) -> bool:
-        """Whether an option, or the field `part` of it, was read; one taken as a whole is read in all its fields."""
+        """Whether an option, or its field `part`, was read; one taken whole is read in all its fields."""
         by_field = any(name.startswith(f"{option}.") for name in self.at)
         return part in self.at or (option in self.at and not by_field)
 
@@ -144,7 +144,7 @@ def _hidden(asked: Asked, request: Request) -> Requested:
 
 
 def _parts(asked: Asked) -> Iterator[tuple[str, object]]:
-    """A mapping's fields that ask for something, each on its own; an empty mapping, and other values, whole."""
+    """A mapping's fields that ask for something, one by one; an empty mapping, and other values, whole."""
     fields = dict.items(asked.value) if isinstance(asked.value, dict) else ()
     parts = [(f"{asked.name}.{key}", value) for key, value in fields if value is not None]
     yield from parts or [(asked.name, asked.value)]
