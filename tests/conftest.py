@@ -16,6 +16,8 @@ from forks import Forks
 from hub_server import HubServer, point_to
 from hypothesis import HealthCheck, settings
 
+collect_ignore = ["benchmarks"]  # run by hand, on a quiet machine
+
 # transformers copies a checkpoint's own code there, and reads the variable when it is imported, which is
 # while collecting.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="loadkit-modules-")

@@ -33,7 +33,6 @@ ONE_AFTER_THE_OTHER = (
     "    main(call, standalone_mode=False)\n"
 )
 
-pytestmark = pytest.mark.xdist_group("distributions")
 TORCHAO = importlib.util.find_spec("torchao") is not None
 needs_torchao = pytest.mark.skipif(not TORCHAO, reason="torchao isn't installed")
 BOTH = ["smollm3", pytest.param("torchao", marks=needs_torchao)]

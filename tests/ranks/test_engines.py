@@ -14,8 +14,6 @@ from ranks.launch import launch
 
 import loadkit
 
-pytestmark = pytest.mark.xdist_group("ranks-engines")  # they share a launch
-
 CASES = [
     "ddp full",
     "ddp lora",

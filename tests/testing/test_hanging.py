@@ -166,7 +166,6 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, di
     return found
 
 
-@pytest.mark.xdist_group("hanging")
 @pytest.mark.parametrize("what", ACTS)
 def test_loadkit_check_goes_on_with_the_rest(
     what: str, checked: dict[str, tuple[int, dict[str, Any]]]
