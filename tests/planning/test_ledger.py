@@ -1,4 +1,4 @@
-"""Everything asked has a disposition: decided, passed on, overruled, the trainer's, no counterpart, refused."""
+"""Everything asked has a disposition: decided, passed on, overruled, the trainer's, unmatched, or refused."""
 
 from __future__ import annotations
 
