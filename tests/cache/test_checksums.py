@@ -75,7 +75,7 @@ def test_a_tensor_that_isnt_within_the_file(start: int, stop: int, tmp_path: Pat
 )
 def test_a_header_of_another_kind_is_damaged(header: Any, tmp_path: Path) -> None:
     path, _ = file(tmp_path / "x", header)
-    with pytest.raises(ValueError, match="the header of .*x is damaged: "):
+    with pytest.raises(ValueError, match=r"the header of .*x is damaged: "):
         file_checksums(path)
 
 
