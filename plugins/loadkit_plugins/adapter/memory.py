@@ -8,6 +8,7 @@ from typing import Any
 
 from loadkit import Adapter, Context, Plan, Weight
 from loadkit.plugins import ITEM_SIZES, AdapterFacts, Towers
+from loadkit_plugins.adapter.targets import EVERY_LINEAR
 
 __all__ = ["estimate"]
 
@@ -89,6 +90,9 @@ def _targeted(weight: Weight, targets: Any, stacked: bool) -> bool:
         return (stacked and (router or experts)) or (weight.kind in ("linear", "linear subclass") and matrix)
     if not matrix:
         return False
+    listed = [targets] if isinstance(targets, str) else list(targets or ())
+    if EVERY_LINEAR in listed and weight.kind in ("linear", "linear subclass"):
+        return True
     if isinstance(targets, str):
         return re.fullmatch(targets, weight.module) is not None
     return _named(weight.module, targets or ())

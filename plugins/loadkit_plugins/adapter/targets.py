@@ -9,7 +9,10 @@ from typing import Any
 from loadkit import Context, LoadError
 from loadkit.plugins import did_you_mean, input_embeddings, output_embeddings, tower_keys
 
-__all__ = ["check_targets", "new_token_rows", "towers", "unadaptable"]
+__all__ = ["EVERY_LINEAR", "absent", "check_targets", "linear_names", "new_token_rows", "towers", "unadaptable"]
+
+EVERY_LINEAR = "every-linear"
+"""A target that stands for every linear layer by the last part of its path: no output embedding, no fused experts, no router."""
 
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Model types of which PEFT 0.21 refuses to adapt the output projection (`_check_lora_target_modules_mamba`)."""
@@ -36,12 +39,38 @@ def unadaptable(context: Context) -> dict[str, str]:
     return found
 
 
-def check_targets(model: Any, options: Mapping[str, Any]) -> None:
+def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:
+    """The last parts of the paths of every linear layer, quantized ones too; a number is no name, and brings its parent's.
+
+    Parameters:
+        model: the bare model.
+        left_out: paths of submodels that are left out.
+    """
+    output = output_embeddings(model)
+    found: dict[str, None] = {}
+    for path, module in model.named_modules():
+        name = type(module).__name__
+        linear = "Linear" in name or any(base.__name__ == "Linear" for base in type(module).__mro__)
+        beside = any(path == each or path.startswith(f"{each}.") for each in left_out)
+        if path and linear and module is not output and not beside and not OTHERWISE.search(name):
+            parts = path.split(".")
+            found[".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]] = None
+    return sorted(found)
+
+
+def absent(given: Any, names: Sequence[str]) -> list[str]:
+    """Of a list of targets, those that end no name."""
+    listed = [each for each in given if each != EVERY_LINEAR] if isinstance(given, list | tuple) else []
+    return [each for each in listed if not any(n == each or n.endswith(f".{each}") for n in names)]
+
+
+def check_targets(model: Any, options: Mapping[str, Any], *, partly: Sequence[str] = ()) -> None:
     """Refuse settings that name nothing. PEFT is content where one of several names is found.
 
     Parameters:
         model: the bare model.
         options: fields of a PEFT config: `target_modules`, `modules_to_save`, `target_parameters`.
+        partly: fields of which only some names need be there, as a recipe's list is read by PEFT.
 
     Raises:
         LoadError: a name or pattern matches no module or parameter.
@@ -49,9 +78,9 @@ def check_targets(model: Any, options: Mapping[str, Any]) -> None:
     modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]
     wrong = [
-        *_unmatched("target_modules", options, modules),
-        *_unmatched("modules_to_save", options, modules),
-        *_unmatched("target_parameters", options, parameters),
+        *_unmatched("target_modules", options, modules, partly),
+        *_unmatched("modules_to_save", options, modules, partly),
+        *_unmatched("target_parameters", options, parameters, partly),
     ]
     if wrong:
         raise LoadError(
@@ -60,7 +89,9 @@ def check_targets(model: Any, options: Mapping[str, Any]) -> None:
         )
 
 
-def _unmatched(field: str, options: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def _unmatched(
+    field: str, options: Mapping[str, Any], names: Sequence[str], partly: Sequence[str]
+) -> list[str]:
     given = options.get(field)
     if not given or given == "all-linear":
         return []
@@ -69,7 +100,9 @@ def _unmatched(field: str, options: Mapping[str, Any], names: Sequence[str]) -> 
             return []
         hint = _nearest(given, names) if re.fullmatch(r"[\w.]+", given) else ""
         return [f"{field}: the pattern {given!r} matches nothing{hint}"]
-    missing = [each for each in given if not any(n == each or n.endswith(f".{each}") for n in names)]
+    missing = absent(list(given), names)
+    if field in partly and len(missing) < len(given):
+        return []
     return [f"{field} names {each!r}, which is nowhere{_nearest(each, names)}" for each in missing]
 
 
