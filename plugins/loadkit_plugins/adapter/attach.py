@@ -11,7 +11,14 @@ from typing import Any
 
 from loadkit import Adapter, Adapters, LoadError, Plan, Vocabulary
 from loadkit_plugins.adapter.settings import LORA_OPTIONS
-from loadkit_plugins.adapter.targets import EVERY_LINEAR, check_targets, linear_names, new_token_rows, towers
+from loadkit_plugins.adapter.targets import (
+    EVERY_LINEAR,
+    check_targets,
+    left_alone,
+    linear_names,
+    new_token_rows,
+    unfit,
+)
 
 __all__ = ["attach", "merge"]
 
@@ -68,13 +75,9 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     options = dict(adapter.options)
     _resolve(model, adapter, options)
     check_targets(model, options, partly=_preferred(plan))
-    if (
-        adapter.exclude_vision
-        and not isinstance(options.get("exclude_modules"), str)
-        and (beside := towers(model))
-    ):
+    if not isinstance(options.get("exclude_modules"), str) and (beside := left_alone(model, adapter)):
         ends = options.get("exclude_modules") or ()
-        within = rf"({'|'.join(map(re.escape, beside))})\..*"
+        within = rf"({'|'.join(map(re.escape, beside))})(\..*)?"
         options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
     if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
         options["fan_in_fan_out"] = True  # GPT-2's layers hold their weights transposed
@@ -120,8 +123,10 @@ def _resolve(model: Any, adapter: Adapter, options: dict[str, Any]) -> None:
     given = options.get("target_modules")
     listed = [given] if isinstance(given, str) else list(given or ())
     if EVERY_LINEAR in listed:
-        names = linear_names(model, towers(model) if adapter.exclude_vision else ())
+        names = linear_names(model, left_alone(model, adapter))
         options["target_modules"] = list(dict.fromkeys([*(e for e in listed if e != EVERY_LINEAR), *names]))
+        if (wrappers := unfit(model, names)) and not isinstance(options.get("exclude_modules"), str):
+            options["exclude_modules"] = [*(options.get("exclude_modules") or ()), *wrappers]
 
 
 def _preferred(plan: Plan) -> list[str]:

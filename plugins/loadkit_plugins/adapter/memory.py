@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loadkit import Adapter, Context, Plan, Weight
-from loadkit.plugins import ITEM_SIZES, AdapterFacts, Towers
+from loadkit.plugins import ITEM_SIZES, AdapterFacts, Towers, is_projector
 from loadkit_plugins.adapter.targets import EVERY_LINEAR
 
 __all__ = ["estimate"]
@@ -65,7 +65,11 @@ def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Conte
     for weight in weights:
         if _named(weight.module, saved):
             found.append(_weight(weight.name, weight.shape, plan.dtype, trains=adapter.trainable))
-        elif towers.holds(weight.module) or _named(weight.module, excluded):
+        elif (
+            towers.holds(weight.module)
+            or _named(weight.module, excluded)
+            or ("projector" in adapter.frozen_parts and is_projector(weight.module))
+        ):
             continue
         elif _targeted(weight, targets, stacked):
             shapes = _shapes(weight, rank, bool(options.get("use_dora")))

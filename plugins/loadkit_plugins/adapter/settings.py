@@ -33,6 +33,7 @@ LORA_OPTIONS: Mapping[str, str] = {
     "lora_target_modules": "target_modules",
     "lora_target_parameters": "target_parameters",
     "lora_modules_to_save": "modules_to_save",
+    "lora_exclude_modules": "exclude_modules",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
     "init_lora_weights": "init_lora_weights",
@@ -74,12 +75,13 @@ def declared_options() -> Sequence[Option]:
         option(
             "lora_target_parameters", "list", "parameters to adapt that aren't modules, such as fused experts"
         ),
+        option("lora_exclude_modules", "list or str", "modules to leave alone, though they are targets"),
         option("lora_modules_to_save", "list", "modules to train whole and save beside the adapter"),
         option("lora_vision", "bool", "adapt the towers beside the language model too"),
         option(
             "adapter_dtype",
             "str",
-            'dtype of an adapter\'s weights: "auto" (the model\'s; float32 where that is float16 and trains) or a name',
+            "dtype of an adapter's weights: \"auto\" (the model's; float32 where that is float16 and trains) or a name",
         ),
         option("use_rslora", "bool", "rank-stabilized LoRA"),
         option("use_dora", "bool", "weight-decomposed LoRA (DoRA)"),
@@ -179,6 +181,7 @@ def new_adapter(
         options=options,
         dtype=dtype,
         exclude_vision=not request.value("lora_vision", False),
+        frozen_parts=tuple(part for part in request.value("frozen_parts", ()) if part != "towers"),
         new_tokens=lora and bool(added),
     )
     value = Adapters(
@@ -231,7 +234,9 @@ def _absent(options: Mapping[str, Any], context: Context, architecture: ModelCla
     if asked is None or asked.demanded:
         return []
     weights = [w.module for w in context.weights(architecture) if w.kind != "experts"]
-    members = [m for f in context.library.families.values() for facts in f.modules.values() for m in facts.members]
+    members = [
+        m for f in context.library.families.values() for facts in f.modules.values() for m in facts.members
+    ]
     missing = absent(options.get("target_modules"), [*weights, *members]) if weights else []
     return [PassedOver(name, "the model has no module of that name") for name in missing]
 

@@ -6,10 +6,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from loadkit import Context, LoadError
-from loadkit.plugins import did_you_mean, input_embeddings, output_embeddings, tower_keys
+from loadkit import Adapter, Context, LoadError
+from loadkit.plugins import did_you_mean, input_embeddings, is_projector, output_embeddings, tower_keys
 
-__all__ = ["EVERY_LINEAR", "absent", "check_targets", "linear_names", "new_token_rows", "towers", "unadaptable"]
+__all__ = [
+    "EVERY_LINEAR",
+    "absent",
+    "check_targets",
+    "left_alone",
+    "linear_names",
+    "new_token_rows",
+    "towers",
+    "unadaptable",
+    "unfit",
+]
 
 EVERY_LINEAR = "every-linear"
 """A target that stands for every linear layer by the last part of its path: no output embedding, no fused experts, no router."""
@@ -56,6 +66,20 @@ def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:
             parts = path.split(".")
             found[".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]] = None
     return sorted(found)
+
+
+def unfit(model: Any, names: Sequence[str]) -> list[str]:
+    """Paths that end in one of the names and hold no layer that LoRA can adapt, such as a wrapper around a linear layer."""
+    import torch
+
+    layers = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    return [
+        path
+        for path, module in model.named_modules()
+        if any(path == name or path.endswith(f".{name}") for name in names)
+        and not isinstance(module, layers)
+        and not hasattr(module, "weight")
+    ]
 
 
 def absent(given: Any, names: Sequence[str]) -> list[str]:
@@ -148,6 +172,24 @@ def towers(model: Any) -> list[str]:
         for name, module in model.named_modules()
         if name and any(getattr(module, "config", None) is part for part in beside)
     ]
+
+
+def left_alone(model: Any, adapter: Adapter) -> list[str]:
+    """Paths of the parts of a multimodal model that a new adapter leaves alone."""
+    beside = towers(model)
+    found = beside if adapter.exclude_vision else []
+    modules = [name for name, _ in model.named_modules() if name] if beside and adapter.frozen_parts else []
+    if "projector" in adapter.frozen_parts:
+        found = [*found, *(name for name in modules if is_projector(name))]
+    if "language-model" in adapter.frozen_parts:
+        within = [*beside, *(name for name in modules if is_projector(name))]
+        rest = (
+            n
+            for n in modules
+            if not any(n == w or n.startswith(f"{w}.") or w.startswith(f"{n}.") for w in within)
+        )
+        found = [*found, *rest]
+    return found
 
 
 def _listed(value: Any) -> list[str]:
