@@ -80,6 +80,7 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         keys: keys that must have these values for it.
         barring: keys of which none may have these values.
         silent: keys of which none may be given.
+        absent: keys of which none may be in the file, not even to say null.
         unless: options of which none may be set.
         options: option to value.
         over: whether these options hold over what the recipe says.
@@ -94,6 +95,7 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     keys: dict[str, Any] = {}
     barring: dict[str, Any] = {}
     silent: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
     options: dict[str, Any] = {}
     over: bool = False

@@ -167,7 +167,7 @@ def _defaults(content: Mapping[str, Any], dialect: Dialect, found: Translation) 
             continue
         if not _has(content, default.keys) or any(content.get(key) not in NOTHING for key in default.silent):
             continue
-        if any(option in found.options for option in default.unless):
+        if any(option in found.options for option in default.unless) or content.keys() & set(default.absent):
             continue
         if any(_has(content, {key: value}) for key, value in default.barring.items()):
             continue
@@ -210,7 +210,7 @@ def _without_effect(dialect: Dialect, found: Translation, given_by: Mapping[str,
                 continue
             del found.options[option]
             if label := given_by.get(option):
-                key = label.partition(".")[0]
+                key = label if label in dialect.keys else label.partition(".")[0]
                 end = "left to the trainer" if dialect.keys[key].shared else "left out"
                 found.shared.discard(key)
                 found.notes.append(f"{label} has no effect without {words}, and is {end}")

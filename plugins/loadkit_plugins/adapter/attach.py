@@ -12,6 +12,7 @@ from typing import Any
 from loadkit import Adapter, Adapters, LoadError, Plan, Vocabulary
 from loadkit_plugins.adapter.settings import LORA_OPTIONS
 from loadkit_plugins.adapter.targets import (
+    BY_TYPE,
     EVERY_LINEAR,
     check_targets,
     left_alone,
@@ -119,8 +120,14 @@ def _drop_out(model: Any, name: str, dropout: float) -> None:
 
 
 def _resolve(model: Any, adapter: Adapter, options: dict[str, Any]) -> None:
-    """Write the names of the linear layers where "every-linear" stands."""
+    """Write names where "every-linear" or "by-model-type" stands."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
     given = options.get("target_modules")
+    if given == BY_TYPE:
+        own = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+        options["target_modules"] = list(own) if own else "all-linear"
+        return
     listed = [given] if isinstance(given, str) else list(given or ())
     if EVERY_LINEAR in listed:
         names = linear_names(model, left_alone(model, adapter))

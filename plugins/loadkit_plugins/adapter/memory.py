@@ -8,7 +8,7 @@ from typing import Any
 
 from loadkit import Adapter, Context, Plan, Weight
 from loadkit.plugins import ITEM_SIZES, AdapterFacts, Towers, is_projector
-from loadkit_plugins.adapter.targets import EVERY_LINEAR
+from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR
 
 __all__ = ["estimate"]
 
@@ -50,7 +50,11 @@ def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Conte
     """LoRA's two matrices for each target, its magnitudes (DoRA), and copies of the modules that train whole."""
     options = adapter.options
     targets = options.get("target_modules")
-    if adapter.peft_type != "LORA" or (not targets and not options.get("target_parameters")):
+    if (
+        targets == BY_TYPE
+        or adapter.peft_type != "LORA"
+        or (not targets and not options.get("target_parameters"))
+    ):
         return None
     excluded = options.get("exclude_modules") or ()
     if options.get("rank_pattern") or options.get("layers_to_transform") or isinstance(excluded, str):

@@ -70,7 +70,7 @@ def declared_options() -> Sequence[Option]:
             "lora_target_modules",
             "list or str",
             'modules to adapt: a list, a pattern, "all-linear", or "every-linear" (linear layers by their last names: '
-            "fused experts and routers aren't among them), which may be in a list",
+            "fused experts and routers aren't among them), which may be in a list; \"by-model-type\" for PEFT's own choice",
         ),
         option(
             "lora_target_parameters", "list", "parameters to adapt that aren't modules, such as fused experts"

@@ -10,6 +10,7 @@ from loadkit import Adapter, Context, LoadError
 from loadkit.plugins import did_you_mean, input_embeddings, is_projector, output_embeddings, tower_keys
 
 __all__ = [
+    "BY_TYPE",
     "EVERY_LINEAR",
     "absent",
     "check_targets",
@@ -23,6 +24,9 @@ __all__ = [
 
 EVERY_LINEAR = "every-linear"
 """A target that stands for every linear layer by the last part of its path: no output embedding, no fused experts, no router."""
+
+BY_TYPE = "by-model-type"
+"""A target that stands for those that PEFT has for the model's type; for a type that it doesn't know, for all linear layers."""
 
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Model types of which PEFT 0.21 refuses to adapt the output projection (`_check_lora_target_modules_mamba`)."""
@@ -117,7 +121,7 @@ def _unmatched(
     field: str, options: Mapping[str, Any], names: Sequence[str], partly: Sequence[str]
 ) -> list[str]:
     given = options.get(field)
-    if not given or given == "all-linear":
+    if not given or given in ("all-linear", BY_TYPE):
         return []
     if isinstance(given, str):
         if any(re.fullmatch(given, name) for name in names):
