@@ -27,7 +27,7 @@ def keys(entries: Entries) -> set[str]:
     return {entry.record.key for entry in entries}
 
 
-# --- Where and whether -----------------------------------------------------------------------------------------------
+# --- Where and whether ----------------------------
 
 
 def test_the_place_is_the_folder_given_or_one_in_the_cache(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_limit_of_blanks_is_none(tmp_path: Path) -> None:
     assert Entries(tmp_path, {"LOADKIT_CACHE_MAX": " 7 "}).limit == 7
 
 
-# --- What an entry says of itself --------------------------------------------------------------------------------------
+# --- What an entry says of itself ----------------------------
 
 
 def test_age_and_use_are_what_the_record_and_its_file_say(entries: Entries) -> None:
@@ -129,7 +129,7 @@ def test_what_no_checksum_was_written_for_is_damage(entries: Entries) -> None:
     ]
 
 
-# --- How much may stay -------------------------------------------------------------------------------------------------
+# --- How much may stay ----------------------------
 
 
 def test_pruning_is_to_the_byte(entries: Entries) -> None:
@@ -166,7 +166,7 @@ def test_there_is_room_for_what_pruning_makes_room_for(
     assert entries.room_for(1001) == "it takes 1001 B, and the cache may hold 1000 B (LOADKIT_CACHE_MAX)"
 
 
-# --- Writings, whole, cut off and given up -----------------------------------------------------------------------------
+# --- Writings, whole, cut off and given up ----------------------------
 
 
 def test_beginning_removes_what_was_there(entries: Entries) -> None:

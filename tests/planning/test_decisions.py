@@ -1,4 +1,5 @@
-"""Stage after stage, with plugins made for the purpose: what each is given, and what comes of one that can't decide."""
+"""Stage after stage, with plugins made for the purpose: what each is given, and what comes of one that can't
+decide."""
 
 from __future__ import annotations
 
@@ -209,7 +210,7 @@ def test_a_value_is_brought_into_the_stages_type_or_refused() -> None:
     assert problem.code == "plugin-failed"
 
 
-# --- Further keyword arguments ---------------------------------------------------------------------------------------
+# --- Further keyword arguments ----------------------------
 
 
 def contributing(answer: Callable[[Plan], Any]) -> object:
@@ -279,7 +280,7 @@ def test_a_keyword_of_somebody_elses_is_refused_in_these_words(key: str, owner: 
     assert error.problems == (Problem("kwargs", "p", "owned-kwarg", said, remedy),)
 
 
-# --- The whole -------------------------------------------------------------------------------------------------------
+# --- The whole ----------------------------
 
 
 def test_a_plan_that_isnt_whole_is_checked_by_nobody() -> None:

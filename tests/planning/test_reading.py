@@ -1,4 +1,5 @@
-"""What planning hands to its readers, and which of their problems come out: the readers themselves are replaced."""
+"""What planning hands to its readers, and which of their problems come out: the readers themselves are
+replaced."""
 
 from __future__ import annotations
 

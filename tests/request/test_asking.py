@@ -155,7 +155,7 @@ def test_the_cores_own_options() -> None:
     assert SKIPPING == ("skip_modules", "llm_int8_skip_modules", "modules_to_not_convert")
 
 
-# --- Plain values -------------------------------------------------------------------------------------------------------
+# --- Plain values ----------------------------
 
 
 class Text(str):
