@@ -69,7 +69,7 @@ def trainable_dtype(context: Context) -> tuple[str, str]:
 
 def train_only(context: Context) -> tuple[str, ...]:
     """The patterns that were asked for, and those of the layers that were."""
-    given = list(context.request.value("train_only", ()))
+    given = [each for each in context.request.value("train_only", ()) if _wrong(each) is None]
     asked = context.request.asked("train_layers")
     layers = _layers(context)
     if asked is not None and layers:

@@ -40,6 +40,11 @@ def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -
             _cast(model, adapter)
         _whole_widths(model)
         model.set_adapter(adapters.active)
+        if adapters.beneath:
+            model.base_model.set_adapter([adapters.beneath, adapters.active])
+            for name, parameter in model.named_parameters():
+                if adapters.beneath in name.split("."):
+                    parameter.requires_grad_(False)
     active = next(a for a in adapters.members if a.name == adapters.active)
     if not active.trainable:
         for parameter in model.parameters():
@@ -74,6 +79,8 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     import peft
 
     options = dict(adapter.options)
+    beneath = model if isinstance(model, peft.PeftModel) else None
+    model = model if beneath is None else beneath.get_base_model()
     _resolve(model, adapter, options)
     check_targets(model, options, partly=_preferred(plan))
     if not isinstance(options.get("exclude_modules"), str) and (beside := left_alone(model, adapter)):
@@ -89,7 +96,11 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     try:
         dropout = options.pop("lora_dropout", 0) if adapter.peft_type == "LORA" else 0
         config = peft.get_peft_config({"peft_type": adapter.peft_type, **options})
-        made = peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
+        if beneath is None:
+            made = peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
+        else:
+            made = beneath
+            made.add_adapter(adapter.name, config, autocast_adapter_dtype=False)
         _drop_out(made, adapter.name, dropout)
         return made
     except (

@@ -62,8 +62,10 @@ def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:
     """
     output = output_embeddings(model)
     found: dict[str, None] = {}
-    for path, module in model.named_modules():
-        name = type(module).__name__
+    for whole, module in model.named_modules():
+        path, name = whole.removesuffix(".base_layer"), type(module).__name__  # of an adapter beneath
+        if ".lora_" in path:
+            continue
         linear = "Linear" in name or any(base.__name__ == "Linear" for base in type(module).__mro__)
         beside = any(path == each or path.startswith(f"{each}.") for each in left_out)
         if path and linear and module is not output and not beside and not OTHERWISE.search(name):
