@@ -38,6 +38,9 @@ def value_text(value: Any) -> str:
             if value.gradient_checkpointing:
                 steps.append("gradient checkpointing" + _fields(value.gradient_checkpointing_kwargs))
             steps += ["input gradients"] if value.input_gradients else []
+            steps += [f"frozen: {', '.join(value.frozen_parts)}"] if value.frozen_parts else []
+            steps += [f"training only {', '.join(value.train_only)}"] if value.train_only else []
+            steps += [f"what trains in {value.trainable_dtype}"] if value.trainable_dtype else []
             return " → ".join([*steps, "train()" if value.training else "eval()"])
         case Processing():
             origin = value.template_origin or "the one given"
@@ -48,15 +51,17 @@ def value_text(value: Any) -> str:
             return _tokens(value)
         case Adapters():
             named = len(value.members) > 1
-            each = [
-                (f"{a.name}{' (active)' if a.name == value.active else ''}: " if named else "") + _adapter(a)
-                for a in value.members
-            ]
+            each = [(f"{a.name}{_state(a, value)}: " if named else "") + _adapter(a) for a in value.members]
             merged = ", merged into the " + ("dequantized " if value.dequantize else "") + "base"
             return "; ".join(each) + (merged if value.merge else "")
         case dict():
             return ", ".join(f"{k or '(whole)'}: {v}" for k, v in value.items())
     return str(value)
+
+
+def _state(adapter: Adapter, of: Adapters) -> str:
+    state = {of.active: "active", of.beneath: "on beneath it"}.get(adapter.name)
+    return f" ({state})" if state else ""
 
 
 def _adapter(value: Adapter) -> str:

@@ -25,6 +25,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
 
 
 def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
+    guarded = bool(context.request.value("check_adapter_base", True))
     yield from _unused(context, plan)
     if plan.adapters is None:
         return
@@ -34,10 +35,10 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     yield from _merging(context, plan, plan.adapters)
     if context.beside.adapters:
         for name, facts in context.beside.adapters.items():
-            yield from _base(context, name, facts)
+            yield from _base(context, name, facts, guarded)
             yield from _shapes(context.checkpoint, plan, name, facts)
-    else:
-        yield from _start(context, plan, plan.adapters.members[0])
+    if not plan.adapters.members[-1].source:
+        yield from _start(context, plan, plan.adapters.members[-1])
 
 
 def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
@@ -52,12 +53,16 @@ def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
                 f"you asked for {', '.join(demanded)}, but no adapter is attached",
                 "add adapter=True, or leave them out",
             )
-    elif context.beside.adapters and (demanded or context.request.asked("peft_config")):
+    elif (
+        context.beside.adapters
+        and not plan.adapters.beneath
+        and (demanded or context.request.asked("peft_config"))
+    ):
         sources = ", ".join(facts.source for facts in context.beside.adapters.values())
         yield _problem(
             "adapter-exists",
             f"you asked for {', '.join(demanded) or 'a peft_config'}, but {sources} is an adapter with settings of its own",
-            "leave them out to go on with that adapter, or name its base to start a new one",
+            "leave them out to go on with that adapter, name its base to start a new one, or add new_adapter=True for one over it",
         )
     wish = context.request.asked("dequantize")
     if wish is not None and wish.value and not (plan.adapters and plan.adapters.merge):
@@ -128,10 +133,9 @@ def _floating(checkpoint: Checkpoint, prequantized: bool) -> int:
     return total
 
 
-def _base(context: Context, name: str, facts: AdapterFacts) -> Iterator[Problem]:
+def _base(context: Context, name: str, facts: AdapterFacts, guarded: bool) -> Iterator[Problem]:
     """Whether the adapter was made for this base."""
     named, checkpoint = facts.config.get("base_model_name_or_path"), context.checkpoint
-    guarded = context.request.value("check_adapter_base", True)
     said = f"the adapter {facts.source!r} ({name}) was made for {named!r}"
     if facts.base_is_same is False and guarded:
         yield _problem(

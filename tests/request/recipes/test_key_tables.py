@@ -47,13 +47,17 @@ def test_a_key_is_in_one_place(dialect: Dialect) -> None:
         assert sure, f"{key} means nothing"
         assert not meaning.only or meaning.sets or meaning.values or meaning.without, key
         assert not (meaning.under or meaning.format or meaning.values) or meaning.option, key
-        assert set(meaning.needs) <= {*dialect.keys}, key
+        known = {*dialect.keys, *dialect.trainer, dialect.source}
+        assert {each.partition("=")[0] for each in meaning.needs} | set(meaning.against) <= known, key
 
 
 def test_markers_tell_the_dialects_apart() -> None:
     for dialect in dialects():
         for other in dialects():
-            if other is not dialect:
+            if (
+                not {dialect.name, other.name} <= {"llama-factory", "llama-factory-v1"}
+                and other is not dialect
+            ):
                 assert not set(dialect.markers) & {
                     other.source,
                     *other.keys,
@@ -63,6 +67,9 @@ def test_markers_tell_the_dialects_apart() -> None:
         for marker in dialect.markers:
             assert dialect_of({marker: 1}) is dialect
     assert dialect_of({"model_name_or_path": "a/b"}) is TRL
+    shared = {"cutoff_len": 1, "flash_attn": "sdpa", "template": "x"}
+    assert dialect_of({**shared, "model": "a/b"}).name == "llama-factory-v1"
+    assert dialect_of({**shared, "model_name_or_path": "a/b"}).name == "llama-factory"
     assert dialect_of({"template": 1, "dataset_name": 1, "use_peft": True}) is TRL
 
 
@@ -102,6 +109,7 @@ NEIGHBOURS = {
     "infer_backend local_rank loraplus_lr_ratio oft_rank oft_target pissa_convert quantization_device_map ref_model "
     "ref_model_adapters ref_model_quantization_bit resize_vocab reward_model_quantization_bit skip_special_tokens "
     "split_special_tokens tokenized_path upcast_layernorm use_apollo vllm_max_lora_rank",
+    "llama-factory-v1": "kernel_config dist_config optim_config peft_config quant_config bf16 micro_batch_size train_dataset",
 }
 """Keys of theirs that look like loading keys."""
 
