@@ -60,9 +60,10 @@ def _load(
     plan: Plan, manager: PluginManager, token: Token, files: Sequence[Path], stored: Stored | None = None
 ) -> BareModel:
     """Call `from_pretrained` for the checkpoint, or for what is stored of it quantized already."""
-    quantization = plan.quantization if plan.quantization and not plan.quantization.prequantized else None
+    quantization = plan.quantization if plan.quantization and plan.quantization.handed_on else None
     # Files that are only read, to make other weights of them, needn't stay in memory.
-    read_only = files if quantization and stored is None else ()
+    made = plan.quantization is not None and not (plan.quantization.prequantized and plan.quantization.packed)
+    read_only = files if made and stored is None else ()
     with _explained(plan, "the model"), pause_gc(), released_while_loading(read_only):
         config, further = load_config(plan, token)
         own_use_cache = set_use_cache(config, plan.use_cache)

@@ -150,6 +150,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return cast("Quantization | None", self._value("quantization"))
 
     @property
+    def quantized(self) -> Quantization | None:
+        """How the weights are quantized in memory; None where they aren't, or are turned back while loading."""
+        found = self.quantization
+        return found if found is not None and found.packed else None
+
+    @property
     def placement(self) -> Placement:
         """Where the weights go."""
         return cast("Placement", self.why("device_map").value)

@@ -93,7 +93,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     """Every floating parameter of the base has the planned dtype, but for what the model or the plan keeps in another."""
-    if plan.quantization is not None and plan.quantization.prequantized:
+    if plan.quantized is not None and plan.quantized.prequantized:
         return []
     base = base_of(model)
     patterns = [

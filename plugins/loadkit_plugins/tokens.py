@@ -131,12 +131,12 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             )
         )
     new = [t for t in tokens.additional if t not in facts.added_tokens]
-    if new and plan.quantization is not None and plan.quantization.prequantized:
+    if new and plan.quantized is not None and plan.quantized.prequantized:
         problems.append(
             _problem(
                 "resize-prequantized",
                 f"{', '.join(new)} would be added to the vocabulary, but the checkpoint is stored quantized "
-                f"({plan.quantization.method}), so its embeddings can't be resized ({plan.why('tokens').because})",
+                f"({plan.quantized.method}), so its embeddings can't be resized ({plan.why('tokens').because})",
                 "load the unquantized checkpoint and quantize it on the fly, or use tokens that the vocabulary has"
                 + (f": {', '.join(reserved)}" if (reserved := _reserved(facts)[:3]) else ""),
             )
@@ -196,6 +196,7 @@ def _pad(context: Context, quantization: Quantization | None, preparation: Prepa
     if (
         quantization is not None
         and quantization.prequantized
+        and quantization.packed
         and (unknown := facts.special_token("unk_token"))
     ):
         passed.append(

@@ -44,7 +44,7 @@ def loadkit_choose_adapter(
     if switch is not None and switch.value is False and (switch.demanded or not context.beside.adapters):
         return [Claim(value=None, because=switch.because, strength=switch.strength)]
     if context.beside.adapters:
-        return [existing_adapters(context, dtype, preparation)]
+        return [existing_adapters(context, dtype, quantization, preparation)]
     whole = request.asked("peft_config")
     asked = whole or (switch if switch is not None and switch.value else None)
     if asked is None:
