@@ -19,6 +19,7 @@ from loadkit.loading.skip_modules import modules_to_skip
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.loading.speed.page_release import released_while_loading
 from loadkit.loading.speed.run_aids import NO_AIDS, Aids, with_aids
+from loadkit.loading.turned_back import ask_to_turn_back, finish_turning_back
 from loadkit.loading.use_cache import set_use_cache
 from loadkit.schema.loading_aids import Stored
 from loadkit.schema.plans import Plan
@@ -70,7 +71,10 @@ def _load(
         kwargs: dict[str, Any] = {**plan.kwargs, **further, **_access(plan, token)}
         for name in plan_kwargs(plan).keys() - further.keys() - set(HUB_KWARGS):
             kwargs.pop(name)  # the config took it
-        if quantization is not None:
+        if quantization is not None and quantization.prequantized:
+            del kwargs["quantization_config"]
+            ask_to_turn_back(config)
+        elif quantization is not None:
             kwargs["quantization_config"] = _quantization_config(plan, quantization, config, manager)
         if "max_memory" in kwargs:
             kwargs["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in kwargs["max_memory"].items()}
@@ -90,6 +94,10 @@ def _load(
         )
         if stored is not None:
             _as_from(plan.checkpoint.location, stored.folder, model)
+        if plan.quantization is not None and not plan.quantization.packed:
+            import torch
+
+            finish_turning_back(model, getattr(torch, plan.dtype))
     return BareModel(model, _loading(info), own_use_cache, tuple(files))
 
 

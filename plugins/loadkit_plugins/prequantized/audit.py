@@ -88,7 +88,7 @@ def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
     quantization = plan.quantization
     if quantization is None or not quantization.prequantized or quantization.method == "bitsandbytes":
         return None
-    if not stored.is_floating_point() or stored.element_size() != 1 or stored.ndim != 2:
+    if stored.element_size() != 1 or stored.ndim != 2:
         return None
     if parameter.shape[1:] != stored.shape[1:] or parameter.device.type == "meta":
         return None

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from loadkit import Context, Plan, Problem, Quantization, StoredFormat
-from loadkit.plugins import did_you_mean
+from loadkit.plugins import did_you_mean, size
+from loadkit_plugins.prequantized.memory import grown
 from loadkit_plugins.prequantized.methods import SOURCE, UNREADABLE, Method, methods_named
 from loadkit_plugins.prequantized.requirements import installable, lacking
 from loadkit_plugins.prequantized.settings import asked_back, method_of, misplaced
@@ -36,6 +37,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
         *_packages(context, method, made),
         *_dtype(context, plan, method),
         *_training(plan, method, made),
+        *_growing(context, plan, method, made),
         *_dequantize(context, plan, method),
         *_other_config(context, quantization),
     ]
@@ -105,6 +107,19 @@ def _dtype(context: Context, plan: Plan, method: Method) -> Iterator[Problem]:
         )
 
 
+def _growing(context: Context, plan: Plan, method: Method, made: StoredFormat) -> Iterator[Problem]:
+    """Weights that the first forward pass turns back take their whole size from then on."""
+    if made.dtype or not method.later or plan.memory is None:
+        return
+    yield _problem(
+        "format-grows",
+        f"the checkpoint was asked for, and weights stored by {method.name} are {method.later}: the model takes about "
+        f"{size(grown(plan, context.weights(plan.model_class)))} in {plan.dtype} from then on",
+        "count with that memory; dequantize=True does it while loading, so that nothing changes later",
+        severity="warning",
+    )
+
+
 def _training(plan: Plan, method: Method, made: StoredFormat) -> Iterator[Problem]:
     if not plan.preparation.training or made.trains:
         return
@@ -115,7 +130,7 @@ def _training(plan: Plan, method: Method, made: StoredFormat) -> Iterator[Proble
     ways += [f"pip install {installable([method.trains_from])}"] if method.trains_from else []
     yield _problem(
         "format-cannot-train",
-        f"training was asked for ({plan.why('preparation').because}), and {SOURCE} doesn't train over weights stored by {method.name}{why}",
+        f"training was asked for ({plan.why('preparation').because}), and weights stored by {method.name} can't be trained over{why} ({SOURCE})",
         ", ".join([*ways, OTHERWISE]) + ", or load it for inference",
     )
 

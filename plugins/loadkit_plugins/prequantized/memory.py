@@ -9,7 +9,7 @@ from loadkit.plugins import FLOATS, ITEM_SIZES
 from loadkit_plugins.prequantized.methods import Method
 from loadkit_plugins.prequantized.settings import method_of
 
-__all__ = ["estimate"]
+__all__ = ["estimate", "grown"]
 
 BYTES = {"int32": 4, "u32": 4, "int64": 8, "i16": 2, "u16": 2}
 """Bytes of one value of the wider types that packed weights come in."""
@@ -26,6 +26,18 @@ def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Mapping
     if quantization.packed:
         return {w.name: made for w in weights if (made := _kept(w, method)) is not None}
     return {w.name: made for w in weights if (made := _back(w, method, quantization, plan.dtype)) is not None}
+
+
+def grown(plan: Plan, weights: Sequence[Weight]) -> int:
+    """Bytes of the base once all of it is turned back."""
+    quantization = plan.quantization
+    method = None if quantization is None else method_of(quantization)
+    if quantization is None or method is None:
+        return 0
+    made = [_back(w, method, quantization, plan.dtype) for w in weights]
+    return sum(
+        w.count * ITEM_SIZES[plan.dtype] if m is None else m.data for w, m in zip(weights, made, strict=True)
+    )
 
 
 def _kept(weight: Weight, method: Method) -> Packed | None:

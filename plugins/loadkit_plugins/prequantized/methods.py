@@ -187,11 +187,11 @@ METHODS: tuple[Method, ...] = (
         vanishing=(".scales", ".qbiases"),
         trains=False,
     ),
-    msgspec.structs.replace(_FP8, name="mxfp8"),
     Method(
         name="mxfp4",
         quantizer="Mxfp4HfQuantizer",
         bits=4,
+        needs=(ACCELERATE,),
         needs_kept=("triton>=3.4.0", KERNELS),
         devices=CUDA_XPU,  # on a CPU with use_kernels=True alone, which loadkit doesn't pass
         capability=(7, 5),
@@ -201,6 +201,7 @@ METHODS: tuple[Method, ...] = (
         vanishing=("_scales",),
         trains=False,
     ),
+    msgspec.structs.replace(_FP8, name="mxfp8"),
     Method(
         name="nvfp4",
         quantizer="NVFP4HfQuantizer",

@@ -74,17 +74,6 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 
 
 @hookimpl
-def loadkit_build_quantization_config(quantization: Quantization) -> Any:
-    """The checkpoint's own config, with `dequantize`: transformers takes nothing else of it for one that is stored quantized."""
-    method = method_of(quantization)
-    if not quantization.prequantized or method is None or not method.config:
-        return None
-    import transformers
-
-    return getattr(transformers, method.config)(**{**quantization.options, "dequantize": True})
-
-
-@hookimpl
 def loadkit_compare_tensor(plan: Plan, parameter: Any, stored: Any) -> str | None:
     from loadkit_plugins.prequantized.audit import compare
 

@@ -100,9 +100,15 @@ def _trains(method: Method, options: Mapping[str, Any], machine: Machine) -> boo
     if method.name == "torchao":  # transformers goes by the name of the type: eight bits only
         found = re.search(r"(\d)weight", str(options.get("quant_type", "")).lower())
         return found is not None and found.group(1) == "8"
-    if options.get("use_optimized_inference"):
+    if method.name == "compressed-tensors" and (options.get("use_optimized_inference") or _packed(options)):
         return False
     return method.trains and not (method.trains_from and lacking([method.trains_from], machine))
+
+
+def _packed(options: Mapping[str, Any]) -> bool:
+    """Whether layers have no `weight` until they have run once, so that PEFT 0.21 can't adapt them."""
+    groups = [group for group in (options.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+    return any("pack" in str(group.get("format") or options.get("format")) for group in groups)
 
 
 def _bits(name: str, config: Mapping[str, Any]) -> float:
