@@ -12,7 +12,7 @@ from loadkit import Checkpoint, Context, Machine, Quantization, StoredFormat
 from loadkit_plugins.prequantized.methods import KERNELS, Method, methods_named
 from loadkit_plugins.prequantized.requirements import lacking
 
-__all__ = ["asked_back", "method_of", "misplaced", "stored", "stored_here"]
+__all__ = ["asked_back", "format_on", "method_of", "misplaced", "stored", "stored_here"]
 
 
 def stored(checkpoint: Checkpoint) -> Quantization | None:
@@ -36,7 +36,7 @@ def stored_here(context: Context, dtype: str) -> Quantization | None:
     method = None if found is None else method_of(found)
     if found is None or method is None:
         return found
-    made = _format(method, found.options, context.machine, dtype, asked_back(context))
+    made = format_on(method, found.options, context.machine, dtype, asked_back(context))
     return msgspec.structs.replace(found, format=made)
 
 
@@ -62,9 +62,18 @@ def misplaced(method: Method, machine: Machine) -> str:
     return ""
 
 
-def _format(
+def format_on(
     method: Method, options: Mapping[str, Any], machine: Machine, dtype: str, asked: bool
 ) -> StoredFormat:
+    """What weights stored by the method are on a machine.
+
+    Parameters:
+        method: the method.
+        options: the checkpoint's own quantization config.
+        machine: the machine.
+        dtype: the dtype of the load.
+        asked: whether `dequantize=True` was asked for.
+    """
     because = ""
     if method.config and (options.get("dequantize") or options.get("run_compressed") is False):
         because = "its config says so"
