@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from loadkit import Accelerator, Machine
 from loadkit_plugins.prequantized.methods import METHODS, SOURCE, UNREADABLE, Method
 from loadkit_plugins.prequantized.settings import format_on, misplaced
-
-from loadkit import Accelerator, Machine
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 9), (9, 0), (10, 0))
 
