@@ -29,7 +29,10 @@ Those that are packed (`pack-quantized`) take no adapter before. torchao trains 
 kind of config trains and another doesn't (bitnet, fouroversix, fp_quant) name the field.
 
 hqq and nvfp4 are methods by which transformers quantizes or once did; checkpoints that are stored so it doesn't load.
-GGUF files it does load, and loadkit doesn't yet: their header is read, and the refusal says what is in them.
+
+A GGUF file is named as the source (`models/tiny.gguf`) or by `gguf_file=` beside a folder or repository. Its header is
+read without torch, and its weights are turned back while they are loaded, as transformers does; config and tokenizer
+come from the file too.
 
 A profile's preference for 4 bits gives way to a stored format, and the plan says "instead of". Asking for another
 quantization yourself is refused, as transformers would drop it."""
@@ -68,7 +71,7 @@ def _row(method: Method) -> str:
 
 
 def _cell(method: Method, machine: Machine) -> str:
-    if method.unreadable or method.name == "gguf":
+    if method.unreadable:
         return "no"
     made = format_on(method, {}, machine, "bfloat16", asked=False)
     if made.dtype:

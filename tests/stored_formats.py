@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["store_compressed", "store_fp8", "store_mxfp4"]
+__all__ = ["store_compressed", "store_fp8", "store_gguf", "store_mxfp4"]
 
 Tensors = dict[str, Any]
 
@@ -88,6 +89,81 @@ def store_mxfp4(folder: Path) -> Path:
         return {f"{name}_blocks": codes, f"{name}_scales": torch.full(blocks, 120, dtype=torch.uint8)}
 
     return _stored(folder, plain, "_proj", packed, {"quant_method": "mxfp4"}, inside=".experts.")
+
+
+def store_gguf(path: Path, source: Path) -> Path:
+    """Write a Llama as llama.cpp does: layers in Q8_0 (blocks of 32 codes with a float16 scale), the rest in float32."""
+    import numpy as np
+    from safetensors.torch import load_file
+
+    config = json.loads((source / "config.json").read_text())
+    heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
+    rope = config.get("rope_parameters") or {}
+    words = ["<unk>", "<s>", "</s>", *(f"w{n}" for n in range(3, config["vocab_size"]))]
+    entries: list[bytes] = [
+        _entry("general.architecture", 8, _text("llama")),
+        _entry("general.name", 8, _text("tiny")),
+        *(
+            _entry(f"llama.{key}", 4, struct.pack("<I", value))
+            for key, value in {
+                "block_count": config["num_hidden_layers"],
+                "context_length": config["max_position_embeddings"],
+                "embedding_length": config["hidden_size"],
+                "feed_forward_length": config["intermediate_size"],
+                "attention.head_count": heads,
+                "attention.head_count_kv": kv,
+                "rope.dimension_count": config["hidden_size"] // heads,
+                "vocab_size": config["vocab_size"],
+            }.items()
+        ),
+        _entry("llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", config["rms_norm_eps"])),
+        _entry("llama.rope.freq_base", 6, struct.pack("<f", rope.get("rope_theta", 10000.0))),
+        _entry("tokenizer.ggml.model", 8, _text("llama")),
+        _entry("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, len(words)) + b"".join(map(_text, words))),
+        _entry(
+            "tokenizer.ggml.scores", 9, struct.pack(f"<IQ{len(words)}f", 6, len(words), *[0.0] * len(words))
+        ),
+        _entry(
+            "tokenizer.ggml.token_type", 9, struct.pack(f"<IQ{len(words)}i", 5, len(words), *[1] * len(words))
+        ),
+        _entry("tokenizer.ggml.bos_token_id", 4, struct.pack("<I", 1)),
+        _entry("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 2)),
+    ]
+    names = {
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "post_attention_layernorm": "ffn_norm", "input_layernorm": "attn_norm",
+    }  # fmt: skip
+    table, data = b"", b""
+    tensors = load_file(source / "model.safetensors")
+    for name, weight in tensors.items():
+        stem = name.removesuffix(".weight").replace("model.layers.", "blk.")
+        theirs = next(stem.replace(ours, gguf) for ours, gguf in names.items() if ours in stem) + ".weight"
+        values = weight.float().numpy()
+        for part, count in (("q_proj", heads), ("k_proj", kv)):
+            if part in name:  # llama.cpp's order of rotary halves
+                values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        kind, raw = 0, values.astype("<f4").tobytes()
+        if name.endswith("_proj.weight"):
+            blocks = values.reshape(-1, 32)
+            scale = (np.abs(blocks).max(1, keepdims=True) / 127).astype("<f2")
+            codes = np.round(blocks / scale.astype("f4")).astype("i1")
+            kind, raw = 8, b"".join(s.tobytes() + c.tobytes() for s, c in zip(scale, codes, strict=True))
+        sides = values.shape[::-1]
+        table += _text(theirs) + struct.pack(f"<I{len(sides)}QIQ", len(sides), *sides, kind, len(data))
+        data += raw + bytes(-len(raw) % 32)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries)) + b"".join(entries) + table
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(head + bytes(-len(head) % 32) + data)
+    return path
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def _entry(key: str, kind: int, value: bytes) -> bytes:
+    return _text(key) + struct.pack("<I", kind) + value
 
 
 def _stored(

@@ -19,7 +19,7 @@ from loadkit.loading.skip_modules import modules_to_skip
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.loading.speed.page_release import released_while_loading
 from loadkit.loading.speed.run_aids import NO_AIDS, Aids, with_aids
-from loadkit.loading.turned_back import ask_to_turn_back, finish_turning_back
+from loadkit.loading.turned_back import ask_to_turn_back, finish_turning_back, gguf_in_floating_point
 from loadkit.loading.use_cache import set_use_cache
 from loadkit.schema.loading_aids import Stored
 from loadkit.schema.plans import Plan
@@ -71,9 +71,12 @@ def _load(
         kwargs: dict[str, Any] = {**plan.kwargs, **further, **_access(plan, token)}
         for name in plan_kwargs(plan).keys() - further.keys() - set(HUB_KWARGS):
             kwargs.pop(name)  # the config took it
-        if quantization is not None and quantization.prequantized:
+        gguf = plan.checkpoint.weight_format == "gguf"
+        if quantization is not None and quantization.prequantized and not gguf:
             del kwargs["quantization_config"]
             ask_to_turn_back(config)
+        elif gguf:
+            kwargs |= gguf_in_floating_point()
         elif quantization is not None:
             kwargs["quantization_config"] = _quantization_config(plan, quantization, config, manager)
         if "max_memory" in kwargs:
@@ -113,7 +116,7 @@ def _as_from(location: str, folder: str, model: Any) -> None:
 def load_config(plan: Plan, token: Token = None) -> tuple[Any, dict[str, Any]]:
     """The config that the model's class takes, and those further keyword arguments that aren't its fields."""
     model_class = plan.model_class
-    hub = {name: value for name, value in plan.kwargs.items() if name in HUB_KWARGS}
+    hub = {name: value for name, value in plan.kwargs.items() if name in (*HUB_KWARGS, "gguf_file")}
     further = {name: value for name, value in plan_kwargs(plan).items() if name not in HUB_KWARGS}
     config, unused = _imported(model_class.config_class or "AutoConfig").from_pretrained(
         plan.checkpoint.location, return_unused_kwargs=True, **hub, **further, **_access(plan, token)

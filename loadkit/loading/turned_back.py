@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["ask_to_turn_back", "finish_turning_back"]
+__all__ = ["ask_to_turn_back", "finish_turning_back", "gguf_in_floating_point"]
 
 
 def ask_to_turn_back(config: Any) -> None:
@@ -18,6 +18,14 @@ def ask_to_turn_back(config: Any) -> None:
                 **(own if isinstance(own, dict) else own.to_dict()),
                 "dequantize": True,
             }
+
+
+def gguf_in_floating_point() -> dict[str, Any]:
+    """The argument by which a GGUF file isn't kept in blocks, where transformers could (5.23 on)."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def finish_turning_back(model: Any, dtype: Any) -> None:
@@ -40,8 +48,11 @@ def _cast(model: Any, dtype: Any) -> None:
 def _forget_format(model: Any) -> None:
     """transformers 5.23 would pack the weights again when it saves them, without a config that says so: the saved model
     would load as noise (`revert_weight_conversion`)."""
+    known = getattr(model, "_weight_conversions", None)
+    if known is None:
+        return  # those of the class serve
     conversions = []
-    for conversion in getattr(model, "_weight_conversions", None) or ():
+    for conversion in known:
         operations = getattr(conversion, "operations", ())
         own = [op for op in operations if getattr(op, "hf_quantizer", None) is None]
         if len(own) == len(operations):

@@ -150,6 +150,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         name="gguf",
         quantizer="GgufHfQuantizer",
+        needs=("gguf>=0.10.0",),
         needs_kept=(KERNELS,),
         turned_back=True,
         config="GgufConfig",

@@ -49,6 +49,8 @@ def loadkit_choose_quantization(
     already = stored_here(context, dtype)
     if already is None:
         return None
+    if already.method == "gguf":
+        already = msgspec.structs.replace(already, options={"types": already.options.get("types", [])})
     because = f"the checkpoint is stored quantized ({already.method}); what it fixes can't be chosen again"
     if already.format is not msgspec.UNSET:
         wish = context.request.asked("dequantize")

@@ -77,6 +77,8 @@ def format_on(
     because = ""
     if method.config and (options.get("dequantize") or options.get("run_compressed") is False):
         because = "its config says so"
+    elif method.name == "gguf":
+        because = "loadkit doesn't keep its blocks"
     elif method.turned_back:
         missing = lacking(method.needs_kept, machine)
         because = misplaced(method, machine) or (f"no {missing[0]}" if missing else "")
@@ -94,6 +96,8 @@ def format_on(
 
 
 def _needs(method: Method, options: Mapping[str, Any], turned_back: bool) -> tuple[str, ...]:
+    if method.name == "gguf" and options.get("package") == "":
+        return ()  # an architecture that transformers reads itself
     if turned_back:
         return tuple(need for need in method.needs if need != KERNELS)
     if options.get("pseudoquantization"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stored_formats import store_compressed, store_fp8, store_mxfp4
+from stored_formats import store_compressed, store_fp8, store_gguf, store_mxfp4
 
 import loadkit
 from loadkit import AuditError, LoadError
@@ -178,3 +178,46 @@ def test_a_scale_that_was_not_applied_is_found(fp8: Path, monkeypatch: pytest.Mo
     with pytest.raises((AuditError, LoadError)) as caught:
         loadkit.load(fp8)
     assert "other-values" in str(caught.value)
+
+
+# --- GGUF
+
+gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="gguf isn't installed")
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return store_gguf(tmp_path_factory.mktemp("stored") / "tiny.gguf", tiny("llama"))
+
+
+def test_without_the_package_it_is_a_problem_of_the_plan(gguf_file: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        with pytest.raises(loadkit.PlanError, match=r"needs gguf>=0\.10\.0"):
+            loadkit.plan(gguf_file)
+    else:
+        assert loadkit.plan(gguf_file).kwargs["gguf_file"] == "tiny.gguf"
+
+
+@gguf
+@pytest.mark.filterwarnings("ignore")
+def test_a_gguf_file_holds_what_it_was_made_from(tiny: Tiny, gguf_file: Path, tmp_path: Path) -> None:
+    loaded = loadkit.load(gguf_file)
+    assert nbytes(loaded.model) == planned_bytes(loaded)
+    assert "gguf, dequantized to float32 here" in " ".join(str(loaded.plan).split())
+    original = dict(loadkit.load(tiny("llama"), dtype="float32").model.named_parameters())
+    for name, parameter in loaded.model.named_parameters():
+        assert float((parameter - original[name]).abs().max()) < 1e-3
+    loaded.model.save_pretrained(tmp_path / "plain")
+    assert loadkit.load(tmp_path / "plain").plan.quantization is None
+
+
+@gguf
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_trains_over_a_gguf_file(gguf_file: Path) -> None:
+    import torch
+
+    loaded = loadkit.load(gguf_file.parent, "lora", gguf_file="tiny.gguf", dtype="bfloat16")
+    assert dtypes(loaded.model) == {"bfloat16"}
+    assert loaded.plan.memory is not None
+    ids = torch.ones(1, 4, dtype=torch.long)
+    loaded.model(input_ids=ids, labels=ids).loss.backward()
