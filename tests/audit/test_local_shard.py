@@ -1,4 +1,5 @@
-"""Where the part of a parameter begins that a process holds, against how torch cuts: no processes are needed."""
+"""Where the part of a parameter begins that a process holds, against how torch cuts: no processes are
+needed."""
 
 from __future__ import annotations
 

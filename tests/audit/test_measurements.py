@@ -179,7 +179,8 @@ def test_of_an_adapted_model_the_base_is_looked_at() -> None:
     assert base_of(model.base) is model.base
 
 
-# --- Looking into a model -----------------------------------------------------------------------------------------------
+# --- Looking into a model
+# -----------------------------------------------------------------------------------------------
 
 
 def test_what_is_packed() -> None:
@@ -216,7 +217,8 @@ def test_embeddings_of_a_class_that_doesnt_tell() -> None:
     assert (input_embeddings(Silent()), output_embeddings(Silent())) == (None, None)
 
 
-# --- Memory -------------------------------------------------------------------------------------------------------------
+# --- Memory
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")

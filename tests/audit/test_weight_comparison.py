@@ -1,4 +1,5 @@
-"""Weights against files, on tensors of a few numbers: which are compared, how far, and what is said of a difference."""
+"""Weights against files, on tensors of a few numbers: which are compared, how far, and what is said of a
+difference."""
 
 from __future__ import annotations
 
@@ -132,7 +133,8 @@ def test_what_is_split_in_no_one_piece_is_passed_over(saved: Callable[..., Path]
     assert compared(model, [saved("x", {**others, "head.weight": torch.full((2, 2), 9.0)})]) == []
 
 
-# --- Which, and how much of each ------------------------------------------------------------------------------------------
+# --- Which, and how much of each
+# ------------------------------------------------------------------------------------------
 
 
 def test_the_sample_is_spread_evenly_from_the_first_to_the_last() -> None:
@@ -172,7 +174,8 @@ def test_of_a_part_its_own_rows_are_read(saved: Callable[..., Path], monkeypatch
         assert torch.equal(_beginning(tensor, Part(torch.empty(9), (1,))), stored[:2])  # of another rank
 
 
-# --- What is different ----------------------------------------------------------------------------------------------------
+# --- What is different
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +221,8 @@ def test_what_isnt_loaded_isnt_compared() -> None:
     assert _difference(nn.Parameter(torch.empty(1, 2, device="meta")), torch.zeros(1, 2)) is None
 
 
-# --- All findings ------------------------------------------------------------------------------------------------------------
+# --- All findings
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_errors_come_first_then_stages_codes_and_words() -> None:

@@ -123,9 +123,9 @@ def test_stored_4_bit_weights_under_sharding() -> None:
 
 @pytest.mark.parametrize("topology", SHARDING)
 def test_other_quantizers_are_warned_of(topology: Topology) -> None:
-    gptq = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "gptq", "bits": 4}})
-    assert "warning: " in told(on(topology, gptq))["quantized-under-sharding"]
-    assert "quantized-under-sharding" not in told(on(EIGHT_RANKS, gptq))
+    fp8 = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "fp8"}})
+    assert "warning: " in told(on(topology, fp8))["quantized-under-sharding"]
+    assert "quantized-under-sharding" not in told(on(EIGHT_RANKS, fp8))
 
 
 def test_mixed_dtypes() -> None:
