@@ -218,7 +218,7 @@ def test_embeddings_of_a_class_that_doesnt_tell() -> None:
 
 
 # --- Memory
-# -------------------------------------------------------------------------------------------------------------
+# -----------------
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
