@@ -44,12 +44,14 @@ def test_every_tensor_and_the_header_have_one_of_their_own(tmp_path: Path) -> No
     assert file_checksums(str(path), workers=1) == expected
 
 
-def test_with_one_worker_no_thread_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_one_worker_no_thread_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None can be, as an interpreter ends."""
     parts = {"a": lambda: b"1", "b": lambda: b"2"}
     several = checksums(parts)
     monkeypatch.setattr("loadkit.cache.checksums.ThreadPoolExecutor", None)
     assert checksums(parts, workers=1) == several == {"a": checksum(b"1"), "b": checksum(b"2")}
+    path, head = file(tmp_path / "x", {})
+    assert file_checksums(path, workers=1) == {"": checksum(head)}
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567"])
