@@ -559,7 +559,8 @@ def loadkit_freeze(plan: Plan, model: Any) -> Any | None:
     """Freeze the weights of the base that don't train, and bring those that do into their dtype.
 
     When:
-        The fourth phase, where the plan freezes parts of an unquantized base, or its weights train in a dtype of their own.
+        The fourth phase, where the plan freezes parts of an unquantized base, or its weights train in a dtype
+        of their own.
 
     Parameters:
         plan: the plan; `plan.preparation` names `frozen_parts`, `train_only` and `trainable_dtype`.

@@ -12,7 +12,7 @@ import msgspec
 
 from loadkit.errors import Problem
 from loadkit.schema.claims import Strength
-from loadkit.schema.request import Asked
+from loadkit.schema.request import Asked, Fields
 from loadkit.text.suggest import did_you_mean
 
 __all__ = ["CORE_OPTIONS", "Option", "ask", "plain"]
@@ -101,6 +101,12 @@ CORE_OPTIONS: tuple[Option, ...] = (
         type="int",
         stage="engine",
         help="over how many processes layers are split; by default all",
+    ),
+    Option(
+        name="gguf_file",
+        type="str",
+        stage="checkpoint",
+        help="the GGUF file in the folder or repository that holds the model; the path of one can be the source itself",
     ),
     Option(name="cache_dir", type="str", stage="checkpoint", help="where Hub files are cached"),
     Option(
@@ -232,7 +238,8 @@ def ask(
             remedy = f"keep {option.name}={earlier.value!r} or {option.name}={clean!r}"
             problems.append(problem("option-twice", found, remedy))
         else:
-            asked[option.name] = Asked(name=option.name, value=clean, by=by, strength=strength)
+            value = Fields(option.name, clean) if isinstance(clean, dict) else clean
+            asked[option.name] = Asked(name=option.name, value=value, by=by, strength=strength)
     return asked, problems
 
 

@@ -10,6 +10,7 @@ import msgspec
 from loadkit.errors import LoadkitError, Problem
 from loadkit.schema.adapters import Adapter, Adapters
 from loadkit.schema.claims import Decision
+from loadkit.schema.ledger import Requested
 from loadkit.schema.loading_aids import Shortcut
 from loadkit.schema.memory import Memory
 from loadkit.schema.processing import Processing, Tokens
@@ -32,7 +33,7 @@ class CheckpointSummary(msgspec.Struct, frozen=True, kw_only=True):
         revision: the revision asked for; "" for none.
         commit: the commit that serves everything; "" for a folder.
         weight_bytes: bytes of its tensors, by the headers.
-        weight_format: "safetensors" or "pickle".
+        weight_format: "safetensors", "pickle" or "gguf".
     """
 
     source: str
@@ -61,6 +62,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         plugins: the plugins that took part, name to version.
         memory: what it takes; None where that can't be told before loading.
         shortcuts: what will make the load faster, as things were while planning; no part of the digest.
+        requested: everything that was asked, and what became of it; no part of the digest, which has both.
     """
 
     request: Request
@@ -73,6 +75,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     plugins: dict[str, str] = {}
     memory: Memory | None = None
     shortcuts: tuple[Shortcut, ...] = ()
+    requested: tuple[Requested, ...] = ()
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -82,6 +85,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             found["revision"] = self.checkpoint.commit
         if self.checkpoint.weight_format == "safetensors":
             found["use_safetensors"] = True  # a pickle can run code while loading
+        if self.checkpoint.weight_format == "gguf":
+            found["gguf_file"] = self.checkpoint.weight_files[0]
         for decision in self.decisions:
             stage = stage_named(decision.stage)
             if stage is not None:
@@ -93,7 +98,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         """SHA-256 of the plan's JSON without shortcuts, in hexadecimal: equal plans, equal digests."""
-        lasting = msgspec.structs.replace(self, shortcuts=())
+        lasting = msgspec.to_builtins(msgspec.structs.replace(self, shortcuts=()))
+        del lasting["requested"]
         return hashlib.sha256(msgspec.json.encode(lasting, order="sorted")).hexdigest()
 
     def why(self, stage: str) -> Decision:
@@ -148,6 +154,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def quantization(self) -> Quantization | None:
         """How the weights are quantized; None where they aren't."""
         return cast("Quantization | None", self._value("quantization"))
+
+    @property
+    def quantized(self) -> Quantization | None:
+        """How the weights are quantized in memory; None where they aren't, or are turned back while
+        loading."""
+        found = self.quantization
+        return found if found is not None and found.packed else None
 
     @property
     def placement(self) -> Placement:

@@ -1,12 +1,12 @@
 """attention: the fastest implementation that package, accelerator, dtype and architecture allow.
 
-Nobody's wish means a chain: flash_attention_3, else flash_attention_2, else sdpa, else eager, decided for every nested
-config on its own. A name given by the user is a demand; one in a profile is where the chain starts.
+Where nobody asks it is a chain: flash_attention_3, else flash_attention_2, else sdpa, else eager, for every
+nested config on its own. A name given by the user is a demand; one in a profile is where the chain starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,6 @@ import msgspec
 from loadkit import (
     Claim,
     Context,
-    Experimental,
     Finding,
     Machine,
     ModelClass,
@@ -24,7 +23,7 @@ from loadkit import (
     Plan,
     Problem,
     Strength,
-    Unsupported,
+    Supported,
     hookimpl,
 )
 from loadkit.plugins import ConfigFacts, Library, configs, did_you_mean
@@ -38,7 +37,7 @@ HALF = ("bfloat16", "float16")
 
 
 class Needs(msgspec.Struct, frozen=True):
-    """What a FlashAttention version needs of the machine: the package, and a range of compute capabilities."""
+    """What a FlashAttention version needs of the machine: a package, and a range of compute capabilities."""
 
     package: str
     least: tuple[int, int]
@@ -73,9 +72,7 @@ def loadkit_choose_attention(
     asked = context.request.asked("attn_implementation")
     if asked is None:
         return [fallback]
-    if asked.demanded:
-        return [Claim(value=asked.value, because=asked.because, strength=asked.strength), fallback]
-    if isinstance(asked.value, str):
+    if isinstance(asked.value, str) and not asked.demanded:
         links = (asked.value, *(link for link in CHAIN if link != asked.value))
         return [_chain(links, context, architecture, dtype, asked.strength, because=asked.because)]
     return [Claim(value=asked.value, because=asked.because, strength=asked.strength), fallback]
@@ -83,29 +80,28 @@ def loadkit_choose_attention(
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    return list(_problems(context, plan))
+
+
+def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     decision = plan.why("attention")
     chosen = plan.attn_implementation
     by_part = {"": chosen} if isinstance(chosen, str) else chosen
     parts = _parts(context, plan.model_class)
-    problems = []
     by = "you asked for" if decision.strength is Strength.YOU else f"plugin {decision.plugin!r} chose"
     for part, name in by_part.items():
         if not known(name):
-            problems.append(
-                _problem(
-                    "unknown-attention",
-                    f"{by} attention {name!r}{did_you_mean(name, (*CHAIN, *ON_DEMAND))}",
-                    f"choose one of {', '.join((*CHAIN, *ON_DEMAND))}, or a Hub kernel as owner/name",
-                )
+            yield _problem(
+                "unknown-attention",
+                f"{by} attention {name!r}{did_you_mean(name, (*CHAIN, *ON_DEMAND))}",
+                f"choose one of {', '.join((*CHAIN, *ON_DEMAND))}, or a Hub kernel as owner/name",
             )
             continue
         if part and part not in parts:
-            problems.append(
-                _problem(
-                    "unknown-sub-config",
-                    f"{by} attention for {part!r}, which this config doesn't have{did_you_mean(part, parts)}",
-                    f"it has {', '.join(p or 'the outermost (an empty key)' for p in parts)}",
-                )
+            yield _problem(
+                "unknown-sub-config",
+                f"{by} attention for {part!r}, which this config doesn't have{did_you_mean(part, parts)}",
+                f"it has {', '.join(p or 'the outermost (an empty key)' for p in parts)}",
             )
             continue
         concerned = parts if isinstance(chosen, str) else {part: parts.get(part, [])}
@@ -113,53 +109,43 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
         if reasons:
             where = f" for {part}" if part else ""
             instead = _chain(CHAIN, context, plan.model_class, plan.dtype, Strength.FALLBACK).value
-            problems.append(
-                _problem(
-                    "attention-unavailable",
-                    f"{by} {name}{where}, but {'; '.join(dict.fromkeys(reasons))}",
-                    f"attn_implementation={instead!r} works here; leave the option out to have it chosen",
-                )
+            yield _problem(
+                "attention-unavailable",
+                f"{by} {name}{where}, but {'; '.join(dict.fromkeys(reasons))}",
+                f"attn_implementation={instead!r} works here; leave the option out to have it chosen",
             )
-    return problems
 
 
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
-    """Every sub-config runs the planned implementation; transformers may change one while building the model."""
+    """Every sub-config runs the planned implementation, which transformers may change while building."""
     chosen = plan.attn_implementation
     by_part = {"": chosen} if isinstance(chosen, str) else chosen
+    whole = chosen if isinstance(chosen, str) else ""
     findings = []
     for path, config in configs(model.config):
-        planned = by_part.get(path.split(".")[0], by_part.get("", "") if isinstance(chosen, str) else "")
+        planned = by_part.get(path.split(".")[0], whole)
         effective = getattr(config, "_attn_implementation", None)
         if planned and effective is not None and effective != planned:
-            findings.append(
-                _finding(
-                    "attention", f"{path or 'the model'} runs another attention", planned, str(effective)
-                )
-            )
-    return findings or _called(model, chosen)
+            message = f"{path or 'the model'} runs another attention"
+            findings.append(_finding("attention", message, planned, str(effective)))
+    return findings or list(_called(model, chosen))
 
 
-def _called(model: Any, chosen: str | dict[str, str]) -> list[Finding]:
-    """What attention modules read when they are called: a config of their own may say something else than the model's."""
+def _called(model: Any, chosen: str | dict[str, str]) -> Iterator[Finding]:
+    """What attention modules read when they are called: a config of their own may differ from the model's."""
     if not isinstance(chosen, str):
-        return []
+        return
     known = {id(config) for _, config in configs(model.config)}
     stray: dict[str, str] = {}
     for name, module in model.named_modules():
         config = getattr(module, "config", None)
         effective = getattr(config, "_attn_implementation", None)
-        if (
-            type(module).__name__.endswith("Attention")
-            and id(config) not in known
-            and effective not in (None, chosen)
-        ):
+        called = type(module).__name__.endswith("Attention") and id(config) not in known
+        if called and effective not in (None, chosen):
             stray.setdefault(str(effective), name)
-    return [
-        _finding("attention-called", f"{name} calls another attention", chosen, effective)
-        for effective, name in stray.items()
-    ]
+    for effective, name in stray.items():
+        yield _finding("attention-called", f"{name} calls another attention", chosen, effective)
 
 
 def known(name: str) -> bool:
@@ -181,18 +167,15 @@ def _chain(
     passed: dict[str, PassedOver] = {}
     for part, classes in _parts(context, architecture).items():
         for link in links:
-            reason = missing(link, context, classes, dtype)
-            if not reason:
+            if not (reason := missing(link, context, classes, dtype)):
                 chosen[part] = link
                 break
             passed.setdefault(link, PassedOver(link, reason))
     value: str | dict[str, str] = chosen if len(set(chosen.values())) > 1 else chosen[""]
     first = chosen[""]
-    reason = f"{because}; " if because else ""
-    reason += (
-        f"the first of {' > '.join(links)} that can be had" if first != links[0] else f"{first} can be had"
-    )
-    return Claim(value=value, because=reason, strength=strength, passed_over=tuple(passed.values()))
+    had = f"the first of {' > '.join(links)} that" if first != links[0] else first
+    because = f"{because}; {had} can be had" if because else f"{had} can be had"
+    return Claim(value=value, because=because, strength=strength, passed_over=tuple(passed.values()))
 
 
 def _parts(context: Context, architecture: ModelClass) -> dict[str, list[str]]:
@@ -230,15 +213,13 @@ def missing(name: str, context: Context, classes: Sequence[str], dtype: str) -> 
         return reason
     if "/" in name and context.machine.version("kernels") is None:
         return "it is a kernel on the Hub, and the package kernels isn't installed"
-    registered = context.registered
-    concerned = registered is not None and (
-        not registered.models or any(c in registered.models.values() for c in classes)
+    family = context.registered
+    concerned = family is not None and (
+        not family.models or not {*family.models.values()}.isdisjoint(classes)
     )
-    if concerned and registered is not None and name in registered.attention:
-        support = registered.attention[name]
-        if isinstance(support, Unsupported | Experimental):
-            return f"{registered.model_type}: {support.reason}"
-        return ""
+    if concerned and family is not None and name in family.attention:
+        support = family.attention[name]
+        return "" if isinstance(support, Supported) else f"{family.model_type}: {support.reason}"
     for class_name in classes:
         facts = context.library.class_facts(class_name)
         if facts is None:
@@ -256,10 +237,8 @@ def _flash(name: str, machine: Machine, dtype: str) -> str:
     if machine.kind != "cuda":
         return "it needs a CUDA device, and this machine has none"
     if not needs.least <= machine.capability <= needs.most:
-        first = machine.accelerators[0]
-        return (
-            f"it needs {needs.family}, and {first.name} is sm{machine.capability[0]}{machine.capability[1]}"
-        )
+        major, minor = machine.capability
+        return f"it needs {needs.family}, and {machine.accelerators[0].name} is sm{major}{minor}"
     if machine.version(needs.package) is None:
         return f"the package {needs.package} isn't installed"
     if dtype not in HALF:

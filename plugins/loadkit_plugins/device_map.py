@@ -1,9 +1,9 @@
-"""device map: one device a process, "auto" only for inference by one process over several, none where an engine places."""
+"""device map: one device a process, "auto" for inference by one process over several, none under engines."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from loadkit import (
 )
 
 _problem = partial(Problem, "device_map", "device-map")
+_finding = partial(Finding, "device_map", "device-map")
 
 SPREADING = Placement.SPREADING
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?|meta|disk|\d+")
@@ -59,59 +60,48 @@ def loadkit_choose_device_map(
     if asked is None:
         return [fallback]
     if not asked.demanded and (reason := _not_spreadable(asked, context)):
-        return [
-            Claim(
-                value=Placement(device_map=device_map),
-                because=f"{asked.by} prefers {asked.value}, but {reason}; {because}",
-                strength=asked.strength,
-            )
-        ]
-    return [
-        Claim(
-            value=Placement(device_map=_mapping(asked.value), max_memory=limits),
-            because=asked.because,
-            strength=asked.strength,
-        ),
-        fallback,
-    ]
+        because = f"{asked.by} prefers {asked.value}, but {reason}; {because}"
+        return [Claim(value=fallback.value, because=because, strength=asked.strength)]
+    value = Placement(device_map=_mapping(asked.value), max_memory=limits)
+    return [Claim(value=value, because=asked.because, strength=asked.strength), fallback]
 
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    return list(_problems(context, plan))
+
+
+def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     device_map = plan.placement.device_map
     topology, machine = context.topology, context.machine
-    problems = []
     if device_map is not None and topology.engine_places:
-        problems.append(
-            _problem(
-                "device-map-under-engine",
-                f"device_map={device_map!r} was chosen because {plan.why('device_map').because}, but {topology.engine} "
-                "places the weights itself and refuses one",
-                "leave device_map out",
-            )
+        yield _problem(
+            "device-map-under-engine",
+            f"device_map={device_map!r} was chosen because {plan.why('device_map').because}, but {topology.engine} "
+            "places the weights itself and refuses one",
+            "leave device_map out",
         )
     elif plan.placement.spreads and topology.distributed:
-        problems.append(
-            _problem(
-                "auto-under-launcher",
-                f"device_map={device_map!r} spreads one model over all devices, but {topology.world_size} processes were "
-                "launched, and each would do so",
-                "leave device_map out: each process then loads on its own device",
-            )
+        yield _problem(
+            "auto-under-launcher",
+            f"device_map={device_map!r} spreads one model over all devices, but {topology.world_size} processes were "
+            "launched, and each would do so",
+            "leave device_map out: each process then loads on its own device",
         )
     if context.request.asked("max_memory") and not plan.placement.spreads:
-        problems.append(
-            _problem(
-                "max-memory-unused",
-                f"max_memory was given, but device_map={device_map!r} doesn't spread",
-                "give device_map='auto' with it, or leave max_memory out",
-            )
+        yield _problem(
+            "max-memory-unused",
+            f"max_memory was given, but device_map={device_map!r} doesn't spread",
+            "give device_map='auto' with it, or leave max_memory out",
         )
     names = [device_map] if isinstance(device_map, str) else list((device_map or {}).values())
-    problems += [
-        _device_problem(str(name), reason) for name in names if (reason := _unknown(str(name), machine))
-    ]
-    return problems
+    for name in names:
+        if reason := _unknown(str(name), machine):
+            yield _problem(
+                "no-such-device",
+                f"device {str(name)!r} was asked for, but {reason}",
+                "name a device that is here, or leave device_map out",
+            )
 
 
 @hookimpl
@@ -127,16 +117,7 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
         wrong = any(_torch_device(device) != planned for device in found)
     if not wrong:
         return []
-    return [
-        Finding(
-            "device_map",
-            "device-map",
-            "device",
-            "parameters are elsewhere than planned",
-            planned=planned,
-            effective=", ".join(found),
-        )
-    ]
+    return [_finding("device", "parameters are elsewhere than planned", planned, ", ".join(found))]
 
 
 def _own(context: Context) -> tuple[dict[str, int | str] | None, str]:
@@ -190,20 +171,8 @@ def _unknown(name: str, machine: Machine) -> str:
     return ""
 
 
-def _device_problem(name: str, reason: str) -> Problem:
-    return _problem(
-        "no-such-device",
-        f"device {name!r} was asked for, but {reason}",
-        "name a device that is here, or leave device_map out",
-    )
-
-
 def _torch_device(device: int | str) -> str:
     text = f"cuda:{device}" if str(device).isdigit() else str(device)
-    return (
-        f"{text}:0"
-        if text in ("cuda", "xpu", "npu")
-        else text.removesuffix(":0")
-        if text.startswith("mps")
-        else text
-    )
+    if text in ("cuda", "xpu", "npu"):
+        return f"{text}:0"
+    return text.removesuffix(":0") if text.startswith("mps") else text

@@ -1,4 +1,4 @@
-"""dtype: the checkpoint's own, as far as the hardware has it; one decision for weights, compute and adapters."""
+"""dtype: the checkpoint's own, as far as the hardware has it; one for weights, compute and adapters."""
 
 from __future__ import annotations
 
@@ -8,24 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from loadkit import Claim, Context, Finding, Option, PassedOver, Plan, Problem, Strength, hookimpl
-from loadkit.plugins import FLOATS, base_of, did_you_mean, is_packed
+from loadkit.plugins import FLOATS, base_of, canonical_dtype, did_you_mean, is_packed
 
 _problem = partial(Problem, "dtype", "dtype")
 _finding = partial(Finding, "dtype", "dtype")
 
 BF16_CAPABILITY = (8, 0)
 """CUDA has bfloat16 arithmetic from sm80 (Ampere) on."""
-
-SHORT = {
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "half": "float16",
-    "fp32": "float32",
-    "float": "float32",
-    "fp64": "float64",
-    "double": "float64",
-}
 
 
 @hookimpl
@@ -47,17 +39,10 @@ def loadkit_choose_dtype(context: Context) -> Sequence[Claim[str]]:
     asked = context.request.asked("dtype")
     if asked is None:
         return [fallback]
-    name = canonical(asked.value)
+    name = canonical_dtype(asked.value)
     if name == "auto":
         because = f"{fallback.because} (dtype='auto': {asked.because})"
-        return [
-            Claim(
-                value=fallback.value,
-                because=because,
-                strength=asked.strength,
-                passed_over=fallback.passed_over,
-            )
-        ]
+        return [msgspec.structs.replace(fallback, because=because, strength=asked.strength)]
     reason = missing(name, context)
     if reason and not asked.demanded:
         because = f"{asked.by} prefers {name}, but {reason}; {fallback.because}"
@@ -71,34 +56,23 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     decision = plan.why("dtype")
     by = "you asked for" if decision.strength is Strength.YOU else f"plugin {decision.plugin!r} chose"
     if decision.value not in FLOATS:
-        return [
-            _problem(
-                "unknown-dtype",
-                f"{by} dtype {decision.value!r}{did_you_mean(str(decision.value), [*FLOATS, *SHORT, 'auto'])}",
-                f"choose auto or one of {', '.join(FLOATS)}",
-            )
-        ]
-    reason = missing(decision.value, context)
-    if not reason:
+        near = did_you_mean(str(decision.value), [*FLOATS, "auto"])
+        fix = f"choose auto or one of {', '.join(FLOATS)}"
+        return [_problem("unknown-dtype", f"{by} dtype {decision.value!r}{near}", fix)]
+    if not (reason := missing(decision.value, context)):
         return []
-    return [
-        _problem(
-            "dtype-unavailable",
-            f"{by} {decision.value}, but {reason}",
-            f"choose dtype='{automatic(context).value}', or leave dtype out",
-        )
-    ]
+    fix = f"choose dtype='{automatic(context).value}', or leave dtype out"
+    return [_problem("dtype-unavailable", f"{by} {decision.value}, but {reason}", fix)]
 
 
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
-    """Every floating parameter of the base has the planned dtype, but for what the model or the plan keeps in another."""
-    if plan.quantization is not None and plan.quantization.prequantized:
+    """Every floating parameter has the planned dtype, but for what the model or the plan keeps in another."""
+    if plan.quantized is not None and plan.quantized.prequantized:
         return []
     base = base_of(model)
-    patterns = [
-        p.replace("*", ".*") for p in (*base._keep_in_fp32_modules, *base._keep_in_fp32_modules_strict)
-    ]
+    kept_in_float32 = (*base._keep_in_fp32_modules, *base._keep_in_fp32_modules_strict)
+    patterns = [pattern.replace("*", ".*") for pattern in kept_in_float32]
     stray: dict[str, str] = {}
     for name, parameter in base.named_parameters():
         found = str(parameter.dtype).removeprefix("torch.")
@@ -116,7 +90,8 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
 
 
 def _of_training(plan: Plan) -> str:
-    """The dtype of what trains, beside LoRA's own weights: of the base, or of modules that an adapter trains whole."""
+    """The dtype of what trains, beside LoRA's own weights: of the base, or of modules that an adapter trains
+    whole."""
     active = plan.adapter
     return active.dtype if active is not None else plan.preparation.trainable_dtype
 
@@ -126,7 +101,7 @@ def _is_norm(base: Any, parameter: str) -> bool:
 
 
 def _made_so(base: Any, dtype: str) -> dict[str, str]:
-    """The dtype that the class itself gives each parameter; the model is built once more, without memory for its weights."""
+    """The dtype that the class itself gives each parameter: the model is built once more, without weights."""
     import copy
 
     import torch
@@ -201,9 +176,3 @@ def missing(name: str, context: Context) -> str:
     if name == "float64" and machine.kind == "mps":
         return "Apple's GPUs have no float64"
     return ""
-
-
-def canonical(name: str) -> str:
-    """A dtype's name in torch: "bf16" and "torch.bfloat16" are "bfloat16"."""
-    bare = name.removeprefix("torch.")
-    return SHORT.get(bare, bare)

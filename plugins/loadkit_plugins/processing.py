@@ -1,8 +1,8 @@
-"""processing: the tokenizer or processor that goes with the model, at its commit, with its template and padding side."""
+"""processing: the model's tokenizer or processor, at its commit, with its template and padding side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -12,15 +12,9 @@ from loadkit.plugins import ProcessingFacts, Template
 _problem = partial(Problem, "processing", "processing")
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model", "tekken.json",
+)  # fmt: skip
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 SETTINGS = ("chat_template", "padding_side", "use_fast")
 
@@ -56,11 +50,7 @@ def loadkit_options() -> Sequence[Option]:
             "bool",
             "image processors: torchvision's (true) or PIL's (false); tokenizers have one implementation each",
         ),
-        option(
-            "chat",
-            "bool",
-            "the data or prompts are conversations: a missing chat template is an error",
-        ),
+        option("chat", "bool", "the data or prompts are conversations: a missing chat template is an error"),
     ]
 
 
@@ -68,88 +58,80 @@ def loadkit_options() -> Sequence[Option]:
 def loadkit_choose_processing(context: Context, architecture: ModelClass) -> Sequence[Claim[Processing]]:
     kind, because = _own(context, architecture)
     asked = context.request.asked("processing_class")
-    wanted = asked is not None and asked.value != "auto"
-    value = _value(kind, context)
-    reasons = [because, *_reasons(value, context)]
-    fallback = Claim(value=value, because="; ".join(reasons), strength=Strength.FALLBACK)
-    if asked is None or not wanted:
+    fallback = _claim(kind, because, Strength.FALLBACK, context)
+    if asked is None or asked.value == "auto":
         return [fallback]
-    value = _value(asked.value, context)
-    reasons = [asked.because, *_reasons(value, context)]
-    return [Claim(value=value, because="; ".join(reasons), strength=asked.strength), fallback]
+    return [_claim(asked.value, asked.because, asked.strength, context), fallback]
+
+
+def _claim(kind: Kind, because: str, strength: Strength, context: Context) -> Claim[Processing]:
+    value = _value(kind, context)
+    return Claim(value=value, because="; ".join([because, *_reasons(value, context)]), strength=strength)
 
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    return list(_problems(context, plan))
+
+
+def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     kind, facts = plan.processing.kind, context.processing
-    problems = []
     demanded = plan.why("processing").strength is not Strength.FALLBACK
     if demanded and kind != "none" and not _has(facts, kind):
         wanted = TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES
-        problems.append(
-            _problem(
-                f"no-{kind}",
-                f"a {kind} was asked for, and {facts.location} has none of {', '.join(wanted)}",
-                "leave processing_class out, or save one beside the model",
-            )
+        yield _problem(
+            f"no-{kind}",
+            f"a {kind} was asked for, and {facts.location} has none of {', '.join(wanted)}",
+            "leave processing_class out, or save one beside the model",
         )
     if kind == "none" and not demanded:
-        problems.append(
-            _problem(
-                "no-processing-class",
-                f"{facts.location} has no tokenizer and no processor, so processing_class is None",
-                "save one beside the model, or name another's with tokenizer=…",
-                severity="warning",
-            )
+        yield _problem(
+            "no-processing-class",
+            f"{facts.location} has no tokenizer and no processor, so processing_class is None",
+            "save one beside the model, or name another's with tokenizer=…",
+            severity="warning",
         )
     unused = [name for name in SETTINGS if context.request.asked(name)]
     if kind == "none" and unused:
-        problems.append(
-            _problem(
-                "processing-option-unused",
-                f"{' and '.join(unused)} was given, but there is no tokenizer or processor to set it on",
-                f"leave {' and '.join(unused)} out",
-            )
+        yield _problem(
+            "processing-option-unused",
+            f"{' and '.join(unused)} was given, but there is no tokenizer or processor to set it on",
+            f"leave {' and '.join(unused)} out",
         )
     fast = context.request.asked("use_fast")
     demanded_fast = fast is not None and fast.demanded and fast.value
     if kind == "processor" and demanded_fast and context.machine.version("torchvision") is None:
-        problems.append(
-            _problem(
-                "no-torchvision",
-                "use_fast=True was asked for, which takes torchvision, and it isn't installed",
-                "pip install torchvision, or leave use_fast out",
-            )
+        yield _problem(
+            "no-torchvision",
+            "use_fast=True was asked for, which takes torchvision, and it isn't installed",
+            "pip install torchvision, or leave use_fast out",
         )
-    return [*problems, *_template_problems(context, plan.processing)]
+    yield from _template_problems(context, plan.processing)
 
 
-def _template_problems(context: Context, processing: Processing) -> list[Problem]:
+def _template_problems(context: Context, processing: Processing) -> Iterator[Problem]:
     """What the user should know of the chat template: that it is replaced, or that there is none."""
     own, chat = context.processing.chat_template, context.request.asked("chat")
     if processing.kind == "none":
-        return []
+        return
     if processing.chat_template is not None:
         if own is None or own == processing.chat_template:
-            return []
+            return
         asked = context.request.asked("chat_template")
-        return [
-            _problem(
-                "template-replaced",
-                f"{context.processing.location} has a chat template, which is replaced: {asked.because if asked else 'a plugin chose another'}",
-                "leave chat_template out to keep the one that the model was trained with",
-                severity="warning",
-            )
-        ]
+        yield _problem(
+            "template-replaced",
+            f"{context.processing.location} has a chat template, which is replaced: {asked.because if asked else 'a plugin chose another'}",
+            "leave chat_template out to keep the one that the model was trained with",
+            severity="warning",
+        )
+        return
     if own is None and chat is not None and chat.value:
-        return [
-            _problem(
-                "no-chat-template",
-                f"{chat.by} said that the data are conversations, and {context.processing.location} has no chat template",
-                "give chat_template=…: Jinja text, a file, or a checkpoint of the same family that has one",
-            )
-        ]
-    return []
+        yield _problem(
+            "no-chat-template",
+            f"{chat.by} said that the data are conversations, and {context.processing.location} has no chat template",
+            "give chat_template=…: Jinja text, a file, or a checkpoint of the same family that has one",
+        )
+        return
 
 
 def _own(context: Context, architecture: ModelClass) -> tuple[Kind, str]:
@@ -158,12 +140,10 @@ def _own(context: Context, architecture: ModelClass) -> tuple[Kind, str]:
     if architecture.task == "image-text-to-text" and _has(facts, "processor"):
         return "processor", f"the model takes images and text{whose}"
     if _has(facts, "tokenizer"):
-        takes = (
-            "the model takes text"
-            if architecture.task != "image-text-to-text"
-            else f"{facts.location} has no processor"
-        )
-        return "tokenizer", takes + whose
+        multimodal = architecture.task == "image-text-to-text"
+        return "tokenizer", (
+            f"{facts.location} has no processor" if multimodal else "the model takes text"
+        ) + whose
     return "none", f"{facts.location} has neither tokenizer nor processor"
 
 
@@ -193,6 +173,8 @@ def _reasons(value: Processing, context: Context) -> list[str]:
 
 
 def _has(facts: ProcessingFacts, kind: str) -> bool:
+    if kind == "tokenizer" and facts.gguf_file:
+        return True
     return any(name in facts.files for name in (TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES))
 
 
@@ -205,7 +187,7 @@ def _value(kind: Kind, context: Context) -> Processing:
     lacks = template is None and context.beside.tokenizer is None and facts.chat_template is None
     if lacks and registered is not None and registered.chat_template:
         template = Template(text=registered.chat_template, origin=REGISTERED)
-    # transformers 5 has one implementation of each tokenizer, and names those of image processors by "backend".
+    # transformers 5 has one implementation of each tokenizer, and calls those of image processors "backend".
     fast = request.value("use_fast")
     backend = {} if fast is None or kind != "processor" else {"backend": BACKENDS[fast]}
     return Processing(
@@ -216,5 +198,5 @@ def _value(kind: Kind, context: Context) -> Processing:
         chat_template=template.text if template else None,
         template_origin=template.origin if template else "",
         padding_side=request.value("padding_side"),
-        options=backend,
+        options={**backend, **({"gguf_file": facts.gguf_file} if facts.gguf_file else {})},
     )

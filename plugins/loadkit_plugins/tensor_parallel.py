@@ -1,4 +1,4 @@
-"""tensor-parallel: transformers' own splitting of layers, by the plan of the architecture; what it needs is checked first."""
+"""tensor-parallel: transformers' own splitting of layers, by the architecture's plan, and what it needs."""
 
 from __future__ import annotations
 
@@ -17,26 +17,11 @@ KEYS = ("k_proj", "qkv_proj", "query_key_value")
 """Projections whose output holds the heads (transformers 5.23: `get_kv_heads_per_rank`)."""
 
 STYLES = (
-    "all_reduce",
-    "colwise",
-    "colwise_gather_output",
-    "colwise_rep",
-    "embedding_colwise",
-    "embedding_rowwise",
-    "grouped_gemm",
-    "local_params",
-    "mla_kv_a_proj",
-    "moe_identity_expert",
-    "moe_tp_experts",
-    "packed_colwise",
-    "packed_rowwise",
-    "replicate",
-    "replicated_with_grad_allreduce",
-    "rowwise",
-    "rowwise_rep",
-    "rowwise_split_input",
+    "all_reduce", "colwise", "colwise_gather_output", "colwise_rep", "embedding_colwise", "embedding_rowwise",
+    "grouped_gemm", "local_params", "mla_kv_a_proj", "moe_identity_expert", "moe_tp_experts", "packed_colwise",
+    "packed_rowwise", "replicate", "replicated_with_grad_allreduce", "rowwise", "rowwise_rep", "rowwise_split_input",
     "sequence_parallel",
-)
+)  # fmt: skip
 """transformers 5.23: those that distributed/tensor_parallel.py and expert_parallel.py register."""
 
 SPLITS = ("bitsandbytes", "torchao")
@@ -54,16 +39,11 @@ def loadkit_contribute_kwargs(context: Context, plan: Plan) -> Mapping[str, Clai
     if topology.engine == "fsdp2":
         value["fsdp_size"] = topology.world_size // topology.tp_size
     rules = context.tp_plan(plan.model_class)
-    split = len(
-        [style for style in rules.values() if not style.startswith(("replicate", "all_reduce", "moe_"))]
-    )
+    split = sum(not style.startswith(("replicate", "all_reduce", "moe_")) for style in rules.values())
     source = topology.read_from.get("engine", "")
     because = f"layers are split over {topology.tp_size} processes{f' ({source})' if source else ''}"
-    return {
-        "distributed_config": Claim(
-            value=value, because=f"{because}, by {split} rules that the architecture has"
-        )
-    }
+    because += f", by {split} rules that the architecture has"
+    return {"distributed_config": Claim(value=value, because=because)}
 
 
 @hookimpl
@@ -154,7 +134,7 @@ def _heads(context: Context, plan: Plan) -> Iterator[Problem]:
 
 
 def _quantized(plan: Plan) -> Iterator[Problem]:
-    quantization = plan.quantization
+    quantization = plan.quantized
     if quantization is not None and quantization.method not in SPLITS:
         yield _problem(
             "quantized-under-tensor-parallel",

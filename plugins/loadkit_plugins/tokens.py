@@ -1,9 +1,9 @@
-"""tokens: which token ends a text, which fills up a batch (never the same), and which are added to the vocabulary."""
+"""tokens: which token ends a text, which fills up a batch (never the same), and which are added."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -66,10 +66,7 @@ def loadkit_options() -> Sequence[Option]:
 
 @hookimpl
 def loadkit_choose_tokens(
-    context: Context,
-    quantization: Quantization | None,
-    preparation: Preparation,
-    processing: Processing,
+    context: Context, quantization: Quantization | None, preparation: Preparation, processing: Processing
 ) -> Claim[Tokens | None] | None:
     if processing.kind == "none":
         return None
@@ -89,12 +86,9 @@ def loadkit_choose_tokens(
     if value == Tokens() and own_pad is not None and own_pad != own_eos:
         reasons = [f"eos {own_eos} and pad {own_pad} are two tokens"]
     else:
+        keeps = f"eos {own_eos} is the tokenizer's own" if own_eos else ""
         reasons = [
-            f"eos {eos.value}: {eos.because}"
-            if eos
-            else f"eos {own_eos} is the tokenizer's own"
-            if own_eos
-            else "",
+            f"eos {eos.value}: {eos.because}" if eos else keeps,
             f"pad {pad.token or own_pad or 'none'}: {pad.because}",
             f"added {', '.join(lacking)}: {more.because}" if more and lacking else "",
         ]
@@ -108,57 +102,49 @@ def loadkit_choose_tokens(
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    return list(_problems(context, plan))
+
+
+def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     request, tokens, facts = context.request, plan.tokens, context.processing
-    problems = []
     asked = [n for n in ("eos_token", "pad_token", "additional_special_tokens") if request.asked(n)]
     demanded = [n for n in asked if (a := request.asked(n)) and a.demanded]
     if plan.processing.kind == "none" and demanded:
-        problems.append(
-            _problem(
-                "token-option-unused",
-                f"{' and '.join(demanded)} was given, but there is no tokenizer",
-                f"leave {' and '.join(demanded)} out, or name a tokenizer with tokenizer=…",
-            )
+        yield _problem(
+            "token-option-unused",
+            f"{' and '.join(demanded)} was given, but there is no tokenizer",
+            f"leave {' and '.join(demanded)} out, or name a tokenizer with tokenizer=…",
         )
-        return problems
+        return
     pad, eos = request.asked("pad_token"), tokens.eos_token or facts.special_token("eos_token")
     if plan.preparation.training and pad is not None and pad.demanded and pad.value == eos:
-        problems.append(
-            _problem(
-                "pad-is-eos",
-                f"you asked for pad_token={pad.value!r}, which is the eos token: padding is left out of the loss, so a model "
-                "trained with it never learns to stop",
-                "leave pad_token out to have one chosen, or name another",
-            )
+        yield _problem(
+            "pad-is-eos",
+            f"you asked for pad_token={pad.value!r}, which is the eos token: padding is left out of the loss, so a model "
+            "trained with it never learns to stop",
+            "leave pad_token out to have one chosen, or name another",
         )
     new = [t for t in tokens.additional if t not in facts.added_tokens]
-    if new and plan.quantization is not None and plan.quantization.prequantized:
-        problems.append(
-            _problem(
-                "resize-prequantized",
-                f"{', '.join(new)} would be added to the vocabulary, but the checkpoint is stored quantized "
-                f"({plan.quantization.method}), so its embeddings can't be resized ({plan.why('tokens').because})",
-                "load the unquantized checkpoint and quantize it on the fly, or use tokens that the vocabulary has"
-                + (f": {', '.join(reserved)}" if (reserved := _reserved(facts)[:3]) else ""),
-            )
+    if new and plan.quantized is not None and plan.quantized.prequantized:
+        yield _problem(
+            "resize-prequantized",
+            f"{', '.join(new)} would be added to the vocabulary, but the checkpoint is stored quantized "
+            f"({plan.quantized.method}), so its embeddings can't be resized ({plan.why('tokens').because})",
+            "load the unquantized checkpoint and quantize it on the fly, or use tokens that the vocabulary has"
+            + (f": {', '.join(reserved)}" if (reserved := _reserved(facts)[:3]) else ""),
         )
     multiple = request.asked("pad_to_multiple_of")
     if multiple is not None and multiple.value < 1:
-        problems.append(
-            _problem(
-                "bad-multiple", f"pad_to_multiple_of={multiple.value} was asked for", "give 8, 64 or 128"
-            )
+        yield _problem(
+            "bad-multiple", f"pad_to_multiple_of={multiple.value} was asked for", "give 8, 64 or 128"
         )
     elif multiple is not None and multiple.demanded and not tokens.additional:
-        problems.append(
-            _problem(
-                "multiple-unused",
-                "pad_to_multiple_of was given, but no token is added, so the embeddings keep their size",
-                "leave it out",
-                severity="warning",
-            )
+        yield _problem(
+            "multiple-unused",
+            "pad_to_multiple_of was given, but no token is added, so the embeddings keep their size",
+            "leave it out",
+            severity="warning",
         )
-    return problems
 
 
 class _Pad(NamedTuple):
@@ -187,29 +173,21 @@ def _pad(context: Context, quantization: Quantization | None, preparation: Prepa
         return _Pad(None, "the tokenizer's own; that it is the eos token matters in training only")
     passed += [PassedOver(own, "it is the eos token")] if own is not None else []
     if reserved := _reserved(facts, preferred=request.value("additional_special_tokens", [])):
-        return _Pad(
-            reserved[0],
-            "set aside in the vocabulary and not used for anything else",
-            passed_over=tuple(passed),
-        )
+        because = "set aside in the vocabulary and not used for anything else"
+        return _Pad(reserved[0], because, passed_over=tuple(passed))
     if not training:
         return _Pad(None, "the tokenizer has none, and inference adds no token")
-    if (
-        quantization is not None
-        and quantization.prequantized
-        and (unknown := facts.special_token("unk_token"))
-    ):
-        passed.append(
-            PassedOver(NEW_PAD, "the embeddings of a checkpoint that is stored quantized can't grow")
-        )
+    stored_quantized = quantization is not None and quantization.prequantized and quantization.packed
+    if stored_quantized and (unknown := facts.special_token("unk_token")):
+        reason = "the embeddings of a checkpoint that is stored quantized can't grow"
+        passed.append(PassedOver(NEW_PAD, reason))
         return _Pad(unknown, "the unknown token ends no text and is rare in any", passed_over=tuple(passed))
-    return _Pad(
-        NEW_PAD, "new: the tokenizer has none, and no reserved one", new=True, passed_over=tuple(passed)
-    )
+    because = "new: the tokenizer has none, and no reserved one"
+    return _Pad(NEW_PAD, because, new=True, passed_over=tuple(passed))
 
 
 def _has(facts: ProcessingFacts, token: str) -> bool:
-    """Whether a token is known to be in the vocabulary; one of another kind is found there when it is loaded."""
+    """Whether a token is known to be in the vocabulary; others may be found there when it is loaded."""
     return token in facts.added_tokens or token in {
         facts.special_token(role) for role in (*ROLES, "pad_token")
     }

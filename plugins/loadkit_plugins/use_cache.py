@@ -1,21 +1,11 @@
-"""KV cache: off while activations are recomputed or training, on for inference, at every depth of the config."""
+"""KV cache: off while activations are recomputed or training, on for inference, in every nested config."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from loadkit import (
-    Claim,
-    Context,
-    Finding,
-    Option,
-    Plan,
-    Preparation,
-    Problem,
-    Strength,
-    hookimpl,
-)
+from loadkit import Claim, Context, Finding, Option, Plan, Preparation, Problem, Strength, hookimpl
 from loadkit.plugins import configs
 from loadkit_plugins.model_types import OVER_A_CACHE
 
@@ -34,28 +24,19 @@ def loadkit_options() -> Sequence[Option]:
 
 @hookimpl
 def loadkit_choose_use_cache(context: Context, preparation: Preparation) -> Sequence[Claim[bool | None]]:
+    value: bool | None = None
     if context.checkpoint.model_type in OVER_A_CACHE:
-        opinion: Claim[bool | None] = Claim(
-            value=None,
-            because=f"{context.checkpoint.model_type} computes over its cache in training too",
-            strength=Strength.FALLBACK,
-        )
+        because = f"{context.checkpoint.model_type} computes over its cache in training too"
     elif preparation.gradient_checkpointing:
-        opinion = Claim(
-            value=False,
-            because="gradient checkpointing recomputes the forward pass, which a cache would corrupt",
-            strength=Strength.FALLBACK,
+        value, because = (
+            False,
+            "gradient checkpointing recomputes the forward pass, which a cache would corrupt",
         )
     elif preparation.training:
-        opinion = Claim(
-            value=False, because="a cache is of no use in a training step", strength=Strength.FALLBACK
-        )
+        value, because = False, "a cache is of no use in a training step"
     else:
-        opinion = Claim(
-            value=None,
-            because="nothing speaks for another value than the checkpoint's own",
-            strength=Strength.FALLBACK,
-        )
+        because = "nothing speaks for another value than the checkpoint's own"
+    opinion = Claim(value=value, because=because, strength=Strength.FALLBACK)
     asked = context.request.asked("use_cache")
     if asked is None:
         return [opinion]
@@ -66,16 +47,12 @@ def loadkit_choose_use_cache(context: Context, preparation: Preparation) -> Sequ
 def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
     if not (plan.use_cache and plan.preparation.gradient_checkpointing):
         return []
-    return [
-        Problem(
-            "use_cache",
-            "use-cache",
-            "cache-with-checkpointing",
-            "use_cache=True and gradient checkpointing exclude each other: "
-            f"the cache because {plan.why('use_cache').because}, checkpointing because {plan.why('preparation').because}",
-            "give use_cache=False or gradient_checkpointing=False",
-        )
-    ]
+    said = (
+        "use_cache=True and gradient checkpointing exclude each other: "
+        f"the cache because {plan.why('use_cache').because}, checkpointing because {plan.why('preparation').because}"
+    )
+    fix = "give use_cache=False or gradient_checkpointing=False"
+    return [Problem("use_cache", "use-cache", "cache-with-checkpointing", said, fix)]
 
 
 @hookimpl
@@ -88,8 +65,8 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
             "use-cache",
             "use-cache",
             f"{path or 'the config'} has another use_cache",
-            planned=str(plan.use_cache),
-            effective=str(config.use_cache),
+            str(plan.use_cache),
+            str(config.use_cache),
         )
         for path, config in configs(model.config)
         if hasattr(config, "use_cache") and config.use_cache != plan.use_cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,51 +46,45 @@ def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> An
 
 
 def _rows(embeddings: Any) -> int:
-    """How many there are; under ZeRO-3 a rank holds none of them as rows, and DeepSpeed notes the whole shape."""
+    """How many there are; under ZeRO-3 a rank holds none of them, and DeepSpeed notes the whole shape."""
     weight = embeddings.weight
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any, processing_class: Any) -> Sequence[Finding]:
+    return list(_findings(plan, model, processing_class))
+
+
+def _findings(plan: Plan, model: Any, processing_class: Any) -> Iterator[Finding]:
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     base = base_of(model)
     embeddings = input_embeddings(base)
     if tokenizer is None or not hasattr(embeddings, "weight"):
-        return []
-    findings = []
+        return
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     rows = _rows(embeddings)
     if size > rows:
-        findings.append(
-            _finding(
-                "vocabulary-size", "the tokenizer has ids without an embedding", f"{size} ids", f"{rows} rows"
-            )
-        )
+        message = "the tokenizer has ids without an embedding"
+        yield _finding("vocabulary-size", message, f"{size} ids", f"{rows} rows")
     stated = getattr(base.config.get_text_config(), "vocab_size", rows)
     if stated != rows:
-        findings.append(
-            _finding("vocab-size-config", "vocab_size isn't what the embeddings have", f"{rows}", f"{stated}")
-        )
+        message = "vocab_size isn't what the embeddings have"
+        yield _finding("vocab-size-config", message, f"{rows}", f"{stated}")
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if plan.preparation.training and pad is not None and pad == eos:
-        findings.append(
-            _finding("pad-is-eos", "the pad token is the eos token", "two tokens", tokenizer.eos_token)
-        )
+        yield _finding("pad-is-eos", "the pad token is the eos token", "two tokens", tokenizer.eos_token)
     for where, config in _configs(base).items():
         own = _listed(getattr(config, "eos_token_id", None))
         if plan.preparation.training and eos is not None and eos not in own:
-            findings.append(
-                _finding("eos-token", f"{where} has another eos token", f"{eos}", f"{own or 'none'}")
-            )
-    return findings
+            yield _finding("eos-token", f"{where} has another eos token", f"{eos}", f"{own or 'none'}")
 
 
 def _mean_rows(model: Any, new: Sequence[int], *, trained: int) -> None:
     """Set new rows to the mean of the trained ones, in the input and output embeddings.
 
-    The rows that a checkpoint has beyond its vocabulary were never trained: one that a new token takes is new too.
-    A mean needs no random numbers, so every rank gets the same rows.
+    The rows that a checkpoint has beyond its vocabulary were never trained: one that a new token takes is new
+    too. A mean needs no random numbers, so every rank gets the same rows.
     """
     import torch
 
@@ -125,16 +119,14 @@ def _align(model: Any, plan: Plan, ids: Mapping[str, int | None]) -> None:
     for where, config in _configs(model).items():
         eos, own = ids.get("eos_token_id"), _listed(getattr(config, "eos_token_id", None))
         if eos is not None and (eos not in own or (plan.tokens.eos_token and own[0] != eos)):
-            several = where == "the generation config"
-            config.eos_token_id = (
-                [eos, *(i for i in own if i != eos)] if several and own and own != [eos] else eos
-            )
+            several = where == "the generation config" and own and own != [eos]
+            config.eos_token_id = [eos, *(i for i in own if i != eos)] if several else eos
         if ids.get("pad_token_id") is not None:
             config.pad_token_id = ids["pad_token_id"]
 
 
 def _configs(model: Any) -> dict[str, Any]:
-    """The configs that name special tokens: the text part's, the whole one's where it has the field, the generation's."""
+    """The configs that name special tokens: the text part's, the whole one's, the generation's."""
     config = model.config
     found = {"the config": config.get_text_config(), "the outer config": config}
     generation = getattr(model, "generation_config", None)

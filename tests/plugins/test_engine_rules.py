@@ -51,7 +51,8 @@ def split_over(size: int, engine: Any = "tensor-parallel") -> Topology:
     return Topology(world_size=8, local_world_size=8, engine=engine, tp_size=size)
 
 
-# --- DDP -------------------------------------------------------------------------------------------------------------
+# --- DDP
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2"])
@@ -75,7 +76,8 @@ def test_two_processes_never_share_a_device() -> None:
     assert planned(machine=CPU, topology=EIGHT_RANKS).placement.device_map == {"": "cpu"}
 
 
-# --- FSDP and ZeRO-3 -------------------------------------------------------------------------------------------------
+# --- FSDP and ZeRO-3
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("topology", SHARDING)
@@ -121,9 +123,9 @@ def test_stored_4_bit_weights_under_sharding() -> None:
 
 @pytest.mark.parametrize("topology", SHARDING)
 def test_other_quantizers_are_warned_of(topology: Topology) -> None:
-    gptq = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "gptq", "bits": 4}})
-    assert "warning: " in told(on(topology, gptq))["quantized-under-sharding"]
-    assert "quantized-under-sharding" not in told(on(EIGHT_RANKS, gptq))
+    fp8 = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "fp8"}})
+    assert "warning: " in told(on(topology, fp8))["quantized-under-sharding"]
+    assert "quantized-under-sharding" not in told(on(EIGHT_RANKS, fp8))
 
 
 def test_mixed_dtypes() -> None:
@@ -165,7 +167,8 @@ def test_zero3_wants_its_config_alive() -> None:
     }
 
 
-# --- gradient checkpointing ------------------------------------------------------------------------------------------
+# --- gradient checkpointing
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,8 @@ def test_nothing_is_recomputed_twice() -> None:
     assert "checkpointing-twice" not in told(on(both, None, "lora", gradient_checkpointing=False))
 
 
-# --- tensor parallelism ----------------------------------------------------------------------------------------------
+# --- tensor parallelism
+# ----------------------------------------------------------------------------------------------
 
 
 def test_layers_are_split_by_the_architectures_plan() -> None:

@@ -55,7 +55,8 @@ LLAVA = {
 }
 
 
-# --- architecture ----------------------------------------------------------------------------------------------------
+# --- architecture
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,8 @@ def test_a_registered_chat_template_is_for_a_tokenizer_without_one() -> None:
     assert processing("{{ own }}") == (None, "")
 
 
-# --- dtype -----------------------------------------------------------------------------------------------------------
+# --- dtype
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -318,7 +320,8 @@ def test_dtype_that_cant_be_had_is_refused_to_you_and_falls_back_for_a_profile(t
     assert "prefers bfloat16, but Tesla T4 is sm75" in decision.because
 
 
-# --- attention -------------------------------------------------------------------------------------------------------
+# --- attention
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -403,7 +406,13 @@ def test_experimental_support_is_never_chosen() -> None:
     assert plan.attn_implementation == "eager"
 
 
-# --- quantization ----------------------------------------------------------------------------------------------------
+# --- quantization
+# ----------------------------------------------------------------------------------------------------
+
+
+CPU_GPTQ = msgspec.structs.replace(
+    CPU, packages={**PACKAGES, "gptqmodel": "5.0.0", "optimum": "2.3.0", "torchao": "0.18.0"}
+)
 
 
 def quantized(*args: Any, **kwargs: Any) -> Any:
@@ -492,14 +501,13 @@ def test_config_objects_and_mappings() -> None:
         ({"quant_method": "awq", "w_bit": 4}, "awq", 4),
         ({"quant_method": "fp8"}, "fp8", 8),
         ({"quant_method": "mxfp4"}, "mxfp4", 4),
-        ({"quant_method": "something-new"}, "something-new", 0),
     ],
 )
 def test_a_quantized_checkpoint_is_recognised_whatever_its_method(
     stored: dict[str, Any], method: str, bits: float
 ) -> None:
     for profile in (None, "lora", "qlora"):
-        plan = planned(checkpoint({**MISTRAL, "quantization_config": stored}), profile)
+        plan = planned(checkpoint({**MISTRAL, "quantization_config": stored}), profile, machine=CPU_GPTQ)
         assert plan.quantization is not None
         assert (plan.quantization.method, plan.quantization.bits, plan.quantization.prequantized) == (
             method,
@@ -522,21 +530,23 @@ def test_what_a_quantized_checkpoint_contradicts_is_refused() -> None:
     gptq = checkpoint({**MISTRAL, "quantization_config": stored})
     assert "gptq" in problems(gptq, load_in_4bit=True)["quantized-already"]
     assert "bits=8" in problems(gptq, quantization_config={**stored, "bits": 8})["quantized-already"]
-    assert planned(gptq, quantization_config=stored).quantization is not None
+    assert planned(gptq, quantization_config=stored, machine=CPU_GPTQ).quantization is not None
 
 
 def test_a_quantized_checkpoint_needs_no_quantizers_plugin() -> None:
-    """Which method it is stored by, the file says: the rule is `prequantized`'s, and holds with every quantizer blocked."""
+    """Which method it is stored by, the file says: the rule is `prequantized`'s, and holds with every
+    quantizer blocked."""
     gptq = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "gptq", "bits": 4}})
     manager = PluginManager(environ={"LOADKIT_DISABLE": "bitsandbytes"})
-    decision = planned(gptq, manager=manager).why("quantization")
+    decision = planned(gptq, manager=manager, machine=CPU_GPTQ).why("quantization")
     assert (decision.plugin, decision.value.method, decision.strength) == ("prequantized", "gptq", "you")
     nf4 = checkpoint({**MISTRAL, "quantization_config": NF4})
     assert planned(nf4).why("quantization").plugin == "prequantized"
     assert planned(nf4).plugins.keys() >= {"bitsandbytes", "prequantized"}
 
 
-# --- device map ------------------------------------------------------------------------------------------------------
+# --- device map
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -593,7 +603,8 @@ def test_devices_asked_for() -> None:
     assert spread.kwargs["max_memory"] == {"0": "20GiB"}
 
 
-# --- preparation and cache -------------------------------------------------------------------------------------------
+# --- preparation and cache
+# -------------------------------------------------------------------------------------------
 
 
 def test_preparation_by_profile() -> None:
@@ -634,7 +645,8 @@ def test_the_cache_follows_the_preparation() -> None:
     assert "gradient_checkpointing=False" in told
 
 
-# --- processing ------------------------------------------------------------------------------------------------------
+# --- processing
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -719,7 +731,8 @@ def test_an_adapter_brings_its_own_tokenizer() -> None:
     assert planned(checkpoint(adapter=without)).processing.source == "a/b"
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
+# --- tokens
+# ----------------------------------------------------------------------------------------------------------
 
 
 def with_tokens(pad: str | None, *added: str, **more: object) -> Checkpoint:

@@ -110,7 +110,7 @@ def _called(value: ast.expr, local: Mapping[str, list[str]]) -> list[str]:
 
 
 def _classes(call: ast.Call) -> list[str]:
-    """The class, other than a config's, that a call makes: itself, or by a method as `AutoModel.from_config`."""
+    """The class, other than a config's, that a call makes, also by a method as `AutoModel.from_config`."""
     named = [_last_part(call.func)]
     if isinstance(call.func, ast.Attribute):
         named.append(_last_part(call.func.value))

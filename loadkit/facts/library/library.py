@@ -80,8 +80,8 @@ class ModuleFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters:
         members: attribute to the classes that its constructor calls for it: `{"q_proj": ("Linear",)}`.
-        given: members that are made from a sub-config, to its attribute: `{"vision_tower": "vision_config"}`; "config" to ""
-            where a class keeps its config without being a model.
+        given: members that are made from a sub-config, to its attribute: `{"vision_tower": "vision_config"}`;
+            "config" to "" where a class keeps its config without being a model.
         linear: whether it is itself a kind of `torch.nn.Linear`.
         head: where its `get_output_embeddings` finds the output head; "" for transformers' own rule.
         direct: members whose weight it computes with itself, or casts to the dtype of: they can't be packed.
@@ -102,8 +102,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         config: the config class that the type stands for.
         configs: every config class of its source folder, which holds the parts that have no model type.
         models: every model class of its source folder, and those of other folders that serve the type.
-        modules: every class of its modeling files, to what it is made of; where it has no such files, of those
-            that its models come from.
+        modules: every class of its modeling files, to what it is made of; where it has no such files, of
+            those that its models come from.
     """
 
     model_type: str

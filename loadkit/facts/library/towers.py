@@ -1,7 +1,8 @@
 """The towers of a model: its parts for images and sound, told by the config that each is made from.
 
-At load time such a part is a submodule whose `config` is a sub-config other than the text one. Here the source of transformers tells
-the same: from the model's class down, which attribute is made from which sub-config.
+At load time such a part is a submodule whose `config` is a sub-config other than the text one. Here the
+source of transformers tells the same: from the model's class down, which attribute is made from which
+sub-config.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PROJECTOR = re.compile(
 """What the part between a tower and the language model is called."""
 
 NAME = re.compile(r"(vision|visual|image|audio|speech)(?!\w*(projector|adapter))|(^|\.)(vit|sam_model)(\.|$)")
-"""What towers are called where no source tells: classes from elsewhere, and files that name parts otherwise than the model."""
+"""What towers are called where no source tells: classes from elsewhere, files with names of their own."""
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
@@ -38,7 +39,8 @@ class Towers(msgspec.Struct, frozen=True):
     """Where the towers of a model class are.
 
     Parameters:
-        paths: their paths in the model, "*" for a number; a part that the checkpoint's config leaves out may be among them.
+        paths: their paths in the model, "*" for a number; a part that the checkpoint's config leaves out may
+            be among them.
         others: the paths of what stands beside them, down to where they part; empty where no source tells.
         known: whether the source of the class is known; if not, names tell.
     """
@@ -75,7 +77,8 @@ def tower_keys(sub_configs: Iterable[str], text: str) -> frozenset[str]:
 
     Parameters:
         sub_configs: the attributes.
-        text: the one for the text part; "" where the config itself describes the language model (git): the names tell then.
+        text: the one for the text part; "" where the config itself describes the language model (git): the
+            names tell then.
     """
     return frozenset(key for key in sub_configs if key != text and (text or NAME.search(key)))
 

@@ -14,14 +14,14 @@ from loadkit.schema.values import ModelClass
 __all__ = ["is_split", "read_tp_plan"]
 
 SPLITTING = ("colwise", "rowwise", "packed_", "embedding_", "grouped_gemm")
-"""Beginnings of the styles that give each process a part of the weight; the others only say how results are put together
-(transformers 5.23: distributed/tensor_parallel.py)."""
+"""Beginnings of the styles that give each process a part of the weight; the others only say how results are
+put together (transformers 5.23: distributed/tensor_parallel.py)."""
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
 
 def read_tp_plan(library: Library, model: ModelClass, changes: Any = "auto") -> dict[str, str]:
-    """The plan by which transformers splits a class: the configs' rules, the class's own, and the embedding's.
+    """The plan by which transformers splits a class: rules of the configs, the class, and the embedding.
 
     Parameters:
         library: the source of transformers, as far as it is the checkpoint's.
@@ -29,8 +29,8 @@ def read_tp_plan(library: Library, model: ModelClass, changes: Any = "auto") -> 
         changes: rules that replace or add to them; "auto" for none, an empty mapping for no rule at all.
 
     Returns:
-        Path in the base model, with "*" for a layer's number, to style; empty where the architecture has no plan, or where its code
-        isn't transformers'.
+        Path in the base model, with "*" for a layer's number, to style; empty where the architecture has no
+        plan, or where its code isn't transformers'.
     """
     rules: dict[str, str] = {}
     if model.implementation == "transformers":

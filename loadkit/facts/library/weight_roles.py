@@ -1,7 +1,8 @@
-"""What the tensors of a checkpoint are in the model: plain linear layers, embeddings, norms, fused experts, the output head.
+"""What a checkpoint's tensors are in the model: linear layers, embeddings, norms, fused experts, the head.
 
-Read off the headers' names and the source of the installed transformers: a path such as "model.layers.0.mlp.gate.weight" is
-followed through the classes whose constructors make "model", then "layers", then "mlp", then "gate".
+Read off the headers' names and the source of the installed transformers: a path such as
+"model.layers.0.mlp.gate.weight" is followed through the classes whose constructors make "model", then
+"layers", then "mlp", then "gate".
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         name: in the file.
         module: the path of the module that holds it, as the file spells it.
-        shape: its shape, a linear layer's outputs before its inputs (GPT-2's files have them the other way round).
+        shape: its shape, a linear layer's outputs before its inputs (GPT-2's files have them the other way
+            round).
         dtype: its dtype in the file, by torch's name.
         nbytes: its bytes in the file.
         kind: what it is: "linear" is the weight or bias of a plain `torch.nn.Linear` (or GPT-2's Conv1D).
@@ -72,7 +74,8 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
 def read_weights(checkpoint: Checkpoint, library: Library, model: ModelClass) -> tuple[Weight, ...]:
     """Every tensor of the files that the model will hold: of towers, those that are loaded.
 
-    An output head that is stored beside the embedding counts, as transformers 5 ties the two only where they are equal.
+    An output head that is stored beside the embedding counts, as transformers 5 ties the two only where they
+    are equal.
 
     Parameters:
         checkpoint: its headers are read, not its weights.
@@ -103,7 +106,7 @@ def read_weights(checkpoint: Checkpoint, library: Library, model: ModelClass) ->
 
 
 def _taken(checkpoint: Checkpoint, model: ModelClass) -> Mapping[str, TensorHeader]:
-    """The tensors that the class has a place for: all, or those of the text part that its key mapping renames."""
+    """The tensors that the class has a place for: all, or those that its key mapping renames."""
     if not model.config_key:
         return checkpoint.tensors
     patterns = [re.compile(pattern) for pattern in model.key_mapping]

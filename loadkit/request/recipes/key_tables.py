@@ -156,7 +156,8 @@ def dialects() -> tuple[Dialect, ...]:
 
 
 def dialect_of(content: Mapping[str, Any]) -> Dialect:
-    """The dialect that alone names the model as a recipe does; else the one of which it has the most marker keys."""
+    """The dialect that alone names the model as a recipe does; else the one of which it has the most marker
+    keys."""
 
     def likeness(dialect: Dialect) -> tuple[bool, int]:
         own = dialect.source in content and dialect.source in dialect.markers

@@ -1,1 +1,1 @@
-"""loadkit-smollm3: SmolLM3 as a plugin of loadkit. `plugin` is what loadkit sees; the classes import torch, and load only when used."""
+"""loadkit-smollm3: SmolLM3 as a plugin of loadkit, which sees `plugin` alone; the classes load when used."""

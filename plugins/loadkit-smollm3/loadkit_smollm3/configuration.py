@@ -11,14 +11,14 @@ class SmolLM3Config(PreTrainedConfig):  # type: ignore[misc]
     """What a SmolLM3 decoder is made of; the defaults are those of the 3B model.
 
     Parameters:
-        num_key_value_heads: heads of keys and values, each shared by a group of query heads; None for as many as query heads.
+        num_key_value_heads: heads of keys and values, each for a group of query heads; None for one each.
         rope_parameters: kind and base of the rotary embedding, as transformers 5 writes them.
-        no_rope_layers: one number a layer: 0 where it has no rotary embedding, 1 where it has; None to follow the interval.
+        no_rope_layers: a number a layer: 0 where it has no rotary embedding, else 1; None for the interval.
         no_rope_layer_interval: every so many layers one goes without.
         layer_types: "full_attention" for every layer: there is no other here.
 
     Raises:
-        ValueError: the fields don't fit each other, or ask for a window or a kind of rotary embedding that isn't here.
+        ValueError: the fields don't fit each other, or ask for a window or another rotary embedding.
     """
 
     model_type = "smollm3"
@@ -88,6 +88,6 @@ class SmolLM3Config(PreTrainedConfig):  # type: ignore[misc]
 
 
 class SmolLM3LoadkitConfig(SmolLM3Config):
-    """The same under a model type that only this plugin knows, for checkpoints that are to be loaded by its classes everywhere."""
+    """The same under a model type that only this plugin knows, for checkpoints of its classes."""
 
     model_type = "smollm3_loadkit"

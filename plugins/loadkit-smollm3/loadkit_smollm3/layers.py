@@ -1,7 +1,7 @@
-"""The parts of SmolLM3: norm, rotary angles, grouped-query attention with or without them, feed-forward, one layer.
+"""The parts of SmolLM3: norm, rotary angles, grouped-query attention, feed-forward, one layer.
 
-Modules bear the names that the checkpoints' tensors have. The order of the arithmetic is the published model's, so that
-results agree with transformers' own implementation to the last bit.
+Modules bear the names that the checkpoints' tensors have. The order of the arithmetic is the published
+model's, so that results agree with transformers' own implementation to the last bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Angles: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 class SmolLM3RMSNorm(nn.Module):
-    """Scale every vector to a root mean square of one, in float32, then by a weight for each of its entries."""
+    """Scale every vector to a root mean square of one, in float32, then by a weight for each entry."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class SmolLM3RMSNorm(nn.Module):
 class SmolLM3RotaryAngles(nn.Module):
     """The angles that positions turn queries and keys by.
 
-    The frequencies follow from the config alone, so they are no buffer that loading would have to fill: they are computed on
-    the CPU, for the same bits on every device, at first use.
+    The frequencies follow from the config alone, so they are no buffer that loading would have to fill: they
+    are computed on the CPU, for the same bits on every device, at first use.
     """
 
     def __init__(self, config: SmolLM3Config) -> None:
@@ -70,7 +70,7 @@ class SmolLM3RotaryAngles(nn.Module):
 
 
 def turned(vectors: torch.Tensor, angles: Angles) -> torch.Tensor:
-    """Turn every pair of entries (i, i + half the width) by its position's angle; (batch, heads, tokens, width)."""
+    """Turn every pair of entries (i, i + half the width) by its angle; (batch, heads, tokens, width)."""
     cosine, sine = (angle.unsqueeze(1) for angle in angles)
     first, second = vectors.chunk(2, dim=-1)
     return vectors * cosine + torch.cat((-second, first), dim=-1) * sine

@@ -64,11 +64,11 @@ class SmolLM3Model(SmolLM3PreTrainedModel):
             past_key_values: a cache of transformers'.
             inputs_embeds: embedded tokens, (batch, tokens, width).
             use_cache: whether to keep a cache; by default what the config says.
-            output_hidden_states: whether to return what goes into every layer, and comes out of the last norm.
+            output_hidden_states: whether to return each layer's input, and what the last norm gives.
             output_attentions: not to be had.
 
         Raises:
-            ValueError: both or neither of tokens and embeddings are given; or attention weights are asked for.
+            ValueError: tokens and embeddings are both given or neither is; attention weights are asked for.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -98,7 +98,7 @@ class SmolLM3Model(SmolLM3PreTrainedModel):
         states = []
         for layer in self.layers:
             states.append(hidden)
-            # The stream goes by position: reentrant checkpointing follows gradients of positional arguments only.
+            # By position: reentrant checkpointing follows gradients of positional arguments only.
             hidden = layer(hidden, angles, mask, past_key_values, position_ids=position_ids, **kwargs)
         hidden = self.norm(hidden)
         return BaseModelOutputWithPast(

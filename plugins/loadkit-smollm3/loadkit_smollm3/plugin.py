@@ -1,4 +1,4 @@
-"""What loadkit sees of SmolLM3: facts of the family, and three opinions: whose classes serve, a dtype, and what can't be had.
+"""What loadkit sees of SmolLM3: facts of the family, whose classes serve, a dtype, and what can't be had.
 
 No torch here: the classes are named as "module:Class" and imported when a plan that names them is run.
 """
@@ -6,6 +6,7 @@ No torch here: the classes are named as "module:Class" and imported when a plan 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from loadkit import (
@@ -21,6 +22,8 @@ from loadkit import (
     hookimpl,
 )
 
+_problem = partial(Problem, "architecture", "smollm3")
+
 NATIVE = "smollm3"
 OWN = "smollm3_loadkit"
 """A model type that only this plugin knows."""
@@ -31,7 +34,7 @@ TASKS = (None, "text", TASK)
 """Values of the option `task` that a language model answers to."""
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary embedding whose frequencies stay the same however long the text is: those that the classes have."""
+"""The rotary embeddings that the classes have: those whose frequencies don't depend on the text's length."""
 
 BF16_CAPABILITY = (8, 0)
 
@@ -81,7 +84,7 @@ def loadkit_architectures() -> Sequence[Architecture]:
 
 @hookimpl
 def loadkit_choose_architecture(context: Context) -> Claim[ModelClass] | None:
-    """Say whose classes serve; abstain for other families, and for tasks and classes that these aren't for."""
+    """Whose classes serve; None for other families, and for tasks and classes that these aren't for."""
     if not _concerns(context):
         return None
     native, asked = _native(context), context.request.asked(OPTION)
@@ -202,14 +205,3 @@ def _native(context: Context) -> ModelClass | None:
     auto, checkpoint = "AutoModelForCausalLM", context.checkpoint
     name = context.library.model_class(auto, checkpoint.model_type, checkpoint.architectures)
     return ModelClass(task=TASK, auto_class=auto, model_class=name) if name else None
-
-
-def _problem(code: str, message: str, remedy: str, severity: str = "error") -> Problem:
-    return Problem(
-        "architecture",
-        "smollm3",
-        code,
-        message,
-        remedy,
-        severity="warning" if severity == "warning" else "error",
-    )

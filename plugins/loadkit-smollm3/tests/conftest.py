@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 DISTRIBUTION = Path(__file__).parent.parent
 SIZES = {"num_hidden_layers": 4, "no_rope_layer_interval": 4, "initializer_range": 0.3}
-"""As in the real model every fourth layer goes without rotary embedding; weights wide enough that every mistake shows."""
+"""As in the real model every fourth layer has no rotary embedding; weights so wide that mistakes show."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -30,7 +30,7 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A maker of checkpoints that makes each one once: `make()`, `make("mistral")`, `make(chat_template=False)`."""
+    """A maker of checkpoints, each made once: `make()`, `make("mistral")`, `make(chat_template=False)`."""
     from loadkit.testing.checkpoints import make_checkpoint
 
     made: dict[tuple[object, ...], Path] = {}
@@ -61,7 +61,7 @@ def manager():
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process in which the distribution is installed, built from a copy of its folder."""
+    """The environment of a process in which the distribution, built from a copy, is installed."""
     source, target = tmp_path_factory.mktemp("source") / "smollm3", tmp_path_factory.mktemp("installed")
     shutil.copytree(DISTRIBUTION, source, ignore=shutil.ignore_patterns("tests", "__pycache__"))
     switches = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]

@@ -16,7 +16,7 @@ from loadkit_smollm3.modeling import SmolLM3ForCausalLM
 ATTENTIONS = ("eager", "sdpa")
 DTYPES = ("bfloat16", "float32")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-"""Where the order of the sums differs (a token at a time, or without the padding), in float32; logits are up to about 20."""
+"""Where the order of the sums differs (a token at a time, no padding), in float32; logits are up to 20."""
 
 Pair = tuple[Any, Any]
 
@@ -232,7 +232,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant: bool) ->
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=1e-5)
 
 
-# --- The comparison would notice -------------------------------------------------------------------------------------
+# --- The comparison would notice ---------------------------------------------------------------------
 
 
 def turned_everywhere(patch: pytest.MonkeyPatch, model: Any) -> None:

@@ -1,4 +1,4 @@
-"""The distribution as users have it: built, installed, found by its entry point, in processes of their own."""
+"""The distribution as users have it: built, installed, found by its entry point, in its own processes."""
 
 from __future__ import annotations
 

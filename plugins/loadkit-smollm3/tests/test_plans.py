@@ -1,4 +1,4 @@
-"""What the plugin says while planning: whose classes serve and why, and what it keeps quiet about or refuses."""
+"""What the plugin says while planning: whose classes serve and why, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chat template: which mode it asks for, what it leaves of the system message, and whose tokenizer gets it."""
+"""The chat template: which mode it asks for, what becomes of the system message, whose tokenizer gets it."""
 
 from __future__ import annotations
 

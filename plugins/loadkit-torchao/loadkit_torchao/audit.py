@@ -1,4 +1,4 @@
-"""What torchao really quantized: which layers, to what type, with which groups. Not a plugin itself."""
+"""What torchao really quantized: which layers, to what type, with which groups."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def opened(parameter: Any) -> Opened | None:
 
 
 def compare(parameter: Any, stored: Any) -> str | None:
-    """Quantize the file's rows again and hold codes and scales against the loaded ones; None for what isn't torchao's.
+    """Quantize the file's rows again, and compare codes and scales; None for what isn't torchao's.
 
-    Scales are those of a row or of a part of one, so the first rows tell without the rest.
+    A scale is that of a row or a part of one, so the first rows can be compared without the rest.
     """
     if opened(parameter) is None or not stored.is_floating_point() or stored.ndim != 2:
         return None
     rows, group = stored.shape[0], parameter.block_size[-1]
-    # Its own dtype, which the audit holds against the plan: what a class keeps in float32 was quantized from float32.
+    # Its own dtype, which the audit checks: what a class keeps in float32 was quantized from float32.
     values = stored.to(parameter.dtype).to(parameter.device)
     if CLASSES.get(type(parameter).__name__) == INT8:
         from torchao.quantization import Int8Tensor
@@ -126,7 +126,7 @@ def _groups(packed: dict[str, Any], planned: int | None) -> Iterator[Finding]:
 
 
 def _dtypes(base: Any, packed: dict[str, Any], planned: str) -> Iterator[Finding]:
-    """A layer computes in the dtype that its weight had before: the planned one, or float32 where the class keeps it so."""
+    """A layer computes in its weight's first dtype: the planned one, or float32 where the class keeps it."""
     kept = (*(base._keep_in_fp32_modules or ()), *(base._keep_in_fp32_modules_strict or ()))
     found = {name: str(p.dtype).removeprefix("torch.") for name, p in packed.items()}
     wrong = {

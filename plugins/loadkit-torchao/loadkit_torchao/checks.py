@@ -1,4 +1,4 @@
-"""What can't work with torchao, told before anything is loaded. Not a plugin itself."""
+"""What can't work with torchao, found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def _other_config(context: Context) -> Iterator[Problem]:
     asked = context.request.asked("quantization_config")
     if asked is None or asked.value.get("quant_method") != METHOD or not asked.demanded:
         return
-    told = described(asked.value)
-    if isinstance(told, str):
+    found = described(asked.value)
+    if isinstance(found, str):
         yield _problem(
             "torchao-config-unknown",
-            f"you gave a TorchAoConfig that this plugin can't plan and audit: {told}",
+            f"you gave a TorchAoConfig that this plugin can't plan and audit: {found}",
             "give Int8WeightOnlyConfig (a scale a row or a group), or Int4WeightOnlyConfig(int4_packing_format='tile_packed_to_4d')",
         )
 
@@ -108,7 +108,7 @@ def _int4(context: Context, plan: Plan, quantization: Quantization) -> Iterator[
 
 
 def _groups(context: Context, plan: Plan, quantization: Quantization) -> Iterator[Problem]:
-    """torchao fails over a row that isn't whole groups (int8), or leaves the layer unquantized without a word (int4)."""
+    """Over a row that isn't whole groups torchao fails (int8), or leaves the layer unquantized (int4)."""
     group = quantization.options["group_size"]
     if group is None:
         return

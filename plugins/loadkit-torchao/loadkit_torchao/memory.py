@@ -1,4 +1,4 @@
-"""What torchao makes of each weight, in bytes. Not a plugin itself."""
+"""What torchao makes of each weight, in bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALE, ZERO = 4, 1
 
 
 def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Mapping[str, Packed] | None:
-    """The weights that get quantized to their bytes; None where another method quantizes, or the file is quantized."""
+    """The weights that get quantized to their bytes; None where torchao quantizes nothing while loading."""
     quantization = plan.quantization
     if quantization is None or quantization.method != METHOD or quantization.prequantized:
         return None
@@ -34,11 +34,12 @@ def quantized(
 ) -> Iterator[Weight]:
     """Weights of linear layers and of their subclasses, but for what is left alone.
 
-    GPT-2's Conv1D is no linear layer to torchao, and the output projection of torch's own MultiheadAttention is passed over.
+    GPT-2's Conv1D is no linear layer to torchao, and the output projection of torch's own MultiheadAttention
+    is passed over.
     """
     facts = context.library.class_facts(plan.model_class.model_class)
     kept = quantization.skip_modules
-    # transformers 5.23 compares these with the weight's whole path, so that they match from its beginning only.
+    # transformers 5.23 compares these with the weight's whole path: they match from its beginning only.
     in_float32 = tuple(f"{path}." for path in (facts.keep_in_fp32_modules if facts else ()))
     others = set(_other_layers(context))
     torch_attention = {w.module for w in weights if w.name.endswith(".in_proj_weight")}

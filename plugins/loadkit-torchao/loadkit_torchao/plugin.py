@@ -1,4 +1,4 @@
-"""torchao: int8 and int4 weights with floating-point arithmetic ("weight only"), without a package for CUDA of its own."""
+"""torchao: int8 and int4 weights with floating-point arithmetic ("weight only"), on torch's own kernels."""
 
 from __future__ import annotations
 

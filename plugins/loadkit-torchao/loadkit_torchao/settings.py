@@ -49,12 +49,12 @@ def wish(request: Request) -> Wish | None:
     own = request.asked("torchao_quant_type")
     whole = request.asked("quantization_config")
     if whole is not None and (own is None or own.strength.rank < whole.strength.rank):
-        if whole.value.get("quant_method") != METHOD or isinstance(told := described(whole.value), str):
+        if whole.value.get("quant_method") != METHOD or isinstance(found := described(whole.value), str):
             whole = None
         else:
             kept = whole.value.get("modules_to_not_convert") or ()
             both = tuple(dict.fromkeys((*skip, *kept)))
-            return Wish(*told, skip=both, because=whole.because, strength=whole.strength)
+            return Wish(*found, skip=both, because=whole.because, strength=whole.strength)
     if own is None:
         return None
     group = request.value("torchao_group_size", GROUP if own.value == INT4 else None)

@@ -1,4 +1,4 @@
-"""Tiny real checkpoints, made once a session, and a manager in which torchao takes part though it isn't installed by an entry point."""
+"""Tiny real checkpoints, made once a session, and a manager with the plugin, without its entry point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every rule that loadkit's plugins keep, each under its own id; checkpoints are loaded, run and saved with it."""
+"""Every rule that loadkit's plugins keep, by its id; checkpoints are loaded, run and saved with it."""
 
 from __future__ import annotations
 

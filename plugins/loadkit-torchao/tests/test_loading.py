@@ -1,4 +1,4 @@
-"""Real loads of tiny checkpoints: equal to plain transformers, close to the unquantized model, proved by an audit that can fail."""
+"""Real loads of tiny checkpoints: equal to plain transformers, close to the unquantized model, audited."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUPS = (None, 32)
 PROFILE = "inference-int8-torchao"
 
 CLOSE = 0.04
-"""Largest difference of a logit from the unquantized model's, as a share of the largest logit: 0.006 to 0.028 was measured."""
+"""Most that a logit may be off, as a share of the largest (measured: 0.006 to 0.028)."""
 
 MOST_OFF = 0.01
 

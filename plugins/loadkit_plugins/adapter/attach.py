@@ -1,4 +1,4 @@
-"""Attach adapters with PEFT, and merge them. Not a plugin itself."""
+"""Attach adapters with PEFT, and merge them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loadkit_plugins.adapter.targets import (
     BY_TYPE,
     EVERY_LINEAR,
     check_targets,
-    left_alone,
+    kept_apart,
     linear_names,
     new_token_rows,
     unfit,
@@ -45,10 +45,8 @@ def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -
             for name, parameter in model.named_parameters():
                 if adapters.beneath in name.split("."):
                     parameter.requires_grad_(False)
-    active = next(a for a in adapters.members if a.name == adapters.active)
-    if not active.trainable:
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+    if not next(a for a in adapters.members if a.name == adapters.active).trainable:
+        model.requires_grad_(False)
     return model
 
 
@@ -65,7 +63,7 @@ def merge(model: Any, adapters: Adapters) -> Any:
 
 
 def _refuse_names(model: Any, adapters: Adapters) -> None:
-    """An adapter's tensors are told by its name in their path, so it can't be the name of a module."""
+    """An adapter's tensors have its name in their path, so it can't be the name of a module."""
     parts = {part for name, _ in model.named_modules() for part in name.split(".")}
     taken = [a.name for a in adapters.members if a.name in parts or "." in a.name]
     if taken:
@@ -83,7 +81,7 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     model = model if beneath is None else beneath.get_base_model()
     _resolve(model, adapter, options)
     check_targets(model, options, partly=_preferred(plan))
-    if not isinstance(options.get("exclude_modules"), str) and (beside := left_alone(model, adapter)):
+    if not isinstance(options.get("exclude_modules"), str) and (beside := kept_apart(model, adapter)):
         ends = options.get("exclude_modules") or ()
         within = rf"({'|'.join(map(re.escape, beside))})(\..*)?"
         options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
@@ -115,8 +113,8 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
 def _drop_out(model: Any, name: str, dropout: float) -> None:
     """Set dropout on every layer that can have it.
 
-    PEFT 0.21 refuses settings with dropout where a fused weight is adapted, instead of leaving that one out. Saved settings say 0
-    then, so that PEFT can load the adapter.
+    PEFT 0.21 refuses settings with dropout where a fused weight is adapted, instead of leaving that one out.
+    Saved settings say 0 then, so that PEFT can load the adapter.
     """
     import torch
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper
@@ -141,7 +139,7 @@ def _resolve(model: Any, adapter: Adapter, options: dict[str, Any]) -> None:
         return
     listed = [given] if isinstance(given, str) else list(given or ())
     if EVERY_LINEAR in listed:
-        names = linear_names(model, left_alone(model, adapter))
+        names = linear_names(model, kept_apart(model, adapter))
         options["target_modules"] = list(dict.fromkeys([*(e for e in listed if e != EVERY_LINEAR), *names]))
         if (wrappers := unfit(model, names)) and not isinstance(options.get("exclude_modules"), str):
             options["exclude_modules"] = [*(options.get("exclude_modules") or ()), *wrappers]
@@ -154,20 +152,17 @@ def _preferred(plan: Plan) -> list[str]:
 
 
 def _add_existing(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -> Any:
-    """Load an adapter onto the base's device, and hold its tensors against the model's; PEFT only warns of most misfits."""
+    """Load an adapter onto the base's device, comparing its tensors: PEFT only warns where they don't fit."""
     import peft
 
     about: dict[str, Any] = {
         "adapter_name": adapter.name,
         "is_trainable": adapter.trainable,
         "autocast_adapter_dtype": False,
-        "torch_device": _device(model),  # PEFT's own guess is a GPU wherever the base is
+        "torch_device": str(next(model.parameters()).device),  # PEFT's guess is a GPU wherever the base is
     }
-    wrapped = (
-        hasattr(model, "load_adapter") and hasattr(model, "peft_config") and hasattr(model, "base_model")
-    )
     try:
-        if wrapped and isinstance(model, peft.PeftModel):
+        if isinstance(model, peft.PeftModel):
             model.load_adapter(adapter.source, **about)
         else:
             model = peft.PeftModel.from_pretrained(model, adapter.source, **about)
@@ -194,13 +189,11 @@ def _compare(plan: Plan, model: Any, adapter: Adapter) -> None:
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter.name, save_embedding_layers=False)
     missing = sorted(set(state) - stored)
     unexpected = sorted(name for name in stored - set(state) if not _embedding(name, state))
+    wrong = {"missing from its file": missing, "in its file and nowhere in the model": unexpected}
     if missing or unexpected:
         said = [
             f"{len(names)} tensors are {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-            for what, names in (
-                ("missing from its file", missing),
-                ("in its file and nowhere in the model", unexpected),
-            )
+            for what, names in wrong.items()
             if names
         ]
         raise LoadError(
@@ -210,7 +203,7 @@ def _compare(plan: Plan, model: Any, adapter: Adapter) -> None:
 
 
 def _embedding(name: str, state: Any) -> bool:
-    """Whether a stored tensor belongs to embeddings: they are saved whole where they were resized, and a tied pair's rows twice."""
+    """Whether a tensor is of embeddings: saved whole where resized, and a tied pair's rows twice."""
     whole = name.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight", "wte.weight"))
     return whole or (".token_adapter." in name and any(".token_adapter." in key for key in state))
 
@@ -226,10 +219,10 @@ def _cast(model: Any, adapter: Adapter) -> None:
 
 
 def _whole_widths(model: Any) -> None:
-    """Let the adapter's split layers tell the width of the whole, as the base's do.
+    """Let the adapter's split layers have the width of the whole, as the base's do.
 
-    Under tensor parallelism PEFT 0.21.2 makes lora_A of a layer that is split by its inputs with the width of this rank's part, and
-    transformers 5.23 takes that for the whole width: the forward pass fails.
+    Under tensor parallelism PEFT 0.21.2 gives lora_A of a layer that is split by its inputs the width of this
+    rank's part, which transformers 5.23 takes for the whole: the forward pass fails.
     """
     import torch
 
@@ -238,16 +231,9 @@ def _whole_widths(model: Any) -> None:
             module.out_features, module.in_features = module.weight.shape
 
 
-def _device(model: Any) -> str:
-    return str(next(model.parameters()).device)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep from the user what PEFT 0.21 says about itself: it reads an attribute that transformers 5.23 renamed.
-
-    What it says of missing tensors is told by the error that follows.
-    """
+    """Silence PEFT 0.21 about an attribute that transformers 5.23 renamed, and what is an error here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -1,4 +1,4 @@
-"""Whether the adapters are as planned: there, active, in their dtype, and nothing else training. Not a plugin itself."""
+"""Whether the adapters are as planned: there, active, in their dtype, and nothing else training."""
 
 from __future__ import annotations
 
@@ -80,6 +80,4 @@ def _file(adapter: Adapter, cache: str | None) -> str | None:
 
 
 def _finding(code: str, planned: str, effective: str) -> Finding:
-    return Finding(
-        "adapter", "adapter", code, "the adapter isn't as planned", planned=planned, effective=effective
-    )
+    return Finding("adapter", "adapter", code, "the adapter isn't as planned", planned, effective)

@@ -1,4 +1,4 @@
-"""What can't work about the adapters, told before anything is loaded. Not a plugin itself."""
+"""What can't work about the adapters, found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
 
 def check(context: Context, plan: Plan) -> Sequence[Problem]:
     """Every problem of the planned adapters."""
-    problems = list(_unused(context, plan))
+    return list(_problems(context, plan))
+
+
+def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
+    guarded = bool(context.request.value("check_adapter_base", True))
+    yield from _unused(context, plan)
     if plan.adapters is None:
-        return problems
+        return
     if context.machine.version("peft") is None:
-        problems.append(
-            _problem("no-peft", "an adapter was asked for, and peft isn't installed", "pip install peft")
-        )
-    problems += _active(context, plan.adapters)
-    problems += _merging(context, plan, plan.adapters)
+        yield _problem("no-peft", "an adapter was asked for, and peft isn't installed", "pip install peft")
+    yield from _active(context, plan.adapters)
+    yield from _merging(context, plan, plan.adapters)
     if context.beside.adapters:
         for name, facts in context.beside.adapters.items():
-            problems += _base(context, name, facts)
-            problems += _shapes(context.checkpoint, plan, name, facts)
+            yield from _base(context, name, facts, guarded)
+            yield from _shapes(context.checkpoint, plan, name, facts)
     if not plan.adapters.members[-1].source:
-        problems += _start(context, plan, plan.adapters.members[-1])
-    return problems
+        yield from _start(context, plan, plan.adapters.members[-1])
 
 
 def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
@@ -63,7 +65,8 @@ def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
             "leave them out to go on with that adapter, name its base to start a new one, or add new_adapter=True for one over it",
         )
     wish = context.request.asked("dequantize")
-    if wish is not None and wish.value and not (plan.adapters and plan.adapters.merge):
+    stored = plan.quantization is not None and plan.quantization.prequantized  # prequantized tells of those
+    if wish is not None and wish.value and not (plan.adapters and plan.adapters.merge) and not stored:
         yield _problem(
             "dequantize-unused",
             "dequantize=True was asked for, but no adapter is merged",
@@ -86,7 +89,7 @@ def _merging(context: Context, plan: Plan, adapters: Adapters) -> Iterator[Probl
     """Merging into quantized weights rounds the adapter away; merging what is to train makes no sense."""
     if not adapters.merge:
         return
-    quantization, checkpoint = plan.quantization, context.checkpoint
+    quantization, checkpoint = plan.quantized, context.checkpoint
     if plan.preparation.training:
         yield _problem(
             "merge-with-training",
@@ -107,11 +110,8 @@ def _merging(context: Context, plan: Plan, adapters: Adapters) -> Iterator[Probl
             "merge into the unquantized base (leave the quantization out), or add dequantize=True to get a model in floating point",
         )
         return
-    grown = (
-        f"{checkpoint.weight_bytes:,} bytes in the files"
-        if checkpoint.weight_bytes
-        else "the quantized weights"
-    )
+    size = checkpoint.weight_bytes
+    grown = f"{size:,} bytes in the files" if size else "the quantized weights"
     yield _problem(
         "merge-dequantized",
         f"{whole} are turned back into {plan.dtype} before merging: {grown} become about {_floating(checkpoint, quantization.prequantized):,} "
@@ -134,10 +134,9 @@ def _floating(checkpoint: Checkpoint, prequantized: bool) -> int:
     return total
 
 
-def _base(context: Context, name: str, facts: AdapterFacts) -> Iterator[Problem]:
+def _base(context: Context, name: str, facts: AdapterFacts, guarded: bool) -> Iterator[Problem]:
     """Whether the adapter was made for this base."""
     named, checkpoint = facts.config.get("base_model_name_or_path"), context.checkpoint
-    guarded = context.request.value("check_adapter_base", True)
     said = f"the adapter {facts.source!r} ({name}) was made for {named!r}"
     if facts.base_is_same is False and guarded:
         yield _problem(
@@ -187,7 +186,7 @@ def _shapes(checkpoint: Checkpoint, plan: Plan, name: str, facts: AdapterFacts) 
 
 def _start(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]:
     """Whether a new adapter can start as asked."""
-    quantization = plan.quantization
+    quantization = plan.quantized
     eight = quantization is not None and (quantization.method, quantization.bits) == ("bitsandbytes", 8)
     if adapter.options.get("use_dora") and eight and not context.machine.accelerators:
         yield _problem(
@@ -200,7 +199,7 @@ def _start(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]:
     if not isinstance(init, str):
         return
     kind = init.lower()
-    if plan.quantization is not None and needs_weights(init):
+    if quantization is not None and needs_weights(init):
         yield _problem(
             "init-needs-weights",
             f"init_lora_weights={init!r} was asked for, which works on unquantized weights, and the base is quantized ({plan.why('quantization').because})",

@@ -1,7 +1,8 @@
-"""The tensors that adapters add, by the shapes of what they adapt. Not a plugin itself."""
+"""The tensors that adapters add, by the shapes of what they adapt."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,17 +14,17 @@ from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR
 __all__ = ["estimate"]
 
 STACKED = ("mixtral", "qwen2_moe")
-"""Ways of storing experts that PEFT 0.21 follows: it adapts the stacked weights wherever all linear layers are asked for."""
+"""Ways of storing experts whose stacked weights PEFT 0.21 adapts where all linear layers are asked for."""
 
 PAIRED = (".w1", ".w3", ".gate_proj", ".up_proj")
-"""Experts' weights that transformers stacks in pairs; PEFT 0.21 adapts a pair as one matrix, with twice the rank."""
+"""Experts' weights that transformers stacks in pairs; PEFT 0.21 adapts a pair as one, with twice the rank."""
 
 HEADS = ("score", "classifier")
 """Heads that PEFT trains and saves whole for classification."""
 
 
 def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Sequence[Weight] | None:
-    """A `Weight` for each tensor of every adapter; None where one's size can't be told before PEFT has made it."""
+    """A `Weight` for each tensor of every adapter; None where only PEFT can know its size."""
     if plan.adapters is None:
         return None
     found: list[Weight] = []
@@ -47,7 +48,7 @@ def _existing(adapter: Adapter, facts: AdapterFacts) -> Iterator[Weight]:
 
 
 def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Context) -> list[Weight] | None:
-    """LoRA's two matrices for each target, its magnitudes (DoRA), and copies of the modules that train whole."""
+    """LoRA's two matrices for each target, DoRA's magnitudes, and copies of the modules that train whole."""
     options = adapter.options
     targets = options.get("target_modules")
     if (
@@ -111,14 +112,11 @@ def _named(module: str, ends: Sequence[str]) -> bool:
 
 
 def _weight(name: str, shape: tuple[int, ...], dtype: str, *, trains: bool) -> Weight:
-    count = 1
-    for size in shape:
-        count *= size
     return Weight(
         name=name,
         module=name.rpartition(".")[0],
         shape=shape,
         dtype=dtype,
-        nbytes=count * ITEM_SIZES.get(dtype, 4),
+        nbytes=math.prod(shape) * ITEM_SIZES.get(dtype, 4),
         kind="linear" if trains else "other",
     )

@@ -1,4 +1,4 @@
-"""adapter: a new LoRA by plain options or any PEFT config, or existing adapters; in the planned dtype, checked against their base."""
+"""adapter: a new LoRA by plain options or any PEFT config, or existing ones, checked against their base."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def loadkit_choose_adapter(
         return [Claim(value=None, because=switch.because, strength=switch.strength)]
     over = request.asked("new_adapter")
     if context.beside.adapters:
-        existing = existing_adapters(context, dtype, preparation)
+        existing = existing_adapters(context, dtype, quantization, preparation)
         if over is None or not over.value:
             return [existing]
         made = new_adapter(context, architecture, dtype, quantization, preparation, tokens, over)

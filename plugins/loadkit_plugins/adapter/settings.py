@@ -1,4 +1,4 @@
-"""What a request says about adapters: existing ones by their source, or a new one by plain options or a PEFT config."""
+"""What a request says about adapters: existing ones, or a new one by plain options or a PEFT config."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from loadkit import (
     Strength,
     Tokens,
 )
-from loadkit.plugins import AdapterFacts
+from loadkit.plugins import AdapterFacts, canonical_dtype
 from loadkit_plugins.adapter.targets import EVERY_LINEAR, absent, unadaptable
-from loadkit_plugins.dtype import canonical
 
 __all__ = ["LORA_OPTIONS", "existing_adapters", "needs_weights", "new_adapter", "declared_options", "stacked"]
 
@@ -43,10 +42,10 @@ LORA_OPTIONS: Mapping[str, str] = {
 """Option to field of PEFT's LoraConfig."""
 
 NEEDS_WEIGHTS = ("pissa", "corda", "mica", "loftq", "orthogonal")
-"""Initialisations that read or change the base's weights in floating point (PEFT 0.21; "pissa" stands for pissa_niter_N too)."""
+"""Beginnings of initialisations that read or change the base's weights in floating point (PEFT 0.21)."""
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""Config fields that tell how many experts a layer has."""
+"""Config fields for how many experts a layer has."""
 
 TASK_TYPES: Mapping[str, str] = {
     "causal-lm": "CAUSAL_LM",
@@ -93,9 +92,7 @@ def declared_options() -> Sequence[Option]:
             'how a new adapter starts: true, "gaussian", "pissa", "olora", "loftq", …',
         ),
         option(
-            "adapter_trainable",
-            "bool",
-            "whether an existing adapter trains on; by default when training",
+            "adapter_trainable", "bool", "whether an existing adapter trains on; by default when training"
         ),
         option(
             "new_adapter",
@@ -110,12 +107,14 @@ def declared_options() -> Sequence[Option]:
         option(
             "dequantize",
             "bool",
-            "turn a quantized base back into floating point, to merge an adapter into it",
+            "turn a quantized base back into floating point: a stored format while it is loaded, else to merge an adapter into it",
         ),
     ]
 
 
-def existing_adapters(context: Context, dtype: str, preparation: Preparation) -> Claim[Adapters | None]:
+def existing_adapters(
+    context: Context, dtype: str, quantization: Quantization | None, preparation: Preparation
+) -> Claim[Adapters | None]:
     """The adapters that the source is, or that the option names."""
     request, found = context.request, context.beside.adapters
     trainable = bool(request.value("adapter_trainable", preparation.training))
@@ -144,7 +143,7 @@ def existing_adapters(context: Context, dtype: str, preparation: Preparation) ->
         members=members,
         active=active if active in found else members[0].name,
         merge=bool(request.value("merge_adapter", False)),
-        dequantize=bool(request.value("dequantize", False)),
+        dequantize=_dequantizes(request, quantization),
     )
     strength = Strength.YOU if own or asked is None else asked.strength
     return Claim(value=value, because=because, strength=strength, passed_over=passed)
@@ -217,13 +216,18 @@ def new_adapter(
     value = Adapters(
         members=(adapter,),
         merge=bool(request.value("merge_adapter", False)),
-        dequantize=bool(request.value("dequantize", False)),
+        dequantize=_dequantizes(request, quantization),
     )
     return Claim(value=value, because=because, strength=asked.strength, passed_over=tuple(passed))
 
 
+def _dequantizes(request: Request, quantization: Quantization | None) -> bool:
+    """Whether a phase of its own turns the base back: not where transformers has done so while loading."""
+    return bool(request.value("dequantize", False)) and (quantization is None or quantization.packed)
+
+
 def _lora(request: Request, context: Context) -> dict[str, Any]:
-    """The plain options, over the architecture's own targets, over all linear layers."""
+    """The plain options, before the architecture's own targets, before all linear layers."""
     given = {field: request.value(name) for name, field in LORA_OPTIONS.items() if request.asked(name)}
     registered = context.registered
     targets = request.asked("lora_target_modules")
@@ -237,11 +241,12 @@ def _lora(request: Request, context: Context) -> dict[str, Any]:
 def _dtype(context: Context, dtype: str, *, trains: bool) -> tuple[str, str, tuple[PassedOver, ...]]:
     """The dtype of an adapter's weights, a reason where it isn't the base's, and what gave way.
 
-    Gradient scaling, which float16 trains with, refuses float16 gradients (torch 2.13: "Attempting to unscale FP16 gradients").
-    FSDP flattens or groups parameters of one dtype, so a mere wish for another gives way there.
+    Gradient scaling, which float16 trains with, refuses float16 gradients (torch 2.13: "Attempting to unscale
+    FP16 gradients"). FSDP flattens or groups parameters of one dtype, so a mere wish for another gives way
+    there.
     """
     asked, engine = context.request.asked("adapter_dtype"), context.topology.engine
-    wanted = canonical(asked.value) if asked is not None else "auto"
+    wanted = canonical_dtype(asked.value) if asked is not None else "auto"
     sharded = engine in ("fsdp", "fsdp2")
     if asked is not None and wanted not in ("auto", dtype):
         if asked.demanded or not sharded:
@@ -281,7 +286,13 @@ def _without_weights(
 ) -> list[PassedOver]:
     """Leave a profile's or recipe's initialisation out where it needs weights that the base doesn't have."""
     asked, init = context.request.asked("init_lora_weights"), options.get("init_lora_weights")
-    if asked is None or asked.demanded or quantization is None or not needs_weights(init):
+    if (
+        asked is None
+        or asked.demanded
+        or quantization is None
+        or not quantization.packed
+        or not needs_weights(init)
+    ):
         return []
     del options["init_lora_weights"]
     return [
@@ -297,7 +308,7 @@ def needs_weights(init: object) -> bool:
 
 
 def _rows(facts: AdapterFacts) -> int:
-    """Rows of the embeddings that an adapter was saved with: of a saved embedding, or up to the highest token that it trains."""
+    """Embedding rows that an adapter was saved with, by a saved embedding or the highest token it trains."""
     saved = [
         header.shape[0]
         for name, header in facts.tensors.items()

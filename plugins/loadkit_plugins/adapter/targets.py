@@ -1,4 +1,4 @@
-"""Which modules and parameters an adapter's settings name; one that names nothing is an error. Not a plugin itself."""
+"""Which modules and parameters an adapter's settings name; one that names nothing is an error."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loadkit import Adapter, Context, LoadError
-from loadkit.plugins import did_you_mean, input_embeddings, is_projector, output_embeddings, tower_keys
+from loadkit.plugins import did_you_mean, input_embeddings, is_projector, output_embeddings, towers
 
 __all__ = [
     "BY_TYPE",
     "EVERY_LINEAR",
     "absent",
     "check_targets",
-    "left_alone",
+    "kept_apart",
     "linear_names",
     "new_token_rows",
-    "towers",
     "unadaptable",
     "unfit",
 ]
 
 EVERY_LINEAR = "every-linear"
-"""A target that stands for every linear layer by the last part of its path: no output embedding, no fused experts, no router."""
+"""A target that stands for every linear layer by the last part of its path: no output embedding, no fused
+experts, no router."""
 
 BY_TYPE = "by-model-type"
-"""A target that stands for those that PEFT has for the model's type; for a type that it doesn't know, for all linear layers."""
+"""A target that stands for those that PEFT has for the model's type; for a type that it doesn't know, for all
+linear layers."""
 
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
-"""Model types of which PEFT 0.21 refuses to adapt the output projection (`_check_lora_target_modules_mamba`)."""
+"""Model types whose output projection PEFT 0.21 refuses to adapt (`_check_lora_target_modules_mamba`)."""
 
 OTHERWISE = re.compile(r"Router|Grouped")
-"""Names of subclasses of Linear that return something else than a product of their input: PEFT wraps them all the same."""
+"""Subclasses of Linear that PEFT wraps though they don't return a product of their input."""
 
 
 def unadaptable(context: Context) -> dict[str, str]:
-    """Linear layers that "all-linear" means and LoRA can't adapt, by the ends of their paths, each with the reason."""
+    """Linear layers of "all-linear" that LoRA can't adapt: the end of the path to the reason."""
     modules = {
         name: facts for family in context.library.families.values() for name, facts in family.modules.items()
     }
@@ -54,7 +55,8 @@ def unadaptable(context: Context) -> dict[str, str]:
 
 
 def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:
-    """The last parts of the paths of every linear layer, quantized ones too; a number is no name, and brings its parent's.
+    """The last parts of the paths of every linear layer, quantized ones too; a number is no name, and brings
+    its parent's.
 
     Parameters:
         model: the bare model.
@@ -75,7 +77,8 @@ def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:
 
 
 def unfit(model: Any, names: Sequence[str]) -> list[str]:
-    """Paths that end in one of the names and hold no layer that LoRA can adapt, such as a wrapper around a linear layer."""
+    """Paths that end in one of the names and hold no layer that LoRA can adapt, such as a wrapper around a
+    linear layer."""
     import torch
 
     layers = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
@@ -103,7 +106,7 @@ def check_targets(model: Any, options: Mapping[str, Any], *, partly: Sequence[st
         partly: fields of which only some names need be there, as a recipe's list is read by PEFT.
 
     Raises:
-        LoadError: a name or pattern matches no module or parameter.
+        LoadError: a name or pattern of a PEFT config's fields matches no module or parameter.
     """
     modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]
@@ -165,22 +168,7 @@ def new_token_rows(model: Any, ids: Sequence[int], options: Mapping[str, Any]) -
     }
 
 
-def towers(model: Any) -> list[str]:
-    """Names of the submodels beside the text one: vision and audio towers, which LoRA leaves alone."""
-    config = model.config
-    text = config.get_text_config()
-    nested = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
-    beside = [
-        nested[k] for k in tower_keys(nested, next((k for k, part in nested.items() if part is text), ""))
-    ]
-    return [
-        name
-        for name, module in model.named_modules()
-        if name and any(getattr(module, "config", None) is part for part in beside)
-    ]
-
-
-def left_alone(model: Any, adapter: Adapter) -> list[str]:
+def kept_apart(model: Any, adapter: Adapter) -> list[str]:
     """Paths of the parts of a multimodal model that a new adapter leaves alone."""
     beside = towers(model)
     found = beside if adapter.exclude_vision else []

@@ -1,4 +1,4 @@
-"""What bitsandbytes really quantized, counted in modules and in bytes. Not a plugin itself."""
+"""What bitsandbytes really quantized, counted in modules and in bytes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ __all__ = ["audit", "compare", "opened"]
 _finding = partial(Finding, "quantization", "bitsandbytes")
 
 MOST_UNQUANTIZED = 0.5
-"""Share of the weight bytes, embeddings and output head aside, above which being left in 16 bits is a finding."""
-
+"""Share of the weight bytes, embeddings and head aside, above which staying in 16 bits is a finding."""
 
 LOOKED_AT = 4096
 """How many of a tensor's first scales are looked at."""
@@ -46,7 +45,7 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
 def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
     """Quantize the file's values again and compare the codes; None for what isn't quantized here.
 
-    4-bit blocks run over rows, and 8-bit scales are each row's own, so the first rows tell without the rest.
+    4-bit blocks run over rows, and 8-bit scales are each row's own: the first rows can be compared alone.
     """
     quantization = plan.quantization
     if quantization is None or quantization.method != "bitsandbytes":
@@ -89,14 +88,12 @@ def opened(parameter: Any) -> Opened | None:
     found = [getattr(s, name, None) for s in (state, nested) if s is not None for name in ("absmax", "code")]
     found += [tensor for tensor in (rows, getattr(parameter, "CB", None)) if tensor is not parameter.data]
     found.append(getattr(state, "offset", None))
-    seen = {parameter.data_ptr()}
-    constants = []
-    for tensor in found:
-        if tensor is not None and hasattr(tensor, "data_ptr") and tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            constants.append(tensor)
+    apart = {
+        tensor.data_ptr(): tensor for tensor in found if tensor is not None and hasattr(tensor, "data_ptr")
+    }
+    apart.pop(parameter.data_ptr(), None)
     shape = getattr(state, "shape", None) or parameter.shape
-    return Opened(data=parameter.data, constants=tuple(constants), count=math.prod(map(int, shape)))
+    return Opened(data=parameter.data, constants=tuple(apart.values()), count=math.prod(map(int, shape)))
 
 
 def _codes(held: Any, expected: Any) -> str:
@@ -118,12 +115,8 @@ def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Findin
             continue
         found = {read(m) for _, m in modules if m.weight.quant_state is not None}
         if found - {options[name]}:
-            yield _finding(
-                "4bit-setting",
-                f"{name} isn't as planned",
-                str(options[name]),
-                ", ".join(sorted(map(str, found))),
-            )
+            has = ", ".join(sorted(map(str, found)))
+            yield _finding("4bit-setting", f"{name} isn't as planned", str(options[name]), has)
 
 
 def _not_finite(model: Any) -> Iterator[Finding]:
@@ -147,7 +140,7 @@ def _not_finite(model: Any) -> Iterator[Finding]:
 
 
 def _share(model: Any, kind: type) -> Iterator[Finding]:
-    """How much of the weights stayed as it was: fused experts and subclasses of Linear are passed over in silence."""
+    """How much stayed as it was: fused experts and subclasses of Linear are passed over in silence."""
     base = base_of(model)
     ends = (input_embeddings(base), output_embeddings(base))
     apart = {id(weight) for m in ends if (weight := getattr(m, "weight", None)) is not None}

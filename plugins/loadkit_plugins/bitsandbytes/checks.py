@@ -1,8 +1,8 @@
-"""What can't work with bitsandbytes, found before anything is loaded. Not a plugin itself."""
+"""What can't work with bitsandbytes, found before anything is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ ENDS = ("embeddings", "head")
 """What no method of bitsandbytes' kind is expected to quantize."""
 
 MOST_UNQUANTIZED = 0.5
-"""Share of the weight bytes, embeddings and head aside, above which staying in 16 bits is told."""
+"""Share of the weight bytes, embeddings and head aside, above which staying in 16 bits is a warning."""
 
 
 def check(context: Context, plan: Plan) -> Sequence[Problem]:
@@ -26,13 +26,10 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
     demanded = {name: asked.value for name, asked in wishes.items() if asked.demanded}
     quantization = plan.quantization
     if quantization is not None and quantization.prequantized:
-        stored = quantization.method == METHOD
-        return [
-            *_contradictions(quantization, demanded),
-            *(_platform(context, plan, quantization) if stored else ()),
-        ]
+        platform = _platform(context, plan, quantization) if quantization.method == METHOD else ()
+        return [*_contradictions(quantization, demanded), *platform]
     if quantization is None or quantization.method != METHOD:
-        return _unused(demanded, quantization)
+        return list(_unused(demanded, quantization))
     return [
         *_both_widths(demanded),
         *_other_width(quantization, demanded),
@@ -43,14 +40,14 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
     ]
 
 
-def _both_widths(demanded: dict[str, Any]) -> Iterable[Problem]:
+def _both_widths(demanded: dict[str, Any]) -> Iterator[Problem]:
     if demanded.get("load_in_4bit") and demanded.get("load_in_8bit"):
         yield _problem(
             "4bit-and-8bit", "you asked for load_in_4bit=True and load_in_8bit=True", "choose one of the two"
         )
 
 
-def _other_width(quantization: Quantization, demanded: dict[str, Any]) -> Iterable[Problem]:
+def _other_width(quantization: Quantization, demanded: dict[str, Any]) -> Iterator[Problem]:
     others = FOUR_BIT if quantization.bits == 8 else ("llm_int8_threshold", "llm_int8_has_fp16_weight")
     wrong = [f"{name}={demanded[name]!r}" for name in others if demanded.get(name)]
     if wrong:
@@ -63,7 +60,7 @@ def _other_width(quantization: Quantization, demanded: dict[str, Any]) -> Iterab
         )
 
 
-def _package(context: Context) -> Iterable[Problem]:
+def _package(context: Context) -> Iterator[Problem]:
     if context.machine.version("bitsandbytes") is None:
         yield _problem(
             "no-bitsandbytes",
@@ -72,9 +69,8 @@ def _package(context: Context) -> Iterable[Problem]:
         )
 
 
-def _storage(context: Context, plan: Plan, quantization: Quantization) -> Iterable[Problem]:
-    """What shards parameters takes floating point of one dtype: packed data must have that of the others (bitsandbytes' and PEFT's
-    guides to FSDP and to ZeRO-3)."""
+def _storage(context: Context, plan: Plan, quantization: Quantization) -> Iterator[Problem]:
+    """What shards parameters takes floating point of one dtype (bitsandbytes' and PEFT's guides to FSDP)."""
     storage = quantization.options.get("bnb_4bit_quant_storage")
     if quantization.bits == 4 and context.topology.shards_parameters and storage != plan.dtype:
         yield _problem(
@@ -85,12 +81,13 @@ def _storage(context: Context, plan: Plan, quantization: Quantization) -> Iterab
         )
 
 
-def _nothing(plan: Plan) -> Iterable[Problem]:
-    """bitsandbytes replaces plain Linear layers only; elsewhere transformers goes on without a word, or with one in the log."""
+def _nothing(plan: Plan) -> Iterator[Problem]:
+    """bitsandbytes replaces plain Linear layers only; of others transformers says nothing, or logs it."""
     memory = plan.memory
     if memory is None or not memory.unquantized:
         return
     weights = {reason: count for reason, count in memory.unquantized.items() if reason not in ENDS}
+    left = sum(weights.values())
     said = ", ".join(f"{reason} {count:,} bytes" for reason, count in weights.items())
     if not memory.quantized:
         yield _problem(
@@ -98,23 +95,22 @@ def _nothing(plan: Plan) -> Iterable[Problem]:
             f"quantizing was asked for, and {plan.model_class.model_class} has no plain Linear layer for bitsandbytes to replace: {said}",
             "leave out the quantization, or quantize with a method that takes them",
         )
-    elif sum(weights.values()) > MOST_UNQUANTIZED * (sum(weights.values()) + memory.quantized):
-        share = sum(weights.values()) / (sum(weights.values()) + memory.quantized)
+    elif left > MOST_UNQUANTIZED * (left + memory.quantized):
         yield _problem(
             "mostly-unquantized",
-            f"{share:.0%} of the weight bytes, embeddings and head aside, will stay unquantized ({said}): bitsandbytes replaces "
+            f"{left / (left + memory.quantized):.0%} of the weight bytes, embeddings and head aside, will stay unquantized ({said}): bitsandbytes replaces "
             "plain Linear layers only",
             "count with that memory (see memory below), or choose a method that quantizes them",
             severity="warning",
         )
 
 
-def _platform(context: Context, plan: Plan, quantization: Quantization) -> Iterable[Problem]:
+def _platform(context: Context, plan: Plan, quantization: Quantization) -> Iterator[Problem]:
     """What engines can't do with bitsandbytes' weights.
 
-    Tried with transformers 5.23 and bitsandbytes 0.50: under tensor parallelism 4-bit layers fail in the first forward pass, as a part
-    of a packed weight has lost its constants. torch's FSDP flattens no integers (`_flat_param.py`, torch 2.13); the scales of 8-bit
-    weights are attributes that a sharded copy doesn't have.
+    Tried with transformers 5.23 and bitsandbytes 0.50: under tensor parallelism 4-bit layers fail in the
+    first forward pass, as a part of a packed weight has no quant state. torch's FSDP flattens no integers
+    (`_flat_param.py`, torch 2.13); the scales of 8-bit weights are attributes that a sharded copy lacks.
     """
     engine = context.topology.engine
     if context.topology.splits_layers:
@@ -155,44 +151,33 @@ def _whence(quantization: Quantization) -> str:
     )
 
 
-def _unused(demanded: dict[str, Any], quantization: Quantization | None) -> Sequence[Problem]:
+def _unused(demanded: dict[str, Any], quantization: Quantization | None) -> Iterator[Problem]:
     """Settings without the switch that they belong to would be dropped in silence."""
-    given = [
-        f"{name}={value!r}" for name, value in sorted(demanded.items()) if name in (*FOUR_BIT, *EIGHT_BIT)
-    ]
+    own = (*FOUR_BIT, *EIGHT_BIT)
+    given = [f"{name}={value!r}" for name, value in sorted(demanded.items()) if name in own]
     if not given:
-        return []
+        return
     how = "isn't quantized" if quantization is None else f"is quantized by {quantization.method}"
-    return [
-        _problem(
-            "setting-without-quantization",
-            f"you asked for {', '.join(given)}, but the model {how}",
-            "add load_in_4bit=True or load_in_8bit=True, or leave them out",
-        )
-    ]
+    yield _problem(
+        "setting-without-quantization",
+        f"you asked for {', '.join(given)}, but the model {how}",
+        "add load_in_4bit=True or load_in_8bit=True, or leave them out",
+    )
 
 
-def _contradictions(stored: Quantization, demanded: dict[str, Any]) -> Sequence[Problem]:
+def _contradictions(stored: Quantization, demanded: dict[str, Any]) -> Iterator[Problem]:
     """A demand that a quantized checkpoint contradicts: transformers would drop it with a warning at most."""
-    problems = [
-        *_both_widths(demanded),
-        *(
-            _contradiction(
-                stored,
-                f"load_in_{bits}bit={demanded[f'load_in_{bits}bit']!r}",
-                f"{stored.bits:g} bits by {stored.method}",
-            )
-            for bits in (4, 8)
-            if f"load_in_{bits}bit" in demanded
-            and demanded[f"load_in_{bits}bit"] != (stored.method == METHOD and stored.bits == bits)
-        ),
-    ]
+    yield from _both_widths(demanded)
+    for bits in (4, 8):
+        name = f"load_in_{bits}bit"
+        if name in demanded and demanded[name] != (stored.method == METHOD and stored.bits == bits):
+            width = f"{stored.bits:g} bits by {stored.method}"
+            yield _contradiction(stored, f"{name}={demanded[name]!r}", width)
     for name in (*FOUR_BIT, *EIGHT_BIT, "skip_modules"):
         field = "llm_int8_skip_modules" if name == "skip_modules" else name
         has = stored.options.get(field, UNSET.get(field))
         if name in demanded and (demanded[name] or None) != (has or None):
-            problems.append(_contradiction(stored, f"{name}={demanded[name]!r}", f"{field}={has!r}"))
-    return problems
+            yield _contradiction(stored, f"{name}={demanded[name]!r}", f"{field}={has!r}")
 
 
 def _contradiction(stored: Quantization, asked: str, has: str) -> Problem:

@@ -1,4 +1,4 @@
-"""What bitsandbytes makes of each weight, in bytes. Not a plugin itself."""
+"""What bitsandbytes makes of each weight, in bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from loadkit.plugins import FLOATS
 __all__ = ["estimate"]
 
 BLOCK, NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share one of their own (bitsandbytes' defaults, which transformers keeps)."""
+"""Weights that share a scale, and scales that share one: bitsandbytes' defaults, which transformers keeps."""
 
 CODES, NESTED_CODES = 16 * 4, 256 * 4 + 4
 """Bytes of a 4-bit code book; of the scales' code book with their offset."""
 
-CONSTANTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB")
+QUANT_STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB")
 
 
 def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Mapping[str, Packed] | None:
@@ -35,7 +35,7 @@ def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Mapping
 
 
 def _kept(context: Context, plan: Plan) -> tuple[str, ...]:
-    """Ends of paths that stay as they are: the user's, the architecture's, and those that transformers keeps in float32."""
+    """Ends of paths that stay as they are: the plan's, and those that transformers keeps in float32."""
     assert plan.quantization is not None
     facts = context.library.class_facts(plan.model_class.model_class)
     return (*plan.quantization.skip_modules, *(facts.keep_in_fp32_modules if facts else ()))
@@ -62,7 +62,7 @@ def _eight_bit(weight: Weight) -> Packed:
 
 def _stored(weight: Weight) -> Packed | None:
     """A tensor of a checkpoint that bitsandbytes quantized; None for one that it left alone."""
-    if weight.name.endswith(CONSTANTS):
+    if weight.name.endswith(QUANT_STATE):
         return Packed(data=0, constants=weight.nbytes)
     if ".quant_state." in weight.name:
         return Packed(data=0, constants=4)  # the settings as text; of them the offset becomes a tensor

@@ -12,20 +12,17 @@ __all__ = [
     "FOUR_BIT",
     "METHOD",
     "UNSET",
+    "declared_options",
     "eight_bit",
     "four_bit",
-    "declared_options",
     "settings",
     "width",
 ]
 
 METHOD = "bitsandbytes"
 FOUR_BIT = (
-    "bnb_4bit_quant_type",
-    "bnb_4bit_use_double_quant",
-    "bnb_4bit_compute_dtype",
-    "bnb_4bit_quant_storage",
-)
+    "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"
+)  # fmt: skip
 EIGHT_BIT = ("llm_int8_threshold", "llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight")
 UNSET: Mapping[str, Any] = {
     "bnb_4bit_quant_type": "fp4",

@@ -1,4 +1,4 @@
-"""Linear layers that bitsandbytes would replace and that then can't run. Not a plugin itself."""
+"""Linear layers that bitsandbytes would replace and that then can't run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from loadkit import Context, ModelClass, Weight
 
-__all__ = ["left_alone"]
+__all__ = ["unsupported"]
 
 WHOLE, HALF = 64, 32
-"""What inputs, and for inference outputs, must be multiples of for bitsandbytes 0.50's 4-bit kernels on a CPU with AVX-512: else the
-packed layout for inference fails, and on some such CPUs the product is off by a fifth to a half (measured)."""
+"""What inputs, and for inference outputs, must be multiples of for bitsandbytes 0.50's 4-bit kernels on a CPU
+with AVX-512: else the packed layout fails, and on some such CPUs the product is off by a fifth to a half
+(measured)."""
 
 ONLY_WHEN_ASKED: Mapping[str, str] = {
     "bloom": "slow_but_exact, which splits its products by hand as in tensor-parallel training"
@@ -20,17 +21,11 @@ ONLY_WHEN_ASKED: Mapping[str, str] = {
 FOUR_DIMENSIONS: Mapping[str, tuple[str, ...]] = {
     "prophetnet": ("self_attn.out_proj", "self_attn.relative_pos_embeddings")
 }
-"""Model types to layers that get four-dimensional activations; so does `kv_b_proj` of every latent attention."""
+"""Model types to layers with four-dimensional activations, as `kv_b_proj` of every latent attention has."""
 
 
-def left_alone(context: Context, architecture: ModelClass, bits: int) -> dict[str, str]:
-    """The ends of paths of such layers, each with the reason.
-
-    Parameters:
-        context: the facts.
-        architecture: the class that loads the checkpoint.
-        bits: 4 or 8.
-    """
+def unsupported(context: Context, architecture: ModelClass, bits: int) -> dict[str, str]:
+    """The ends of such layers' paths, each with the reason, for 4 or 8 bits."""
     facts = context.library.class_facts(architecture.model_class)
     kept = facts.keep_in_fp32_modules if facts else ()  # transformers leaves those alone itself
     direct = (path for path in _used_directly(context) if path.rpartition(".")[2] not in kept)
@@ -45,7 +40,7 @@ def left_alone(context: Context, architecture: ModelClass, bits: int) -> dict[st
 
 
 def _used_directly(context: Context) -> Iterator[str]:
-    """Read off the source: `F.linear(x, self.classifier.weight)` in the class that "router" is of gives "router.classifier"."""
+    """By the source: `F.linear(x, self.classifier.weight)` in the class of "router": "router.classifier"."""
     for name, family in context.library.families.items():
         if name in ONLY_WHEN_ASKED:
             continue
@@ -67,7 +62,7 @@ def _four_dimensional(context: Context) -> Iterator[str]:
 
 
 def _odd(context: Context, architecture: ModelClass) -> Iterator[str]:
-    """Layers of odd widths, by the last two parts of their paths: files and models may spell the rest otherwise."""
+    """Layers of odd widths, by the last two parts of their paths: files may spell the rest otherwise."""
     training = bool(context.request.value("training", False))  # over layers that aren't packed for inference
     for weight in context.weights(architecture):
         if weight.kind == "linear" and len(weight.shape) == 2 and _is_odd(weight, training):

@@ -1,1 +1,1 @@
-"""Compiled CPU kernels for bitsandbytes' own operators. Everything here is imported while loading, never while planning."""
+"""Compiled CPU kernels for bitsandbytes' operators: but for `plugin`, imported only while loading."""

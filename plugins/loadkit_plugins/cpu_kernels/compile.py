@@ -19,11 +19,11 @@ _setting = threading.Lock()
 
 
 def keep(function: Any, folder: Path | None) -> bool:
-    """Let numba keep a function's machine code. Other sources, processors and versions of numba compile it again.
+    """Let numba keep a function's machine code. Other sources, processors and numbas compile it again.
 
     Parameters:
         function: numba's dispatcher, not compiled yet.
-        folder: where to; made where it isn't there. None, or one that can't be written, compiles in memory only.
+        folder: where to. None, or one that can't be written, compiles in memory only.
 
     Returns:
         Whether code is kept.
@@ -68,7 +68,7 @@ def reports_compiling(progress: Callable[[str], None]) -> Iterator[None]:
 
 
 def _digest() -> str:
-    """Of all kernels' sources: numba looks at a function's own file, and not at those of the functions that it calls."""
+    """Of all sources: numba looks at a function's own file, not at those of the functions that it calls."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit quantization in one pass over the weights: the same float32 operations, so the same bits.
+"""bitsandbytes' 4-bit quantization in one pass: the same float32 operations, so the same bits.
 
 The arithmetic is that of `bitsandbytes.backends.default.ops` (0.50) for the CPU: of each block the largest
 magnitude; each value times its reciprocal (a last block that is too short divides instead); the number of
@@ -101,7 +101,7 @@ def _divide(values: Any, divisor: Any) -> None:
 
 @njit(nogil=True)
 def _choose(values: Any, bounds: Any, codes: Any, found: Any) -> None:
-    """The code of each value's interval. Written out: a loop over the bounds doesn't become vector instructions."""
+    """The code of each value's interval. A loop over the bounds wouldn't become vector instructions."""
     b0, b1, b2, b3, b4 = bounds[0], bounds[1], bounds[2], bounds[3], bounds[4]
     b5, b6, b7, b8, b9 = bounds[5], bounds[6], bounds[7], bounds[8], bounds[9]
     b10, b11, b12, b13, b14 = bounds[10], bounds[11], bounds[12], bounds[13], bounds[14]

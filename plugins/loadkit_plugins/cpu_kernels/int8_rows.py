@@ -1,8 +1,8 @@
-"""bitsandbytes' int8 row-wise quantization of float16 weights in one pass: the same operations, so the same bits.
+"""bitsandbytes' int8 row-wise quantization of float16 weights in one pass: the same operations and bits.
 
-The arithmetic is that of `bitsandbytes.backends.default.ops` (0.50) with a threshold of 0: a row's largest magnitude,
-its reciprocal times 127, each value times that, rounded half to even. torch turns NaN into 0 there, so a row of zeros,
-or one that isn't finite, is all 0.
+The arithmetic is that of `bitsandbytes.backends.default.ops` (0.50) with a threshold of 0: a row's largest
+magnitude, its reciprocal times 127, each value times that, rounded half to even. torch turns NaN into 0
+there, so a row of zeros, or one that isn't finite, is all 0.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ def quantize_4bit(own: Own, threads: WorkerThreads) -> Own:
     """`bitsandbytes::quantize_4bit` with the compiled kernel.
 
     Parameters:
-        own: bitsandbytes' own, for other sizes, nothing at all, NaN (whose bits depend on the vector instructions that
-            torch finds), and threads that flush subnormal numbers.
+        own: bitsandbytes' own, for other sizes, nothing at all, NaN (whose bits depend on the vector
+            instructions that torch finds), and threads that flush subnormal numbers.
         threads: share the blocks.
     """
     from bitsandbytes.backends.default.ops import _get_4bit_quantize_bounds
@@ -86,7 +86,7 @@ def quantize_4bit(own: Own, threads: WorkerThreads) -> Own:
 
 
 def quantize_rows(own: Own, threads: WorkerThreads) -> Own:
-    """`bitsandbytes::int8_vectorwise_quant` with the compiled kernel, for what loading asks for: no threshold, float16.
+    """`bitsandbytes::int8_vectorwise_quant` with the compiled kernel, for float16 without a threshold.
 
     Parameters:
         own: bitsandbytes' own, for everything else.
@@ -123,5 +123,5 @@ def _halves(weights: Any) -> Any:
 
 
 def _flushing() -> bool:
-    """Whether this thread takes subnormal numbers for zero (`torch.set_flush_denormal`): the kernels' threads don't."""
+    """Whether this thread takes subnormal numbers for zero (`torch.set_flush_denormal`); the pool's don't."""
     return not TINY * ONE

@@ -1,4 +1,4 @@
-"""cpu-kernels: quantize on a CPU with compiled kernels, which give bitsandbytes' own bits many times faster."""
+"""cpu-kernels: quantize on a CPU with compiled kernels, which give bitsandbytes' bits many times faster."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def loadkit_options() -> Sequence[Option]:
 
 @hookimpl
 def loadkit_shortcuts(plan: Plan, machine: Machine) -> Sequence[Shortcut]:
+    refused = _refused(plan, machine)
     if not _quantizes_on_cpu(plan, machine):
         return []
-    refused = _refused(plan, machine)
     line = (
         f"bitsandbytes' own kernels quantize on the CPU: {refused}"
         if refused
@@ -111,7 +111,7 @@ def _quantizes_on_cpu(plan: Plan, machine: Machine) -> bool:
 
 
 def _refused(plan: Plan, machine: Machine) -> str:
-    """Why the compiled kernels aren't used, as far as that shows without them; "" where nothing speaks against them."""
+    """Why the compiled kernels aren't used, as far as that shows without them; "" where they may be."""
     asked = plan.request.asked("cpu_kernels")
     if asked is not None and not asked.value:
         return f"cpu_kernels=False, and {asked.because}"

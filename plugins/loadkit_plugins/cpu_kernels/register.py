@@ -49,8 +49,8 @@ _loads: dict[str, int] = {}
 def registered(operator: str, folder: Path | None, progress: Callable[[str], None]) -> Iterator[str]:
     """Have the compiled kernel do one of bitsandbytes' operators on the CPU until the block ends.
 
-    bitsandbytes registers nothing for the CPU itself there, but a kernel for every device that has none of its own: so
-    ours takes nobody's place, and when it goes, bitsandbytes' is found again.
+    bitsandbytes registers nothing for the CPU itself there, but a kernel for every device that has none of
+    its own: so ours takes nobody's place, and when it goes, bitsandbytes' is found again.
 
     Parameters:
         operator: a key of `KERNELS`.

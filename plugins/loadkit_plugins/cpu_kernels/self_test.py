@@ -1,4 +1,4 @@
-"""Whether a kernel gives bitsandbytes' own bits: small tensors with everything in them that is easy to get wrong."""
+"""Whether a kernel gives bitsandbytes' own bits, for small tensors with all that is easy to get wrong."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _rows() -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def _values(size: int) -> Any:
-    """A block or a row each of ordinary values, exact ties, zeros of both signs, subnormal numbers, infinities."""
+    """A block or a row each of ordinary values, ties, zeros of both signs, subnormal numbers, infinities."""
     values = torch.linspace(-1, 1, size, dtype=torch.float32) ** 3 * 0.02
     part = size // 8
     values[part] = 1.0

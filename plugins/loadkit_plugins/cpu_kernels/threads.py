@@ -10,7 +10,7 @@ __all__ = ["WorkerThreads", "usable_cores"]
 
 
 def usable_cores() -> int:
-    """How many threads may work at once: torch's setting, and no more than the cores that this process may run on."""
+    """How many threads may work at once: torch's setting, and no more than the cores of this process."""
     import torch
 
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -18,7 +18,7 @@ def usable_cores() -> int:
 
 
 class WorkerThreads:
-    """A thread pool for work over a range. The caller does a part too, so that callers never only wait for each other.
+    """A thread pool for work over a range. The caller does a part too, so that callers never only wait.
 
     Not numba's threading layers: workqueue may be entered by one thread only, and OpenMP ends forked children
     (numba 0.68). A forked child has none of these threads, so there the caller does everything.

@@ -1,12 +1,13 @@
-"""One load's use of the quantized-checkpoint cache. Not a plugin itself: quantized-cache lends it to a load."""
+"""One load's use of the quantized-checkpoint cache."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 import msgspec
 
@@ -14,13 +15,10 @@ from loadkit import Loading
 from loadkit.plugins import Entries, Entry, LoadingAid, Record, Stored, size
 from loadkit_plugins.quantized_cache.writer import begin_writing, state_of
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 __all__ = ["Cached"]
 
 WAIT_SECONDS = 3600.0
-"""How long a load waits for another process that writes the same entry, before it goes on without the cache."""
+"""How long a load waits for a process that writes the same entry, before it goes on without the cache."""
 
 POLL_SECONDS = 0.05
 
@@ -33,7 +31,7 @@ class Cached(LoadingAid):
         device: torch's type of the device that quantizes.
         entries: the cache.
         about: what the entry is made from, for people.
-        progress: told of waiting.
+        progress: called before waiting for another process.
     """
 
     def __init__(
@@ -53,10 +51,8 @@ class Cached(LoadingAid):
         self._entry: Entry | None = None
         self._checking: Future[str] | None = None
 
-    # --- Reading -----------------------------------------------------------------------------------------------------
-
     def stored(self) -> Stored | None:
-        """The entry, if it is whole by names and sizes; its checksums are worked out while it is loaded."""
+        """The entry, if it is whole by names and sizes; its checksums are computed while it is loaded."""
         self._entry = self._entries.find(self._key)
         if self._entry is None:
             return None
@@ -93,14 +89,10 @@ class Cached(LoadingAid):
     def failed(self, error: Exception) -> None:
         """The entry couldn't be loaded: pruned meanwhile, or damaged."""
         gone = self._entries.find(self._key) is None
-        if gone or (self._checking is not None and self._checking.result()):
-            self._entries.drop(self._key)
-        else:
+        if not gone and not (self._checking is not None and self._checking.result()):
             self._entries.abandon(self._key, "what is stored of it can't be loaded", lasting=True)
-            self._entries.drop(self._key)
+        self._entries.drop(self._key)
         self.line = "the entry couldn't be loaded: quantized anew"
-
-    # --- Writing -----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Cached:
         """Take the lock, or wait for whoever has it to be done."""
@@ -110,14 +102,14 @@ class Cached(LoadingAid):
         if lock is None:
             self.line = self.line or f"not kept: {self._entries.root} can't be written"
             return self
-        start, told = time.monotonic(), False
+        start, reported = time.monotonic(), False
         while time.monotonic() - start < WAIT_SECONDS:
             try:
                 lock.acquire(timeout=0)
             except TimeoutError:
-                if not told:
+                if not reported:
                     self._progress("waiting for another process that quantizes the same model")
-                    told = True
+                    reported = True
                 time.sleep(POLL_SECONDS)
                 continue
             except OSError as error:
@@ -133,7 +125,7 @@ class Cached(LoadingAid):
         if self._lock is None:
             return
         try:
-            reason = _unfit(model, loading, self._device)
+            reason = _why_not_kept(model, loading, self._device)
             if reason:
                 self.line = f"not kept: {reason}"
                 return
@@ -160,13 +152,13 @@ class Cached(LoadingAid):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the lock back, where no writing took it over."""
+        """Release the lock, unless the writing took it over."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
 
-def _unfit(model: Any, loading: Loading, device: str) -> str:
+def _why_not_kept(model: Any, loading: Loading, device: str) -> str:
     """Why a model can't be kept; "" where it can."""
     if loading.missing or loading.mismatched or loading.errors:
         return "some of its weights don't come from the checkpoint"
@@ -177,7 +169,7 @@ def _unfit(model: Any, loading: Loading, device: str) -> str:
 
 
 def _named(conversion: Any) -> list[Any]:
-    """What tells one of transformers' weight conversions from the others of a class."""
+    """What identifies one of transformers' weight conversions among those of a model."""
     return [
         type(conversion).__name__,
         list(conversion._original_source_patterns),
@@ -187,9 +179,10 @@ def _named(conversion: Any) -> list[Any]:
 
 
 def _restore_conversions(model: Any, names: list[Any]) -> bool:
-    """Have a model save its weights under the names that its checkpoint has; False where transformers doesn't know them any more.
+    """Have a model save its weights under its checkpoint's names; False where transformers lost a conversion.
 
-    transformers 5.23 keeps the conversions that were used while loading for `save_pretrained` to undo. What is stored needs none, but was made with them.
+    transformers 5.23 keeps the conversions that were used while loading for `save_pretrained` to undo. What
+    is stored needs none, but was made with them.
     """
     if not names:
         model._weight_conversions = []
@@ -206,11 +199,6 @@ def _restore_conversions(model: Any, names: list[Any]) -> bool:
 def _shape(model: Any) -> str:
     """A digest of every parameter's and buffer's name, class, dtype and shape."""
     digest = hashlib.blake2b(digest_size=16)
-    for line in _tensors(model):
-        digest.update(line.encode())
-    return digest.hexdigest()
-
-
-def _tensors(model: Any) -> Iterator[str]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        yield f"{name} {type(tensor).__name__} {tensor.dtype} {tuple(tensor.shape)}\n"
+        digest.update(f"{name} {type(tensor).__name__} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""quantized-cache: what is quantized while loading is kept, so that the next load of the same base takes that. Bit for bit the same."""
+"""quantized-cache: keep what is quantized while loading, bit for bit, for the next load of the same base."""
 
 from __future__ import annotations
 
@@ -17,22 +17,15 @@ FORMAT = 1
 """Raised when what an entry holds changes its meaning: older entries are then left to be pruned."""
 
 METHODS: Mapping[str, tuple[str, ...]] = {"bitsandbytes": ("bitsandbytes",)}
-"""Quantization methods whose stored tensors were proved equal to the ones made on the fly, and the packages that make their bytes."""
+"""Methods whose stored tensors were proved equal to those made while loading, and their packages."""
 
 VERSIONS = ("torch", "transformers", "safetensors")
 """Packages that make the bytes, whatever the method."""
 
 INDIFFERENT = (
-    "attn_implementation",
-    "cache_dir",
-    "device_map",
-    "dtype",
-    "local_files_only",
-    "max_memory",
-    "quantization_config",
-    "revision",
-    "use_safetensors",
-)
+    "attn_implementation", "cache_dir", "device_map", "dtype", "local_files_only", "max_memory",
+    "quantization_config", "revision", "use_safetensors",
+)  # fmt: skip
 """Keyword arguments that the key has in another form, or that change no bit of the weights."""
 
 
@@ -42,7 +35,7 @@ class Key(NamedTuple):
     Parameters:
         name: hexadecimal; "" where the load isn't cached.
         device: torch's type of the device that quantizes.
-        reason: why the load isn't cached; "" where it simply has nothing to cache.
+        reason: why the load isn't cached; "" where there is nothing to cache.
     """
 
     name: str = ""
@@ -69,10 +62,8 @@ def loadkit_shortcuts(plan: Plan, identity: str, machine: Machine, entries: Entr
         return [Shortcut(plugin=NAME, line=f"not cached: {key.reason}", serves=False)]
     if not key.name:
         return []
-    entry = entries.find(key.name)
-    if entry is not None:
-        age = span(entry.age)
-        line = f"quantized already, {age} ago: {size(entry.bytes)} in the cache ({key.name[:12]})"
+    if entry := entries.find(key.name):
+        line = f"quantized already, {span(entry.age)} ago: {size(entry.bytes)} in the cache ({key.name[:12]})"
         return [Shortcut(plugin=NAME, line=line)]
     if refused := entries.refused(key.name):
         return [Shortcut(plugin=NAME, line=f"not cached: {refused}", serves=False)]
@@ -100,18 +91,10 @@ def loadkit_shorten_loading(
 
 
 def key_of(plan: Plan, identity: str, machine: Machine, entries: Entries) -> Key:
-    """The name under which exactly this quantized base is kept.
-
-    Parameters:
-        plan: the plan.
-        identity: tells the weights and configs from all others.
-        machine: its packages and accelerators.
-        entries: the cache.
-    """
-    quantization = plan.quantization
+    """The name under which exactly this quantized base is kept."""
+    asked, quantization = plan.request.asked("quantized_cache"), plan.quantization
     if quantization is None or quantization.prequantized:
-        return Key()
-    asked = plan.request.asked("quantized_cache")
+        return Key()  # nothing to keep, whatever was asked
     if asked is not None and asked.value is False:
         return Key(reason=f"{asked.by} said quantized_cache=False")
     device = _device(plan, machine)

@@ -1,4 +1,4 @@
-"""Write one entry of the quantized-checkpoint cache, beside whatever the process does. Not a plugin itself."""
+"""Write one entry of the quantized-checkpoint cache in the background."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ __all__ = ["WEIGHTS", "begin_writing", "finish_writing", "state_of"]
 
 WEIGHTS = "model.safetensors"
 
-OFTEN = 0.02
-"""Seconds between two requests that the disk take what was written so far."""
+SYNC_SECONDS = 0.02
+"""Between two requests that the disk take what was written so far."""
 
 NICE = 10
-"""How far the writing stands back; 0 is everybody's, 19 the last."""
+"""The writing threads' priority; 0 is everybody's, 19 the lowest."""
 
 _writing: set[Future[None]] = set()
 
 
 def finish_writing() -> None:
-    """Wait until every entry that this process is still writing is there. Leaving the interpreter waits too."""
+    """Wait until every entry that this process is writing is there. Leaving the interpreter waits too."""
     wait(list(_writing))
 
 
 def begin_writing(entries: Entries, lock: Any, model: Any, state: Mapping[str, Any], record: Record) -> None:
-    """Take a snapshot of the model, and have it written while the caller goes on.
+    """Take a snapshot of a model, and have it written while the caller goes on.
 
     Parameters:
         entries: the cache.
-        lock: the entry's lock. From here on it is the writing's, which gives it back when the entry is there, or can't be.
+        lock: the entry's lock, which the writing releases at its end.
         model: the model as it was loaded.
         state: its tensors (`state_of`).
         record: what is known of the entry before it is written.
@@ -54,7 +54,7 @@ def begin_writing(entries: Entries, lock: Any, model: Any, state: Mapping[str, A
     pool = ThreadPoolExecutor(2, thread_name_prefix="loadkit-cache")
     saved = threading.Event()
     try:
-        beside = pool.submit(_prove_and_sync, held, digests.keys(), entries, partial, saved)
+        beside = pool.submit(_check_and_sync, held, digests.keys(), entries, partial, saved)
         writing = pool.submit(_write, entries, lock, partial, held, digests, record, saved, beside)
     except RuntimeError:
         saved.set()
@@ -89,7 +89,7 @@ def _write(
     """Write the tensors, read them back, and move the entry to its place."""
     from safetensors.torch import save_file
 
-    _stand_back()
+    _lower_priority()
     try:
         try:
             save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
@@ -109,23 +109,19 @@ def _write(
         lock.release()
 
 
-def _prove_and_sync(
-    state: Mapping[str, Any],
-    proved: Collection[str],
-    entries: Entries,
-    partial: Path,
-    saved: threading.Event,
+def _check_and_sync(
+    state: Mapping[str, Any], known: Collection[str], entries: Entries, partial: Path, saved: threading.Event
 ) -> dict[str, str]:
-    """What a second core can do meanwhile: the checksums that are missing, and having the disk take what was written."""
-    _stand_back()
-    digests = _checksums({name: t for name, t in state.items() if name not in proved}, workers=1)
-    while not saved.wait(OFTEN):
+    """In a second thread: compute the missing checksums, and have the disk take what was written."""
+    _lower_priority()
+    digests = _checksums({name: t for name, t in state.items() if name not in known}, workers=1)
+    while not saved.wait(SYNC_SECONDS):
         entries.sync(partial)
     return digests
 
 
-def _stand_back() -> None:
-    """Let the program's own threads have the cores before this one, where that may be set. Linux alone knows priorities of threads."""
+def _lower_priority() -> None:
+    """Let the program's own threads have the cores before this one. Only Linux has priorities of threads."""
     if sys.platform != "linux":
         return
     with suppress(OSError):  # a sandbox may forbid it
@@ -133,9 +129,9 @@ def _stand_back() -> None:
 
 
 def _snapshot(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors, and the checksums as of now of those that somebody may change before they are written.
+    """The tensors, those that may be changed in place copied to main memory, with their checksums as of now.
 
-    Packed weights aren't changed in place: their libraries make new tensors. All others are copied from an accelerator to main memory.
+    Packed weights aren't changed in place: their libraries make new tensors.
     """
     held = {name: tensor.cpu() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     return held, _checksums({name: t for name, t in held.items() if t.is_floating_point()})

@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 from loadkit import Finding, Loading, Option, Plan, Problem, hookimpl
-from loadkit.plugins import HEADED_TASKS
+from loadkit.plugins import HEADED_TASKS, some_of
 
+_problem = partial(Problem, "weights", "weights")
 _finding = partial(Finding, "weights", "weights")
 
-
+OLD_HEADS = ("lm_head", "cls", "embed_out", "output", "generator_lm_head")
+NEW_HEADS = ("classifier", "score", "pooler", "classification_head", "qa_outputs")
 NEW_HEAD = "train the new head before using it"
-SHOWN = 5
 
 
 @hookimpl
@@ -41,9 +42,8 @@ def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Fi
         *values(model),
     ]
     if loading.errors:
-        findings.append(
-            _finding("conversion-errors", f"weights couldn't be converted: {_some(loading.errors)}")
-        )
+        said = f"weights couldn't be converted: {some_of(loading.errors)}"
+        findings.append(_finding("conversion-errors", said))
     return findings
 
 
@@ -51,9 +51,7 @@ def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Fi
 def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
     patterns = plan.request.value("allow_weights", [])
     return [
-        Problem(
-            "weights",
-            "weights",
+        _problem(
             "bad-pattern",
             f"allow_weights names {pattern!r}, which isn't a regular expression: {fault}",
             "write a part of the tensors' names; a dot stands for any character",
@@ -76,7 +74,7 @@ def _missing(plan: Plan, names: Sequence[str]) -> Iterator[Finding]:
         new = _new_head(plan, names)
         yield _finding(
             "missing-weights",
-            f"{len(names)} tensors aren't in the checkpoint and hold random values: {_some(names)}",
+            f"{len(names)} tensors aren't in the checkpoint and hold random values: {some_of(names)}",
             severity="warning" if new else "error",
             remedy=NEW_HEAD
             if new
@@ -85,12 +83,12 @@ def _missing(plan: Plan, names: Sequence[str]) -> Iterator[Finding]:
         )
 
 
-def _mismatched(plan: Plan, told: Sequence[str]) -> Iterator[Finding]:
-    if told:
-        new = _new_head(plan, [text.partition(":")[0] for text in told])
+def _mismatched(plan: Plan, shapes: Sequence[str]) -> Iterator[Finding]:
+    if shapes:
+        new = _new_head(plan, [text.partition(":")[0] for text in shapes])
         yield _finding(
             "mismatched-weights",
-            f"{len(told)} tensors have another shape, and hold random values: {_some(told)}",
+            f"{len(shapes)} tensors have another shape, and hold random values: {some_of(shapes)}",
             severity="warning" if new else "error",
             remedy=NEW_HEAD if new else "config.json and the weight files don't belong together",
         )
@@ -99,10 +97,11 @@ def _mismatched(plan: Plan, told: Sequence[str]) -> Iterator[Finding]:
 def _unexpected(plan: Plan, names: Sequence[str]) -> Iterator[Finding]:
     """Tensors without a place: an error, but for what a class that was chosen on purpose leaves out."""
     if names and not plan.model_class.config_key:
-        other_head = plan.model_class.task in HEADED_TASKS and all(_output_head(name) for name in names)
+        in_head = all(name.split(".")[0] in OLD_HEADS for name in names)
+        other_head = plan.model_class.task in HEADED_TASKS and in_head
         yield _finding(
             "unexpected-weights",
-            f"{len(names)} tensors of the checkpoint have no place in the model: {_some(names)}",
+            f"{len(names)} tensors of the checkpoint have no place in the model: {some_of(names)}",
             severity="warning" if other_head else "error",
             remedy="the output head gave way to another one"
             if other_head
@@ -115,18 +114,6 @@ def _not(allowed: Sequence[str], names: Sequence[str]) -> list[str]:
     return [name for name in names if not any(re.search(pattern, name) for pattern in allowed)]
 
 
-def _output_head(name: str) -> bool:
-    return name.split(".")[0] in ("lm_head", "cls", "embed_out", "output", "generator_lm_head")
-
-
 def _new_head(plan: Plan, names: Sequence[str]) -> bool:
     """Whether only the head is concerned, of a task whose head is trained anew."""
-    return plan.model_class.task in HEADED_TASKS and all(_in_head(name) for name in names)
-
-
-def _in_head(name: str) -> bool:
-    return name.split(".")[0] in ("classifier", "score", "pooler", "classification_head", "qa_outputs")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return plan.model_class.task in HEADED_TASKS and all(name.split(".")[0] in NEW_HEADS for name in names)

@@ -1,16 +1,24 @@
-"""The values themselves: nothing on meta, nothing that isn't a number, computed buffers as they should be. Not a plugin itself."""
+"""The values themselves: nothing on meta, nothing that isn't a number, computed buffers as they should be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from loadkit import Finding
 
 __all__ = ["values"]
 
+_finding = partial(
+    Finding,
+    "weights",
+    "weights",
+    remedy="the checkpoint or the library that loaded it is at fault: compare with another copy, or another version",
+)
+
 LOOKED_AT = 4096
-"""How many of a tensor's first values are looked at: reading all of a model would take as long as loading it."""
+"""How many of a tensor's first values are looked at: reading all would take as long as loading."""
 
 
 def values(model: Any) -> Sequence[Finding]:
@@ -19,7 +27,7 @@ def values(model: Any) -> Sequence[Finding]:
 
 
 def _on_meta(model: Any) -> Iterator[Finding]:
-    """Tensors without values, but for those that accelerate keeps on the disk or in main memory until they are used."""
+    """Tensors without values, but for those that accelerate keeps on the disk or in main memory."""
     if "disk" in {str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()}:
         return
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -29,9 +37,8 @@ def _on_meta(model: Any) -> Iterator[Finding]:
         hooks = {name: getattr(homes[name.rpartition(".")[0]], "_hf_hook", None) for name in empty}
         empty = [name for name, hook in hooks.items() if not getattr(hook, "offload", False)]
     if empty:
-        yield _finding(
-            "on-meta", f"{len(empty)} tensors have no values (they are on the meta device): {_some(empty)}"
-        )
+        said = f"{len(empty)} tensors have no values (they are on the meta device): {_some(empty)}"
+        yield _finding("on-meta", said)
 
 
 def _not_finite(model: Any) -> Iterator[Finding]:
@@ -49,13 +56,12 @@ def _not_finite(model: Any) -> Iterator[Finding]:
         if not _finite(torch.cat(list(beginnings.values()))):  # one question to the device, not hundreds
             wrong += [name for name, values in beginnings.items() if not _finite(values)]
     if wrong:
-        yield _finding(
-            "not-finite", f"{len(wrong)} tensors hold infinite values or none at all: {_some(wrong)}"
-        )
+        said = f"{len(wrong)} tensors hold infinite values or none at all: {_some(wrong)}"
+        yield _finding("not-finite", said)
 
 
 def _finite(values: Any) -> bool:
-    """Whether all are numbers. torch 2.13 can't tell of one byte's (float8_e4m3fn), and four bits (two in a byte) have only numbers."""
+    """Whether all are numbers. torch 2.13 can't say for float8_e4m3fn; four bits hold nothing else."""
     import torch
 
     if values.dtype == torch.float4_e2m1fn_x2:
@@ -64,7 +70,7 @@ def _finite(values: Any) -> bool:
 
 
 def _buffers(model: Any) -> Iterator[Finding]:
-    """Buffers that aren't saved are computed while the model is built, and a model built on meta may get them wrong.
+    """Buffers that aren't saved are computed while the model is built, and on meta they may go wrong.
 
     Modules without parameters that are built from a config (rotary embeddings) are built again, and compared.
     """
@@ -90,21 +96,9 @@ def _buffers(model: Any) -> Iterator[Finding]:
             if not torch.allclose(buffer.float().cpu(), expected.float(), rtol=1e-5, atol=1e-7):
                 wrong.append(f"{name}.{key}")
     if wrong:
-        yield _finding(
-            "computed-buffers",
-            f"{len(wrong)} computed buffers aren't what their config gives: {_some(wrong)}",
-        )
+        said = f"{len(wrong)} computed buffers aren't what their config gives: {_some(wrong)}"
+        yield _finding("computed-buffers", said)
 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-
-
-def _finding(code: str, message: str) -> Finding:
-    return Finding(
-        "weights",
-        "weights",
-        code,
-        message,
-        remedy="the checkpoint or the library that loaded it is at fault: compare with another copy, or another version",
-    )

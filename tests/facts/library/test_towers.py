@@ -1,4 +1,4 @@
-"""Towers, read off the source: of files in several spellings, of classes that nobody knows, of what a constructor hands on."""
+"""Towers, read off the source: of files in several spellings, of classes that nobody knows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The tables: every option they name is one, every key of the trainers is known, and every misspelling is noticed."""
+"""The tables: every option they name is one, every key of the trainers is known, and every misspelling is
+noticed."""
 
 from __future__ import annotations
 
@@ -91,7 +92,8 @@ def test_every_field_of_the_trainers_is_known() -> None:
         fields = {f.name for f in dataclasses.fields(kind)}
         assert fields <= known, kind.__name__
         trainers |= fields if kind is not trl.ModelConfig else set()
-    # What the trainers read as well isn't taken from them. They ignore model_init_kwargs where they are given a model.
+    # What the trainers read as well isn't taken from them. They ignore model_init_kwargs where they are given
+    # a model.
     assert {key for key in TRL.keys if key in trainers} - {"model_init_kwargs"} == {
         key for key, meaning in TRL.keys.items() if meaning.shared
     } - {"chat_template", "padding_side", "additional_special_tokens"}  # which scripts give their tokenizer
@@ -122,7 +124,8 @@ def test_a_trainers_key_is_no_misspelling(dialect: Dialect) -> None:
 
 @pytest.mark.parametrize("dialect", dialects(), ids=lambda d: d.name)
 def test_one_slip_of_the_finger_is_noticed(dialect: Dialect) -> None:
-    """A letter left out, doubled, or swapped with the next; shorter words have too little left to be known by."""
+    """A letter left out, doubled, or swapped with the next; shorter words have too little left to be known
+    by."""
     known = {dialect.source, *dialect.keys, *dialect.untranslated, *dialect.trainer}
     for key in [dialect.source, *dialect.keys]:
         slips = {key[:i] + key[i + 1 :] for i in range(len(key))} | {

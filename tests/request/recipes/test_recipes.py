@@ -136,7 +136,8 @@ def test_a_handbook_recipe(recipe: Read) -> None:
 
 
 def test_full_training_leaves_the_dtype_to_the_checkpoint(recipe: Read, reported: Reported) -> None:
-    """TRAPS 23: None means "auto" now. Mixed precision keeps weights in the dtype that they were loaded in."""
+    """TRAPS 23: None means "auto" now. Mixed precision keeps weights in the dtype that they were loaded
+    in."""
     assert recipe(HANDBOOK_DPO).options == {"training": True, "gradient_checkpointing": True}
     frozen = recipe(HANDBOOK_DPO + "use_peft: true\n")
     assert frozen.options["dtype"] == "bfloat16"
@@ -448,7 +449,8 @@ def test_llama_factorys_keys(recipe: Read, text: str, options: dict[str, Any]) -
 
 
 def test_llama_factorys_files_that_dont_train(recipe: Read) -> None:
-    """Without do_train it chats, serves, predicts or merges: no new adapter, and an old one is frozen or merged."""
+    """Without do_train it chats, serves, predicts or merges: no new adapter, and an old one is frozen or
+    merged."""
     chat = recipe("model_name_or_path: a/b\ntemplate: t\ninfer_backend: huggingface\ninfer_dtype: float16\n")
     assert chat.options == {"training": False, "gradient_checkpointing": False, "dtype": "float16"}
     predicted = recipe("adapter_name_or_path: ./mine\ndo_predict: true\nfinetuning_type: lora\nstage: sft\n")

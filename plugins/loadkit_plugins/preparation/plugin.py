@@ -20,8 +20,8 @@ from loadkit import (
     hookimpl,
 )
 from loadkit.plugins import input_embeddings
-from loadkit_plugins import freezing
 from loadkit_plugins.model_types import OVER_A_CACHE
+from loadkit_plugins.preparation import freezing
 
 _problem = partial(Problem, "preparation", "preparation")
 
@@ -29,9 +29,9 @@ REENTRANT = {"use_reentrant": False}
 """torch's recommended checkpointing: it keeps working over frozen inputs, under DDP and under FSDP."""
 
 REENTRANT_UNDER_ZERO3 = {"use_reentrant": True}
-"""What ZeRO-3 needs over a frozen base: it frees frozen parameters again while activations are recomputed, and the recommended kind then
-finds tensors of another shape. Source: huggingface/transformers#47254. It can go when the lowest DeepSpeed that loadkit supports has
-deepspeedai/DeepSpeed#8148."""
+"""What ZeRO-3 needs over a frozen base: it frees frozen parameters while activations are recomputed, and the
+recommended kind then finds tensors of another shape (huggingface/transformers#47254). It can go when the
+lowest DeepSpeed that loadkit supports has deepspeedai/DeepSpeed#8148."""
 
 
 @hookimpl
@@ -71,37 +71,29 @@ def loadkit_choose_preparation(
     wanted = wish is not None and bool(wish.value)
     reason = _unsupported(context, architecture) if wanted else ""
     checkpointing = wanted and not (reason and wish is not None and not wish.demanded)
-    frozen = quantization is not None or bool(
-        request.value("adapter", False) or request.value("peft_config", False)
-    )
+    packed = quantization is not None and quantization.packed
+    frozen = packed or bool(request.value("adapter", False) or request.value("peft_config", False))
     whole = training and not frozen
     only = freezing.train_only(context) if whole else ()
     trainable, refused = freezing.trainable_dtype(context) if whole else ("", "")
     frozen = frozen or bool(only)
     default = REENTRANT_UNDER_ZERO3 if frozen and context.topology.engine == "zero3" else REENTRANT
     value = Preparation(
-        kbit=training and quantization is not None,
+        kbit=training and packed,
         gradient_checkpointing=checkpointing,
         gradient_checkpointing_kwargs={**default, **_wished(context, default)} if checkpointing else {},
         input_gradients=checkpointing and frozen,
         training=training,
         float32_norms=not context.topology.shards_parameters,
-        norms_left=tuple(dict.fromkeys(_cast_to(context))) if training and quantization is not None else (),
+        norms_left=tuple(dict.fromkeys(_cast_to(context))) if training and packed else (),
         trainable_dtype=trainable,
         frozen_parts=_frozen_parts(context, architecture) if whole else (),
         train_only=only,
     )
-    asked = request.asked("training") or wish
-    strength = max(
-        (a.strength for a in (request.asked("training"), wish) if a),
-        key=lambda s: s.rank,
-        default=Strength.FALLBACK,
-    )
-    because = (
-        f"{asked.by} asked for {'training' if training else 'inference'}"
-        if asked
-        else "nobody asked for training"
-    )
+    wishes = [asked for asked in (request.asked("training"), wish) if asked]
+    strength = max((asked.strength for asked in wishes), key=lambda s: s.rank, default=Strength.FALLBACK)
+    purpose = "training" if training else "inference"
+    because = f"{wishes[0].by} asked for {purpose}" if wishes else "nobody asked for training"
     if reason and not checkpointing:
         because += f"; no gradient checkpointing: {reason}"
     because += f"; {refused}" if refused else ""
@@ -126,7 +118,7 @@ def _frozen_parts(context: Context, architecture: ModelClass) -> tuple[str, ...]
 
 
 def _wished(context: Context, default: dict[str, bool]) -> dict[str, Any]:
-    """The keyword arguments asked for; a profile's wish for the other kind of checkpointing gives way where that would fail."""
+    """The keyword arguments asked for, but for a profile's wish for the kind that would fail."""
     asked = context.request.asked("gradient_checkpointing_kwargs")
     if asked is None:
         return {}
@@ -136,25 +128,23 @@ def _wished(context: Context, default: dict[str, bool]) -> dict[str, Any]:
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    problems = list(freezing.check(context, plan))
+    return [*freezing.check(context, plan), *_problems(context, plan)]
+
+
+def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     if plan.preparation.gradient_checkpointing and (reason := _unsupported(context, plan.model_class)):
-        problems.append(
-            _problem(
-                "no-gradient-checkpointing",
-                f"gradient_checkpointing=True was asked for, but {reason}",
-                "leave gradient_checkpointing out",
-            )
+        yield _problem(
+            "no-gradient-checkpointing",
+            f"gradient_checkpointing=True was asked for, but {reason}",
+            "leave gradient_checkpointing out",
         )
     kwargs = context.request.asked("gradient_checkpointing_kwargs")
     if kwargs is not None and kwargs.demanded and not plan.preparation.gradient_checkpointing:
-        problems.append(
-            _problem(
-                "checkpointing-kwargs-unused",
-                "gradient_checkpointing_kwargs was given, but gradient checkpointing is off",
-                "give gradient_checkpointing=True with it, or leave it out",
-            )
+        yield _problem(
+            "checkpointing-kwargs-unused",
+            "gradient_checkpointing_kwargs was given, but gradient checkpointing is off",
+            "give gradient_checkpointing=True with it, or leave it out",
         )
-    return problems
 
 
 @hookimpl
@@ -176,7 +166,7 @@ def loadkit_freeze(plan: Plan, model: Any) -> Any:
 @hookimpl
 def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any:
     kwargs = dict(plan.preparation.gradient_checkpointing_kwargs)
-    # transformers 5.23 renamed the method, and warns at the old name; the floor of Python 3.10 is an older transformers.
+    # transformers 5.23 renamed the method, and warns at the old name; Python 3.10 has an older transformers.
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
     else:
@@ -188,8 +178,8 @@ def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any:
 def loadkit_enable_input_gradients(model: Any) -> Any:
     """As transformers' `enable_input_require_grads`, but the embeddings may be changed in place afterwards.
 
-    transformers 5.20 and later turn it on themselves with checkpointing; the tensor that they mark is a leaf of the graph, which
-    models that add positions in place (blip, git, udop and others) can't change.
+    transformers 5.20 and later turn it on themselves with checkpointing; the tensor that they mark is a leaf
+    of the graph, which models that add positions in place (blip, git, udop and others) can't change.
     """
     if getattr(model, "_require_grads_hooks", None):
         model.disable_input_require_grads()
@@ -206,20 +196,16 @@ def _into_graph(module: Any, args: Any, output: Any) -> Any:
 
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
-    findings = list(freezing.audit(plan, model))
+    return [*freezing.audit(plan, model), *_findings(plan, model)]
+
+
+def _findings(plan: Plan, model: Any) -> Iterator[Finding]:
     checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     if checkpointing != plan.preparation.gradient_checkpointing:
-        findings.append(
-            _finding(
-                "gradient-checkpointing",
-                "gradient checkpointing",
-                plan.preparation.gradient_checkpointing,
-                checkpointing,
-            )
-        )
+        planned = plan.preparation.gradient_checkpointing
+        yield _finding("gradient-checkpointing", "gradient checkpointing", planned, checkpointing)
     if model.training != plan.preparation.training:
-        findings.append(_finding("training-mode", "training mode", plan.preparation.training, model.training))
-    return findings
+        yield _finding("training-mode", "training mode", plan.preparation.training, model.training)
 
 
 def norms(model: Any) -> dict[str, Any]:
@@ -244,8 +230,9 @@ def _cast_to(context: Context) -> Iterator[str]:
 def _stay_trainable(model: Any) -> None:
     """Keep bitsandbytes from repacking 4-bit weights for inference on the CPU.
 
-    On a CPU with AVX512-BF16, the first forward pass in evaluation mode packs them for a kernel that has no backward pass, and
-    they stay so: after one evaluation, training goes on with wrong gradients (bitsandbytes 0.50, `Linear4bit.forward`).
+    On a CPU with AVX512-BF16, the first forward pass in evaluation mode packs them for a kernel without a
+    backward pass, and they stay so: training goes on with wrong gradients (bitsandbytes 0.50,
+    `Linear4bit.forward`).
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -255,14 +242,14 @@ def _stay_trainable(model: Any) -> None:
 def _in_float32(module: Any, dtype: str) -> None:
     """Keep a frozen norm in float32, and hand its result on in the dtype of the weights.
 
-    PEFT's prepare_model_for_kbit_training casts every other parameter to float32 too, embeddings and head included
-    (it adds 18 GB to an 8 B model), and leaves float32 activations behind each norm; neither is needed.
+    PEFT's prepare_model_for_kbit_training casts every other parameter to float32 too, embeddings and head (18
+    GB more for an 8 B model), and leaves float32 activations behind each norm; neither is needed.
     """
     import torch
 
     module.to(torch.float32)
     if isinstance(module, torch.nn.LayerNorm | torch.nn.GroupNorm):
-        # torch's own kernels want input and weight in one dtype; the RMS norms of transformers multiply mixed ones.
+        # torch's own kernels want input and weight in one dtype; transformers' RMS norms multiply mixed ones.
         module.register_forward_pre_hook(lambda _, args: tuple(_cast(a, torch.float32) for a in args))
     module.register_forward_hook(lambda _, args, output: _cast(output, getattr(torch, dtype)))
 
@@ -283,11 +270,5 @@ def _unsupported(context: Context, architecture: ModelClass) -> str:
 
 
 def _finding(code: str, what: str, planned: bool, effective: bool) -> Finding:
-    return Finding(
-        "preparation",
-        "preparation",
-        code,
-        f"{what} isn't as planned",
-        planned=str(planned),
-        effective=str(effective),
-    )
+    message = f"{what} isn't as planned"
+    return Finding("preparation", "preparation", code, message, str(planned), str(effective))
