@@ -127,7 +127,7 @@ def test_dropout_stays_off_fused_experts_alone() -> None:
     ],
 )
 def test_the_dtype_of_an_adapter_has_a_reason(options: dict[str, Any], dtype: str, words: str) -> None:
-    """TRAPS 35: GradScaler refuses float16 gradients."""
+    """GradScaler refuses float16 gradients."""
     decision = planned(checkpoint({"model_type": "mistral"}), "lora", **options).why("adapter")
     assert decision.value.members[0].dtype == dtype
     assert words in decision.because
