@@ -51,7 +51,7 @@ def split_over(size: int, engine: Any = "tensor-parallel") -> Topology:
     return Topology(world_size=8, local_world_size=8, engine=engine, tp_size=size)
 
 
-# --- DDP -------------------------------------------------------------------------------------------------------------
+# --- DDP
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2"])
@@ -75,7 +75,7 @@ def test_two_processes_never_share_a_device() -> None:
     assert planned(machine=CPU, topology=EIGHT_RANKS).placement.device_map == {"": "cpu"}
 
 
-# --- FSDP and ZeRO-3 -------------------------------------------------------------------------------------------------
+# --- FSDP and ZeRO-3
 
 
 @pytest.mark.parametrize("topology", SHARDING)
@@ -165,7 +165,7 @@ def test_zero3_wants_its_config_alive() -> None:
     }
 
 
-# --- gradient checkpointing ------------------------------------------------------------------------------------------
+# --- gradient checkpointing
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_nothing_is_recomputed_twice() -> None:
     assert "checkpointing-twice" not in told(on(both, None, "lora", gradient_checkpointing=False))
 
 
-# --- tensor parallelism ----------------------------------------------------------------------------------------------
+# --- tensor parallelism
 
 
 def test_layers_are_split_by_the_architectures_plan() -> None:

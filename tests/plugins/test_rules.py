@@ -55,7 +55,7 @@ LLAVA = {
 }
 
 
-# --- architecture ----------------------------------------------------------------------------------------------------
+# --- architecture
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_registered_chat_template_is_for_a_tokenizer_without_one() -> None:
     assert processing("{{ own }}") == (None, "")
 
 
-# --- dtype -----------------------------------------------------------------------------------------------------------
+# --- dtype
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_dtype_that_cant_be_had_is_refused_to_you_and_falls_back_for_a_profile(t
     assert "prefers bfloat16, but Tesla T4 is sm75" in decision.because
 
 
-# --- attention -------------------------------------------------------------------------------------------------------
+# --- attention
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_experimental_support_is_never_chosen() -> None:
     assert plan.attn_implementation == "eager"
 
 
-# --- quantization ----------------------------------------------------------------------------------------------------
+# --- quantization
 
 
 def quantized(*args: Any, **kwargs: Any) -> Any:
@@ -526,7 +526,7 @@ def test_what_a_quantized_checkpoint_contradicts_is_refused() -> None:
 
 
 def test_a_quantized_checkpoint_needs_no_quantizers_plugin() -> None:
-    """Which method it is stored by, the file says: the rule is `prequantized`'s, and holds with every quantizer blocked."""
+    """The file says which method it is stored by: `prequantized`'s rule holds without any quantizer."""
     gptq = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "gptq", "bits": 4}})
     manager = PluginManager(environ={"LOADKIT_DISABLE": "bitsandbytes"})
     decision = planned(gptq, manager=manager).why("quantization")
@@ -536,7 +536,7 @@ def test_a_quantized_checkpoint_needs_no_quantizers_plugin() -> None:
     assert planned(nf4).plugins.keys() >= {"bitsandbytes", "prequantized"}
 
 
-# --- device map ------------------------------------------------------------------------------------------------------
+# --- device map
 
 
 @pytest.mark.parametrize(
@@ -593,7 +593,7 @@ def test_devices_asked_for() -> None:
     assert spread.kwargs["max_memory"] == {"0": "20GiB"}
 
 
-# --- preparation and cache -------------------------------------------------------------------------------------------
+# --- preparation and cache
 
 
 def test_preparation_by_profile() -> None:
@@ -634,7 +634,7 @@ def test_the_cache_follows_the_preparation() -> None:
     assert "gradient_checkpointing=False" in told
 
 
-# --- processing ------------------------------------------------------------------------------------------------------
+# --- processing
 
 
 @pytest.mark.parametrize(
@@ -719,7 +719,7 @@ def test_an_adapter_brings_its_own_tokenizer() -> None:
     assert planned(checkpoint(adapter=without)).processing.source == "a/b"
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
+# --- tokens
 
 
 def with_tokens(pad: str | None, *added: str, **more: object) -> Checkpoint:

@@ -37,7 +37,7 @@ def unadaptable(context: Context) -> dict[str, str]:
 
 
 def check_targets(model: Any, options: Mapping[str, Any]) -> None:
-    """Refuse settings that name nothing in the bare model. PEFT is content where one of several names is found.
+    """Refuse settings that name nothing in the bare model. PEFT is content where one of several is found.
 
     Raises:
         LoadError: a name or pattern of a PEFT config's fields matches no module or parameter.

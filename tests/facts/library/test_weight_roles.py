@@ -57,7 +57,7 @@ def test_gpt2_stores_inputs_first() -> None:
 
 
 def test_a_head_counts_where_it_is_stored() -> None:
-    """transformers 5 ties a stored head to the embedding only where the two are equal, and then no saved file has both."""
+    """transformers 5 ties a stored head to the embedding only where they are equal: then no file has both."""
     both = {"model.embed_tokens.weight": (320, 64), "lm_head.weight": (320, 64)}
     assert set(weights(facts("qwen2", both, tie_word_embeddings=True), "Qwen2ForCausalLM")) == set(both)
 

@@ -1,4 +1,4 @@
-"""Adapters on real models: attached, resumed, several, merged; what doesn't fit is an error that names the tensors."""
+"""Adapters on real models: attached, resumed, several, merged; what doesn't fit is an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ import loadkit
 from loadkit.testing.checkpoints import make_adapter, make_prequantized
 
 Tiny = Callable[..., Path]
-# peft 0.21.2 reads the attribute that transformers 5.23 renamed; loadkit keeps it from its users, plain PEFT doesn't.
+# peft 0.21.2 reads the attribute that transformers 5.23 renamed; loadkit keeps it from its users, plain PEFT
+# doesn't.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
@@ -61,7 +62,7 @@ def edited(adapter: Path, target: Path, **tensors: Any) -> Path:
     return copy
 
 
-# --- New ones ----------------------------------------------------------------------------------------------------------
+# --- New ones
 
 
 def test_a_target_that_matches_nothing_is_an_error(tiny: Tiny) -> None:
@@ -156,7 +157,7 @@ def test_rows_of_new_tokens_train_and_come_back(tiny: Tiny, tmp_path: Path, arch
     assert torch.equal(logits(again.model, inputs), before)
 
 
-# --- Existing ones -----------------------------------------------------------------------------------------------------
+# --- Existing ones
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
@@ -293,7 +294,7 @@ def test_adapter_and_base_from_the_hub_each_at_its_revision(
         assert torch.equal(logits(loaded.model, ids(old)), logits(like.model, ids(old)))
 
 
-# --- Merging -----------------------------------------------------------------------------------------------------------
+# --- Merging
 
 
 def test_merging_gives_a_bare_model(tiny: Tiny, adapter: Path, tmp_path: Path) -> None:

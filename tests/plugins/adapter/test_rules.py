@@ -39,7 +39,7 @@ def attached(plan: Plan) -> Adapters:
     return plan.adapters
 
 
-# --- New ones ----------------------------------------------------------------------------------------------------------
+# --- New ones
 
 
 def test_a_new_adapter_by_plain_options() -> None:
@@ -147,7 +147,7 @@ def test_rows_of_new_tokens_train_with_a_new_adapter() -> None:
     assert not only_pad.new_tokens  # padding is never learned
 
 
-# --- Existing ones -----------------------------------------------------------------------------------------------------
+# --- Existing ones
 
 
 def test_the_source_is_an_adapter() -> None:
@@ -243,7 +243,7 @@ def test_rows_that_an_adapter_brings() -> None:
     assert neither.embedding_rows == 0
 
 
-# --- Merging -----------------------------------------------------------------------------------------------------------
+# --- Merging
 
 
 def test_merging_into_quantized_weights_is_refused() -> None:
