@@ -1,4 +1,5 @@
-"""Write what the code says: the reference pages, the trees of rooms in CONTRIBUTING.md and architecture.md, the picture.
+"""Write what the code says: the reference pages, the trees of rooms in CONTRIBUTING.md and architecture.md,
+the picture.
 
 python docs/generate.py            write all of it
 python docs/generate.py --check    exit with 1 where something is stale
@@ -148,7 +149,8 @@ def conformance() -> str:
 
 
 def _plain(name: str, value: object, package: ModuleType) -> str:
-    """What a name that is neither class nor function stands for: plain data with the words below it in the source."""
+    """What a name that is neither class nor function stands for: plain data with the words below it in the
+    source."""
     if typing.get_origin(value) is not None:
         return f"`{name} = {value}`".replace("loadkit.schema.values.", "").replace("typing.", "")
     if isinstance(value, (tuple, dict)):

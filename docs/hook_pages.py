@@ -19,7 +19,8 @@ TESTS = ("tests/**/*.py",)
 """Where the example is from, of a hook that no plugin here needs."""
 
 CONSTANT, FUNCTION = 24, 40
-"""Most lines of a constant that is shown with the example that uses it, and of a function that it leaves its work to."""
+"""Most lines of a constant that is shown with the example that uses it, and of a function that it leaves its
+work to."""
 
 ENOUGH = 8
 """Lines from which on an example shows something."""

@@ -1,7 +1,7 @@
 """Every code of a problem or finding that stands in the sources, and the files that it stands in.
 
-What makes one is found by its parameter or field `code`, wherever it stands: `Problem` and `Finding`, functions that
-make one, and a `functools.partial` of either.
+What makes one is found by its parameter or field `code`, wherever it stands: `Problem` and `Finding`,
+functions that make one, and a `functools.partial` of either.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def problem_codes(root: Path, folders: Mapping[str, str]) -> dict[str, set[str]]
 
 
 def _makers(trees: Mapping[str, ast.Module]) -> dict[str, Makers]:
-    """The makers that each module has under a name: its own, and those that it imports, also by way of others."""
+    """The makers that each module has under a name: its own, and those that it imports, also by way of
+    others."""
     known: dict[str, Makers] = {name: {} for name in trees}
     before = -1
     while before != (before := sum(len(makers) for makers in known.values())):

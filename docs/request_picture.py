@@ -19,7 +19,8 @@ PREFIX = "loadkit_"
 
 WIDTH, MARGIN, PADDING, GAP = 940, 18, 14, 10
 BOX, HEAD, BAR, ARROW = 40, 30, 48, 20
-"""Heights in pixels: of a box, of a step's heading, of a value that comes out, and of the arrow between two steps."""
+"""Heights in pixels: of a box, of a step's heading, of a value that comes out, and of the arrow between two
+steps."""
 
 LIGHT = {
     "sheet": "#ffffff",

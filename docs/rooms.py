@@ -1,4 +1,5 @@
-"""The tree of rooms, from the folders that are there, what their docstrings say, and the floors of the import contracts."""
+"""The tree of rooms, from the folders that are there, what their docstrings say, and the floors of the import
+contracts."""
 
 from __future__ import annotations
 

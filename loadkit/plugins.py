@@ -13,7 +13,7 @@ from loadkit.cache.entries import Entries, Entry, Record
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, File, ProcessingFacts, TensorHeader
 from loadkit.facts.checkpoint.companions import Beside, Template
 from loadkit.facts.library.library import ConfigFacts, Family, Library, ModelFacts, ModuleFacts
-from loadkit.facts.library.towers import Towers, tower_keys
+from loadkit.facts.library.towers import Towers, is_projector, tower_keys
 from loadkit.loading.inference_mode import InferenceMode
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.manifest.manifest import FileProof
@@ -27,6 +27,6 @@ __all__ = [
     "AdapterFacts", "Beside", "ConfigFacts", "Entries", "Entry", "FLOATS", "Family", "File", "FileProof",
     "HEADED_TASKS", "ITEM_SIZES", "InferenceMode", "Library", "LoadingAid", "ModelFacts", "ModuleFacts",
     "ProcessingFacts", "Record", "Shortcut", "Stored", "Template", "TensorHeader", "Towers", "base_of",
-    "checksum", "checksums", "configs", "did_you_mean", "file_checksums", "input_embeddings", "is_packed",
+    "checksum", "checksums", "configs", "did_you_mean", "file_checksums", "input_embeddings", "is_packed", "is_projector",
     "nearest_name", "output_embeddings", "pause_gc", "size", "some_of", "span", "tower_keys",
 ]

@@ -1,4 +1,5 @@
-"""Fixtures that every room shares: caches of their own, tiny real checkpoints made once a run, processes that start at once."""
+"""Fixtures that every room shares: caches of their own, tiny real checkpoints made once a run, processes that
+start at once."""
 
 from __future__ import annotations
 
@@ -13,15 +14,25 @@ import pytest
 from filelock import FileLock
 from forks import Forks
 from hub_server import HubServer, point_to
+from hypothesis import HealthCheck, settings
 
-# transformers copies a checkpoint's own code there, and reads the variable when it is imported, which is while collecting.
+collect_ignore = ["benchmarks"]  # run by hand, on a quiet machine
+
+# transformers copies a checkpoint's own code there, and reads the variable when it is imported, which is
+# while collecting.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="loadkit-modules-")
 
-# OpenMP's threads spin while they wait, by default: with another process on the same cores a step then takes 50 times longer.
+# OpenMP's threads spin while they wait, by default: with another process on the same cores a step then takes
+# 50 times longer.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A hundred processes start here: compiling loadkit would be half of what they cost.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+# How long an example takes tells of the machine, not of loadkit.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +58,8 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny(shared: Path) -> Callable[..., Path]:
-    """A maker of tiny checkpoints that makes each one once a run, whichever worker asks: `tiny("mistral")`."""
+    """A maker of tiny checkpoints that makes each one once a run, whichever worker asks:
+    `tiny("mistral")`."""
     from loadkit.testing.checkpoints import make_checkpoint
 
     def make(arch: str = "mistral", **options: object) -> Path:
@@ -79,7 +91,8 @@ def kernels(shared: Path, _own_caches: None) -> Path:
 
 @pytest.fixture(scope="session")
 def own_cache(kernels: Path) -> Callable[[Path], Path]:
-    """A maker of caches of a test's own that have the run's index of transformers and compiled kernels, and nothing else."""
+    """A maker of caches of a test's own that have the run's index of transformers and compiled kernels, and
+    nothing else."""
     index = kernels.with_name("library")
 
     def make(folder: Path) -> Path:

@@ -1,7 +1,9 @@
-"""Processes of their own that needn't import the libraries, which takes seconds: they are forked off one that has.
+"""Processes of their own that needn't import the libraries, which takes seconds: they are forked off one that
+has.
 
-For what happens in another process: what it prints, how it ends, what it leaves behind. What an import costs, how Python
-itself starts and ends, and what a library reads from the environment while it is imported need a Python of their own.
+For what happens in another process: what it prints, how it ends, what it leaves behind. What an import costs,
+how Python itself starts and ends, and what a library reads from the environment while it is imported need a
+Python of their own.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ class Fork:
 class Forks:
     """Forks processes off one that has imported the libraries and computed nothing.
 
-    Where there is a GPU each process imports them itself: asking for it in the parent would spoil it for the children.
+    Where there is a GPU each process imports them itself: asking for it in the parent would spoil it for the
+    children.
 
     Parameters:
         folder: where the processes' output goes.
@@ -91,7 +94,8 @@ class Forks:
         """Start a process.
 
         Parameters:
-            what: code, a script's file, or a function as "module:function", which is called with the arguments as texts.
+            what: code, a script's file, or a function as "module:function", which is called with the
+                arguments as texts.
             arguments: of the command line.
             environ: variables beside this process's own.
             folder: where it runs.

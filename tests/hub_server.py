@@ -5,7 +5,8 @@
         ...                        # HF_ENDPOINT is hub.url
         hub.bytes_of("model.safetensors")
 
-It serves folders as the commits of repositories, asks for tokens where told to, and keeps a record of every answer.
+It serves folders as the commits of repositories, asks for tokens where told to, and keeps a record of every
+answer.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ class HubServer:
         drops: how many of the next ranged answers break off in the middle of their body.
         is_no_hub: whether it answers everything with a web page.
         faults: what goes wrong next; the first that fits a request is used.
-        storage: the host and port that large files are redirected to, as the Hub does; "" to send them itself.
+        storage: the host and port that large files are redirected to, as the Hub does; "" to send them
+            itself.
     """
 
     def __init__(self) -> None:
@@ -206,8 +208,8 @@ class HubServer:
 def _etag(path: Path) -> str:
     """As the Hub has it: SHA-256 of large files, git's own hash of the others.
 
-    A file that isn't all there, such as one that `os.truncate` made, is told apart by name and length: its gigabytes
-    of nothing aren't read.
+    A file that isn't all there, such as one that `os.truncate` made, is told apart by name and length: its
+    gigabytes of nothing aren't read.
     """
     found = path.stat()
     if found.st_blocks * 512 < found.st_size // 2:
@@ -411,8 +413,9 @@ def _pieces(path: Path, start: int, stop: int) -> Iterator[bytes]:
 def point_to(patch: pytest.MonkeyPatch, url: str, home: Path) -> None:
     """Make huggingface_hub use another Hub and home.
 
-    It reads its environment once, when it is imported, and another test may have done that: so the constants that
-    it computed are replaced. `test_the_environment_is_honoured` shows, in a fresh process, that the variables do it.
+    It reads its environment once, when it is imported, and another test may have done that: so the constants
+    that it computed are replaced. `test_the_environment_is_honoured` shows, in a fresh process, that the
+    variables do it.
     """
     patch.setattr(constants, "ENDPOINT", url)
     if (

@@ -1,4 +1,5 @@
-"""Both distributions under plugins/, installed from their folders into a virtual environment, seen from the outside."""
+"""Both distributions under plugins/, installed from their folders into a virtual environment, seen from the
+outside."""
 
 from __future__ import annotations
 
@@ -32,7 +33,6 @@ ONE_AFTER_THE_OTHER = (
     "    main(call, standalone_mode=False)\n"
 )
 
-pytestmark = pytest.mark.xdist_group("distributions")
 TORCHAO = importlib.util.find_spec("torchao") is not None
 needs_torchao = pytest.mark.skipif(not TORCHAO, reason="torchao isn't installed")
 BOTH = ["smollm3", pytest.param("torchao", marks=needs_torchao)]
@@ -42,12 +42,14 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs Python in an environment of its own: the packages of this one, and the two distributions, built and installed."""
+    """Runs Python in an environment of its own: the packages of this one, and the two distributions, built
+    and installed."""
     home = tmp_path_factory.mktemp("environment")
     venv.create(home, with_pip=False, symlinks=True)
     python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
     site = Path(asked(python, "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # Not the folders that pytest puts on the path: the distributions must be found where they are installed, or not at all.
+    # Not the folders that pytest puts on the path: the distributions must be found where they are installed,
+    # or not at all.
     sources = [str(ROOT / "tests"), *(str(ROOT / "plugins" / name) for name in NAMES.values())]
     (site / "these.pth").write_text("\n".join(p for p in sys.path if p and p not in sources))
     folders = [home / name for name in NAMES.values()]
@@ -138,7 +140,8 @@ def test_the_command_line_loads_with_them(loaded: dict[str, str], name: str) -> 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_they_conform_where_they_are_installed(run: Run, name: str) -> None:
-    """By the distribution's name, in the process of its own that `loadkit check` starts, loading what they are for."""
+    """By the distribution's name, in the process of its own that `loadkit check` starts, loading what they
+    are for."""
     own = LOADED[name][1] if name == "torchao" else ["--option", "smollm3_implementation=plugin"]
     options = ["--checkpoint", LOADED[name][0], *own]
     results: list[dict[str, Any]] = json.loads(run(COMMAND_LINE, "check", NAMES[name], "--json", *options))

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import loadkit
+import loadkit.plugins
 
 HEAVY = ("accelerate", "bitsandbytes", "numba", "peft", "torch", "transformers")
 ROOT = Path(loadkit.__file__).parent
@@ -42,7 +44,8 @@ heavy = set(heavy)
 exec(before, {})
 print(json.dumps({code: asked(code) for code in codes}))
 """
-"""Runs each code in a process of its own, forked off one that has run nothing but `before`: what of the heavy it imports."""
+"""Runs each code in a process of its own, forked off one that has run nothing but `before`: what of the heavy
+it imports."""
 
 
 def imported(before: str, codes: list[str]) -> dict[str, dict[str, object]]:
@@ -75,7 +78,8 @@ def test_heavy_libraries_are_left_out(tiny: Callable[..., Path]) -> None:
 
 
 def test_loading_imports_what_a_decision_uses(tiny: Callable[..., Path], kernels: Path) -> None:
-    """transformers 5.23 imports accelerate itself, whatever it loads, and peft 0.21 imports bitsandbytes where it is installed. numba is for quantizing on a CPU."""
+    """transformers 5.23 imports accelerate itself, whatever it loads, and peft 0.21 imports bitsandbytes
+    where it is installed. numba is for quantizing on a CPU."""
     always = ["accelerate", "torch", "transformers"]
     uses = {
         "inference": [],
@@ -92,15 +96,67 @@ def test_loading_imports_what_a_decision_uses(tiny: Callable[..., Path], kernels
     }
 
 
-def test_public_names_are_pinned() -> None:
-    assert loadkit.__all__ == sorted(loadkit.__all__)
-    for name in loadkit.__all__:
-        assert getattr(loadkit, name) is not None
+PUBLIC = """
+    Accelerator Adapter Adapters Architecture Asked AuditError Change Checkpoint Claim Context Decision
+    Difference Experimental Finding LoadError Loaded Loading LoadkitError LoadkitWarning Machine
+    Manifest Measurements Memory ModelClass Opened Option Overruled Packed PassedOver Placement Plan
+    PlanError PluginError PluginInfo PluginManager PluginWarning Preparation Problem Processing Profile
+    Quantization RankError RankMemory Recipe ReplayError ReplayWarning Report Request Severity Strength
+    Support Supported Tokens Topology Unsupported Vocabulary Weight differences hookimpl load
+    load_processing_class plan read_profile read_profiles read_recipe
+"""
+"""What users and plugin authors need."""
+
+FOR_PLUGINS = """
+    AdapterFacts Beside ConfigFacts Entries Entry FLOATS Family File FileProof HEADED_TASKS ITEM_SIZES
+    InferenceMode Library LoadingAid ModelFacts ModuleFacts ProcessingFacts Record Shortcut Stored
+    Template TensorHeader Towers base_of checksum checksums configs did_you_mean file_checksums
+    input_embeddings is_packed nearest_name output_embeddings pause_gc size some_of span tower_keys
+"""
+"""What plugins need beyond it."""
+
+MOVED = """
+    AdapterFacts Beside ConfigFacts Entries Entry Family File FileProof InferenceMode Library LoadingAid
+    ModelFacts ModuleFacts ProcessingFacts Record Shortcut Stored Template TensorHeader checksum
+    checksums file_checksums size span
+"""
+"""Names that were public in `loadkit`, and are in `loadkit.plugins` now."""
+
+RENAMED = {"collector_rests": "pause_gc", "nearest": "did_you_mean"}
+"""Those that are called otherwise there."""
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [(loadkit, PUBLIC), (loadkit.plugins, FOR_PLUGINS)],
+    ids=["loadkit", "loadkit.plugins"],
+)
+def test_public_names_are_pinned(module: ModuleType, names: str) -> None:
+    assert module.__all__ == names.split()
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+def test_names_beside_them_are_none() -> None:
     assert set(dir(loadkit)) == set(loadkit.__all__)
+    assert not set(loadkit.__all__) & set(loadkit.plugins.__all__)
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         loadkit.laod  # type: ignore[attr-defined]
     assert callable(loadkit.plan)
     assert callable(loadkit.load)
+
+
+@pytest.mark.parametrize("name", [*MOVED.split(), *RENAMED])
+def test_names_that_moved_work_and_warn(name: str) -> None:
+    now = RENAMED.get(name, name)
+    with pytest.warns(DeprecationWarning, match="the old name works until version 2") as told:
+        found = getattr(loadkit, name)
+    assert found is getattr(loadkit.plugins, now)
+    assert [str(warning.message) for warning in told] == [
+        f"loadkit.{name} is loadkit.plugins.{now} now; the old name works until version 2"
+    ]
+    assert told[0].filename == __file__  # whoever uses the name is told where
 
 
 def test_the_core_names_no_plugin() -> None:

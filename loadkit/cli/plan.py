@@ -21,6 +21,7 @@ __all__ = ["command"]
 @click.option(
     "--kwargs", "kwargs_only", is_flag=True, help="Print only what from_pretrained would get, as JSON."
 )
+@click.option("--asked", is_flag=True, help="List everything that was asked, and what became of each.")
 @click.option("-o", "--output", type=FILE, help="Write the JSON to a file too.")
 @click.option(
     "--machine",
@@ -40,6 +41,7 @@ def command(
     engine: str | None,
     as_json: bool,
     kwargs_only: bool,
+    asked: bool,
     output: Path | None,
     **options: Any,
 ) -> None:
@@ -69,6 +71,6 @@ def command(
         print_json(made.kwargs)
     else:
         from loadkit.cli.terminal import console
-        from loadkit.schema.plan_text import plan_table
+        from loadkit.schema.plan_text import asked_table, plan_table
 
-        console.print(plan_table(made))
+        console.print(asked_table(made) if asked else plan_table(made))

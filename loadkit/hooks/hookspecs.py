@@ -555,11 +555,28 @@ def loadkit_prepare_quantized(plan: Plan, model: Any) -> Any | None:
 
 
 @hookspec(firstresult=True)
+def loadkit_freeze(plan: Plan, model: Any) -> Any | None:
+    """Freeze the weights of the base that don't train, and bring those that do into their dtype.
+
+    When:
+        The fourth phase, where the plan freezes parts of an unquantized base, or its weights train in a dtype
+        of their own.
+
+    Parameters:
+        plan: the plan; `plan.preparation` names `frozen_parts`, `train_only` and `trainable_dtype`.
+        model: the loaded `transformers.PreTrainedModel`.
+
+    Returns:
+        The model; None to leave it to another plugin.
+    """
+
+
+@hookspec(firstresult=True)
 def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any | None:
     """Turn gradient checkpointing on.
 
     When:
-        The fourth phase, where the plan checkpoints activations.
+        The fifth phase, where the plan checkpoints activations.
 
     Parameters:
         plan: the plan; `plan.preparation.gradient_checkpointing_kwargs` says how.
@@ -576,7 +593,7 @@ def loadkit_enable_input_gradients(plan: Plan, model: Any) -> Any | None:
     adapter.
 
     When:
-        The fifth phase, where an adapter is trained under checkpointing.
+        The sixth phase, where an adapter is trained under checkpointing.
 
     Parameters:
         plan: the plan.
@@ -592,7 +609,7 @@ def loadkit_attach_adapters(plan: Plan, model: Any, adapters: Adapters, vocabula
     """Attach the adapters to the prepared model, and turn the active one on.
 
     When:
-        The sixth phase, where the plan has adapters.
+        The seventh phase, where the plan has adapters.
 
     Parameters:
         plan: the plan.

@@ -42,6 +42,7 @@ ANSWERS: Mapping[str, Kind] = {
     "loadkit_fit_vocabulary": MODEL,
     "loadkit_dequantize": MODEL,
     "loadkit_prepare_quantized": MODEL,
+    "loadkit_freeze": MODEL,
     "loadkit_checkpoint_activations": MODEL,
     "loadkit_enable_input_gradients": MODEL,
     "loadkit_attach_adapters": MODEL,

@@ -48,6 +48,12 @@ PHASES: tuple[Phase, ...] = (
         "preparing the quantized base for training",
     ),
     Phase(
+        "freezing",
+        hooks.loadkit_freeze,
+        lambda plan: plan.preparation.freezes,
+        "freezing what doesn't train",
+    ),
+    Phase(
         "gradient checkpointing",
         hooks.loadkit_checkpoint_activations,
         lambda plan: plan.preparation.gradient_checkpointing,

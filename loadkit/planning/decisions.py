@@ -14,6 +14,7 @@ from loadkit.facts.context import Context
 from loadkit.facts.load_facts import LoadFacts
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
+from loadkit.planning.ledger import Reads
 from loadkit.planning.memory.estimate import estimate
 from loadkit.planning.memory.fit_check import check_memory
 from loadkit.planning.quantization_checks import check_quantization
@@ -40,8 +41,11 @@ UNDECIDED: Mapping[str, Any] = {
 class Decisions:
     """The decisions of one request while they are being made."""
 
-    def __init__(self, context: Context, manager: PluginManager, problems: list[Problem]) -> None:
+    def __init__(
+        self, context: Context, manager: PluginManager, problems: list[Problem], reads: Reads
+    ) -> None:
         self.context = context
+        self.reads = reads
         self.manager = manager
         self.problems = problems
         self.decisions: list[Decision] = []
@@ -56,7 +60,8 @@ class Decisions:
             if stage.name == "architecture" and value is None:
                 return  # every other stage depends on the class
             if stage.name == "quantization":
-                self.problems += check_quantization(self.context, value)
+                with self.reads.during(stage.name):
+                    self.problems += check_quantization(self.context, value)
             about[stage.name] = value or UNDECIDED.get(stage.name)
         self.further_kwargs()
         self.check()
@@ -128,7 +133,8 @@ class Decisions:
             return
         self.memory = self._guarded("memory", lambda: estimate(self.context, plan, self.manager))
         plan = msgspec.structs.replace(plan, memory=self.memory)
-        self.problems += check_memory(self.context, plan)
+        with self.reads.during("memory"):
+            self.problems += check_memory(self.context, plan)
         hook, facts = hooks.loadkit_check_plan, self.context
         found = self._guarded("check", lambda: self.manager.collect(hook, Problem, context=facts, plan=plan))
         self.problems += found or ()
@@ -160,7 +166,8 @@ class Decisions:
     def _guarded(self, stage: str, asking: Callable[[], T]) -> T | None:
         """Turn a plugin's failure into a problem that names it, so that the others are still asked."""
         try:
-            return asking()
+            with self.reads.during(stage):
+                return asking()
         except PluginError as error:
             self.cause = error
             remedy = f"tell the plugin's author, or go on without it: LOADKIT_DISABLE={error.plugin}"

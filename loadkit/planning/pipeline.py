@@ -20,7 +20,9 @@ from loadkit.facts.machine.topology import Topology, read_topology
 from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.planning.build_request import make_request, no_source, several_plugins
 from loadkit.planning.decisions import Decisions
+from loadkit.planning.ledger import Reads, ledger_of, unread
 from loadkit.planning.plan_target import Target, find_target
+from loadkit.request.options import CORE_OPTIONS
 from loadkit.request.recipes import Recipe
 from loadkit.schema.loading_aids import Shortcut
 from loadkit.schema.plans import Plan
@@ -111,16 +113,22 @@ def plan_load(
     request, problems = make_request(source, profile, options, manager, recipe)
     if not request.source:
         raise PlanError("", [*problems, *([] if problems else [no_source(request)])])
-    target = find_target(
-        request, machine, nodes, engine, topology, this_machine(), lambda: launch or read_topology()
-    )
-    context, problems = _read_facts(request, manager, target, problems, token, progress)
-    return _planned(context, manager, problems, target.elsewhere)
+    reads = Reads()
+    with reads.during("facts"):
+        target = find_target(
+            request, machine, nodes, engine, topology, this_machine(), lambda: launch or read_topology()
+        )
+        context, problems = _read_facts(request, manager, target, problems, token, progress)
+    return _planned(context, manager, problems, reads, target.elsewhere)
 
 
 def plan_context(context: Context, manager: PluginManager, problems: Iterable[Problem] = ()) -> Plan:
     """Make the plan for given facts and the problems found so far, or raise a PlanError with all of them."""
-    return _planned(context, manager, problems).plan
+    reads = Reads()
+    with reads.during("facts"):  # what the core reads itself has been read for the facts that are given
+        for name in context.request.options.keys() & {option.name for option in CORE_OPTIONS}:
+            context.request.asked(name)
+    return _planned(context, manager, problems, reads).plan
 
 
 def _read_facts(
@@ -164,9 +172,9 @@ def _read_facts(
 
 
 def _planned(
-    context: Context, manager: PluginManager, problems: Iterable[Problem], elsewhere: str = ""
+    context: Context, manager: PluginManager, problems: Iterable[Problem], reads: Reads, elsewhere: str = ""
 ) -> Planned:
-    decisions = Decisions(context, manager, list(problems))
+    decisions = Decisions(context, manager, list(problems), reads)
     decisions.run()
     facts: LoadFacts | None = None
     shortcuts: tuple[Shortcut, ...] = ()
@@ -175,10 +183,23 @@ def _planned(
         read = read_load_facts(plan, context.topology, listings_of(context))
         facts = read._replace(machine=context.machine)
         shortcuts = decisions.shortcuts(plan, facts)
-    if any(p.severity == "error" for p in decisions.problems):
+    declared = manager.options.found
+    if facts is not None and not _errors(decisions.problems):
+        decisions.problems += unread(context.request, reads, declared)
+    if _errors(decisions.problems):
         raise PlanError(context.request.source, decisions.problems) from decisions.cause
-    about = {"warnings": tuple(decisions.problems), "elsewhere": elsewhere, "shortcuts": shortcuts}
+    asked = ledger_of(context.request, reads, declared, decisions.decisions, decisions.problems)
+    about = {
+        "warnings": tuple(decisions.problems),
+        "elsewhere": elsewhere,
+        "shortcuts": shortcuts,
+        "requested": asked,
+    }
     return Planned(msgspec.structs.replace(decisions.plan(), **about), facts)
+
+
+def _errors(problems: Iterable[Problem]) -> bool:
+    return any(problem.severity == "error" for problem in problems)
 
 
 def _refuse_changes(given: Mapping[str, Any]) -> None:

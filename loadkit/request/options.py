@@ -12,7 +12,7 @@ import msgspec
 
 from loadkit.errors import Problem
 from loadkit.schema.claims import Strength
-from loadkit.schema.request import Asked
+from loadkit.schema.request import Asked, Fields
 from loadkit.text.suggest import did_you_mean
 
 __all__ = ["CORE_OPTIONS", "Option", "ask", "plain"]
@@ -232,7 +232,8 @@ def ask(
             remedy = f"keep {option.name}={earlier.value!r} or {option.name}={clean!r}"
             problems.append(problem("option-twice", found, remedy))
         else:
-            asked[option.name] = Asked(name=option.name, value=clean, by=by, strength=strength)
+            value = Fields(option.name, clean) if isinstance(clean, dict) else clean
+            asked[option.name] = Asked(name=option.name, value=value, by=by, strength=strength)
     return asked, problems
 
 

@@ -21,6 +21,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
         trainable: whether its parameters train.
         dtype: dtype of its parameters.
         exclude_vision: leave the towers of a multimodal model other than the text one alone.
+        frozen_parts: parts of a multimodal model that it leaves alone too: "projector", "language-model".
         new_tokens: for a new one: train the embedding rows of added tokens, but for the pad token's.
         embedding_rows: rows of the embeddings that an existing adapter was saved with; 0 for no demand.
     """
@@ -33,6 +34,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     trainable: bool = True
     dtype: str = "float32"
     exclude_vision: bool = True
+    frozen_parts: tuple[str, ...] = ()
     new_tokens: bool = False
     embedding_rows: int = 0
 

@@ -15,9 +15,8 @@ from loadkit.text.units import size
 if TYPE_CHECKING:
     from loadkit.schema.claims import Decision
     from loadkit.schema.plans import Plan
-    from loadkit.schema.request import Request
 
-__all__ = ["plan_table", "plan_text"]
+__all__ = ["asked_table", "plan_table", "plan_text"]
 
 
 def plan_text(plan: Plan) -> str:
@@ -64,22 +63,25 @@ def _head(plan: Plan) -> Text:
     return head
 
 
+def asked_table(plan: Plan) -> RenderableType:
+    """Everything that was asked, and what became of it."""
+    table = facts_table()
+    for each in plan.requested:
+        value = "" if each.value is None else f"={each.value}"
+        line = Text(f"{each.disposition}" + (f" ({each.where})" if each.where else ""))
+        line.append(f"\nby {each.by}" + (f"; {each.because}" if each.because else ""), style="dim")
+        table.add_row(Text(f"{each.name}{value}", overflow="fold"), line)
+    return Group(_head(plan), table)
+
+
 def _gave_way(plan: Plan) -> list[RenderableType]:
-    """The profile's options that the caller replaced."""
-    request = plan.request
-    said = [
-        f"{a.name}={request.value(a.name)} by {_by(request, a.name)}, instead of {a.value} by {a.by}"
-        for a in request.hidden
-        if request.value(a.name) != a.value
-    ]
-    if request.trainer_keys:
-        said.append(f"left to the trainer: {', '.join(request.trainer_keys)}")
+    """What was asked and won't be, and what is left to the trainer."""
+    differs = [each for each in plan.requested if each.differs and each.because]
+    noted = {problem.message for problem in plan.warnings}
+    said = [str(each) for each in differs if not any(each.because in message for message in noted)]
+    if plan.request.trainer_keys:
+        said.append(f"left to the trainer: {', '.join(plan.request.trainer_keys)}")
     return [Text("\n" + "\n".join(said), style="dim")] if said else []
-
-
-def _by(request: Request, name: str) -> str:
-    asked = request.asked(name)
-    return asked.by if asked else "you"
 
 
 def _instead_of(decision: Decision) -> list[str]:

@@ -10,6 +10,7 @@ import msgspec
 from loadkit.errors import LoadkitError, Problem
 from loadkit.schema.adapters import Adapter, Adapters
 from loadkit.schema.claims import Decision
+from loadkit.schema.ledger import Requested
 from loadkit.schema.loading_aids import Shortcut
 from loadkit.schema.memory import Memory
 from loadkit.schema.processing import Processing, Tokens
@@ -61,6 +62,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         plugins: the plugins that took part, name to version.
         memory: what it takes; None where that can't be told before loading.
         shortcuts: what will make the load faster, as things were while planning; no part of the digest.
+        requested: everything that was asked, and what became of it; no part of the digest, which has both.
     """
 
     request: Request
@@ -73,6 +75,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     plugins: dict[str, str] = {}
     memory: Memory | None = None
     shortcuts: tuple[Shortcut, ...] = ()
+    requested: tuple[Requested, ...] = ()
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -93,7 +96,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         """SHA-256 of the plan's JSON without shortcuts, in hexadecimal: equal plans, equal digests."""
-        lasting = msgspec.structs.replace(self, shortcuts=())
+        lasting = msgspec.to_builtins(msgspec.structs.replace(self, shortcuts=()))
+        del lasting["requested"]
         return hashlib.sha256(msgspec.json.encode(lasting, order="sorted")).hexdigest()
 
     def why(self, stage: str) -> Decision:

@@ -2,20 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
 
 from loadkit.schema.claims import Strength
 
-__all__ = ["Asked", "Progress", "Request", "Token"]
+__all__ = ["Asked", "Fields", "Progress", "Request", "Token", "noting_reads"]
 
 Progress = Callable[[str], None]
 """Called with a short sentence before something that takes long."""
 
 Token = str | bool | None
 """The Hub token, as huggingface_hub takes it."""
+
+
+_note: ContextVar[Callable[[str], None]] = ContextVar("loadkit_note_read", default=lambda name: None)
+
+
+@contextmanager
+def noting_reads(note: Callable[[str], None]) -> Iterator[None]:
+    """Have `note` called with the name of every option, and "option.field", that is read in the block."""
+    token = _note.set(note)
+    try:
+        yield
+    finally:
+        _note.reset(token)
+
+
+class Fields(dict[str, Any]):
+    """The value of a mapping option: an ordinary dict that notes which of its fields are read.
+
+    Whoever goes through all of them reads all of them.
+    """
+
+    def __init__(self, option: str, given: dict[str, Any]) -> None:
+        super().__init__(given)
+        self._option = option
+
+    def __getitem__(self, key: str) -> Any:
+        _note.get()(f"{self._option}.{key}")
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As a dict's; the field counts as read."""
+        _note.get()(f"{self._option}.{key}")
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        for key in super().__iter__():
+            _note.get()(f"{self._option}.{key}")
+            yield key
+
+    def keys(self) -> Any:
+        """As a dict's; every field that is yielded counts as read."""
+        return list(self)
+
+    def items(self) -> Any:
+        """As a dict's; every field that is yielded counts as read."""
+        return [(key, super(Fields, self).__getitem__(key)) for key in self]
+
+    def values(self) -> Any:
+        """As a dict's; every field that is yielded counts as read."""
+        return [super(Fields, self).__getitem__(key) for key in self]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(super().items()),)
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +114,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     def asked(self, name: str) -> Asked | None:
         """The option of that name, None where nobody set it. An explicit None counts as not set."""
         found = self.options.get(name)
-        return None if found is None or found.value is None else found
+        if found is None or found.value is None:
+            return None
+        _note.get()(name)
+        return found
 
     def value(self, name: str, default: Any = None) -> Any:
         """The option's value, or `default` where nobody set it."""

@@ -38,6 +38,9 @@ def value_text(value: Any) -> str:
             if value.gradient_checkpointing:
                 steps.append("gradient checkpointing" + _fields(value.gradient_checkpointing_kwargs))
             steps += ["input gradients"] if value.input_gradients else []
+            steps += [f"frozen: {', '.join(value.frozen_parts)}"] if value.frozen_parts else []
+            steps += [f"training only {', '.join(value.train_only)}"] if value.train_only else []
+            steps += [f"what trains in {value.trainable_dtype}"] if value.trainable_dtype else []
             return " → ".join([*steps, "train()" if value.training else "eval()"])
         case Processing():
             origin = value.template_origin or "the one given"

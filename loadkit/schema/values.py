@@ -147,6 +147,9 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
         training: leave the model in training mode; False leaves `eval()`.
         float32_norms: whether k-bit preparation keeps norms in float32; engines that shard want one dtype.
         norms_left: ends of the paths of norms left in the weights' dtype, as the model casts to theirs.
+        trainable_dtype: dtype of the base's weights that train, "" for that of the others.
+        frozen_parts: parts that don't train: "towers", "projector", "language-model".
+        train_only: patterns that the paths of the parameters that train begin with; empty for all.
     """
 
     kbit: bool = False
@@ -156,3 +159,11 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     training: bool = False
     float32_norms: bool = True
     norms_left: tuple[str, ...] = ()
+    trainable_dtype: str = ""
+    frozen_parts: tuple[str, ...] = ()
+    train_only: tuple[str, ...] = ()
+
+    @property
+    def freezes(self) -> bool:
+        """Whether some weights of the base train, and others don't, or train in a dtype of their own."""
+        return bool(self.trainable_dtype or self.frozen_parts or self.train_only)

@@ -83,6 +83,8 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
         found = str(parameter.dtype).removeprefix("torch.")
         if found == plan.dtype or not parameter.is_floating_point() or "lora_" in name:
             continue
+        if parameter.requires_grad and found == _of_training(plan):
+            continue
         norm = plan.preparation.kbit and plan.preparation.float32_norms and _is_norm(base, name)
         if not (norm or is_packed(parameter) or any(re.search(p, name) for p in patterns)):
             stray[name] = found
@@ -90,6 +92,13 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     kept = [name for name, found in stray.items() if own.get(name.replace(".base_layer", "")) == found]
     wrong = {name: found for name, found in stray.items() if name not in kept}
     return [*_kept_so(base, kept, stray), *_wrong(plan, wrong)]
+
+
+def _of_training(plan: Plan) -> str:
+    """The dtype of what trains, beside LoRA's own weights: of the base, or of modules that an adapter trains
+    whole."""
+    active = plan.adapter
+    return active.dtype if active is not None else plan.preparation.trainable_dtype
 
 
 def _is_norm(base: Any, parameter: str) -> bool:

@@ -20,6 +20,7 @@ from loadkit import (
     hookimpl,
 )
 from loadkit.plugins import input_embeddings
+from loadkit_plugins import freezing
 from loadkit_plugins.model_types import OVER_A_CACHE
 
 _problem = partial(Problem, "preparation", "preparation")
@@ -56,6 +57,7 @@ def loadkit_options() -> Sequence[Option]:
             help='how, such as {"use_reentrant": false} (the default)',
             aliases=("activation_checkpointing_kwargs",),
         ),
+        *freezing.declared_options(),
     ]
 
 
@@ -69,8 +71,13 @@ def loadkit_choose_preparation(
     wanted = wish is not None and bool(wish.value)
     reason = _unsupported(context, architecture) if wanted else ""
     checkpointing = wanted and not (reason and wish is not None and not wish.demanded)
-    adapted = request.value("adapter", False) or request.value("peft_config", False)
-    frozen = quantization is not None or bool(adapted)
+    frozen = quantization is not None or bool(
+        request.value("adapter", False) or request.value("peft_config", False)
+    )
+    whole = training and not frozen
+    only = freezing.train_only(context) if whole else ()
+    trainable, refused = freezing.trainable_dtype(context) if whole else ("", "")
+    frozen = frozen or bool(only)
     default = REENTRANT_UNDER_ZERO3 if frozen and context.topology.engine == "zero3" else REENTRANT
     value = Preparation(
         kbit=training and quantization is not None,
@@ -80,6 +87,9 @@ def loadkit_choose_preparation(
         training=training,
         float32_norms=not context.topology.shards_parameters,
         norms_left=tuple(dict.fromkeys(_cast_to(context))) if training and quantization is not None else (),
+        trainable_dtype=trainable,
+        frozen_parts=_frozen_parts(context, architecture) if whole else (),
+        train_only=only,
     )
     wishes = [asked for asked in (request.asked("training"), wish) if asked]
     strength = max((asked.strength for asked in wishes), key=lambda s: s.rank, default=Strength.FALLBACK)
@@ -87,11 +97,25 @@ def loadkit_choose_preparation(
     because = f"{wishes[0].by} asked for {purpose}" if wishes else "nobody asked for training"
     if reason and not checkpointing:
         because += f"; no gradient checkpointing: {reason}"
+    because += f"; {refused}" if refused else ""
+    if trainable:
+        because += f"; what trains is {trainable}: computing in less is left to the trainer's autocast"
     if value.kbit and not value.float32_norms:
         because += f"; norms stay in the dtype of the weights, as {context.topology.engine} shards parameters of one dtype"
     if checkpointing and default is REENTRANT_UNDER_ZERO3:
         because += "; use_reentrant, as ZeRO-3 frees frozen parameters while activations are recomputed"
     return Claim(value=value, because=because, strength=strength)
+
+
+def _frozen_parts(context: Context, architecture: ModelClass) -> tuple[str, ...]:
+    """The parts that don't train, of a model that has such."""
+    asked = context.request.asked("frozen_parts")
+    towers = context.towers(architecture)
+    return (
+        tuple(asked.value)
+        if asked is not None and (towers.paths or not towers.known or asked.demanded)
+        else ()
+    )
 
 
 def _wished(context: Context, default: dict[str, bool]) -> dict[str, Any]:
@@ -105,7 +129,7 @@ def _wished(context: Context, default: dict[str, bool]) -> dict[str, Any]:
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    return list(_problems(context, plan))
+    return [*freezing.check(context, plan), *_problems(context, plan)]
 
 
 def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
@@ -133,6 +157,11 @@ def loadkit_prepare_quantized(plan: Plan, model: Any) -> Any:
             _in_float32(module, plan.dtype)
     _stay_trainable(model)
     return model
+
+
+@hookimpl
+def loadkit_freeze(plan: Plan, model: Any) -> Any:
+    return freezing.freeze(plan, model)
 
 
 @hookimpl
@@ -168,7 +197,7 @@ def _into_graph(module: Any, args: Any, output: Any) -> Any:
 
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
-    return list(_findings(plan, model))
+    return [*freezing.audit(plan, model), *_findings(plan, model)]
 
 
 def _findings(plan: Plan, model: Any) -> Iterator[Finding]:

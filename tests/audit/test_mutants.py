@@ -1,4 +1,5 @@
-"""Loaders and phases that do something wrong, each caught by the check that is for it: the audit isn't a rubber stamp."""
+"""Loaders and phases that do something wrong, each caught by the check that is for it: the audit isn't a
+rubber stamp."""
 
 from __future__ import annotations
 
@@ -166,7 +167,7 @@ def test_the_right_loader_passes(tiny: Tiny) -> None:
         assert loadkit.load(tiny("mistral"), profile, plugin_manager=manager).report.findings == ()
 
 
-# --- Phases that do something wrong -------------------------------------------------------------------------------------
+# --- Phases that do something wrong
 
 
 def phase(name: str, wrong: Callable[..., Any]) -> object:
@@ -330,7 +331,8 @@ def test_what_the_loader_could_not_convert_is_an_error(tiny: Tiny, monkeypatch: 
 
 
 def test_every_check_has_a_mutant() -> None:
-    """Codes of findings that fail a load, read off the source, against those that some mutant here is caught by."""
+    """Codes of findings that fail a load, read off the source, against those that some mutant here is caught
+    by."""
     import loadkit_plugins
 
     caught = set().union(
@@ -369,7 +371,7 @@ def test_special_tokens_that_disagree_are_caught(tiny: Tiny, tmp_path: Path) -> 
     assert errors(caught.value) == {"pad-is-eos"}
 
 
-# --- Strict weights ------------------------------------------------------------------------------------------------------
+# --- Strict weights
 
 
 def test_tensors_without_a_place_are_an_error_unless_allowed(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The share of each process under tensor parallelism, planned against loaded: two real processes, transformers' own splitting."""
+"""The share of each process under tensor parallelism, planned against loaded: two real processes,
+transformers' own splitting."""
 
 from __future__ import annotations
 

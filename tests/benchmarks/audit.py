@@ -2,8 +2,9 @@
 
     python tests/benchmarks/audit.py --shape 1.1b --work /somewhere/with/5GB
 
-The shares are those of the report (`report.seconds`): the comparison of a sample of tensors with the files, and the audit itself,
-against everything from planning to the end. One process, libraries imported and page cache warm, medians over the rounds.
+The shares are those of the report (`report.seconds`): the comparison of a sample of tensors with the files,
+and the audit itself, against everything from planning to the end. One process, libraries imported and page
+cache warm, medians over the rounds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Make a checkpoint of a published shape with random weights, shard by shard, so that its size costs neither memory nor a second start.
+"""Make a checkpoint of a published shape with random weights, shard by shard, so that its size costs neither
+memory nor a second start.
 
 python tests/benchmarks/checkpoint.py 7b --work /somewhere/with/room
 """
@@ -24,7 +25,8 @@ class Shape(NamedTuple):
     """A Mistral's dimensions.
 
     Parameters:
-        hidden, inner, layers, heads, kv, vocabulary: width, width of the MLP, and the rest as config.json calls them.
+        hidden, inner, layers, heads, kv, vocabulary: width, width of the MLP, and the rest as config.json
+            calls them.
     """
 
     hidden: int
@@ -79,7 +81,8 @@ SHAPES = {
 
 
 def make(folder: Path, shape: str) -> Path:
-    """Write the checkpoint; files that are there already are kept, so that an interrupted run goes on where it was.
+    """Write the checkpoint; files that are there already are kept, so that an interrupted run goes on where
+    it was.
 
     Parameters:
         folder: where it goes.

@@ -1,9 +1,10 @@
-"""How many weights a second are quantized on the CPU: by bitsandbytes' own kernels, and by loadkit's compiled ones.
+"""How many weights a second are quantized on the CPU: by bitsandbytes' own kernels, and by loadkit's compiled
+ones.
 
     python tests/benchmarks/cpu_kernels.py --rounds 9
 
-Both take the same tensor, alternating; medians. The tensor has the size of Mistral-7B's `up_proj` times --scale; the page cache plays no part.
-The results are compared, bit for bit.
+Both take the same tensor, alternating; medians. The tensor has the size of Mistral-7B's `up_proj` times
+--scale; the page cache plays no part. The results are compared, bit for bit.
 """
 
 from __future__ import annotations

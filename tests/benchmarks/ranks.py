@@ -1,10 +1,12 @@
-"""Host memory of a launch: the proportional set size of N ranks that load the same checkpoint, beside that of one.
+"""Host memory of a launch: the proportional set size of N ranks that load the same checkpoint, beside that of
+one.
 
     python tests/benchmarks/ranks.py --shape 1.1b --ranks 1 2 4 --work /somewhere/with/5GB
 
-A page that several processes map counts for each by its share (Pss in /proc/PID/smaps_rollup), so that the sum over the ranks is what
-they take together. It is taken three times: with the libraries imported and a tiny model loaded, right after `loadkit.load`, and when every page of the weights
-has been read. What the loads add is the difference; Linux only.
+A page that several processes map counts for each by its share (Pss in /proc/PID/smaps_rollup), so that the
+sum over the ranks is what they take together. It is taken three times: with the libraries imported and a tiny
+model loaded, right after `loadkit.load`, and when every page of the weights has been read. What the loads add
+is the difference; Linux only.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/reference.py --shape 1.1b --work /somewhere/with/5GB
 
-One process for each way, page cache warm. Memory is the process's resident set after one forward pass of the policy and one of the
-reference, less what it was after two forward passes of the policy alone; tensors are counted too.
+One process for each way, page cache warm. Memory is the process's resident set after one forward pass of the
+policy and one of the reference, less what it was after two forward passes of the policy alone; tensors are
+counted too.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/start.py --rounds 9
 
-Commands run in processes of their own, taking turns; medians of wall seconds, caches warm. Plans are made in one process, with
-loadkit's own plugins alone and with a hundred more, each of which has an opinion on the dtype of some family.
+Commands run in processes of their own, taking turns; medians of wall seconds, caches warm. Plans are made in
+one process, with loadkit's own plugins alone and with a hundred more, each of which has an opinion on the
+dtype of some family.
 """
 
 from __future__ import annotations

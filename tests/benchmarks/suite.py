@@ -1,20 +1,19 @@
 """All benchmarks of loading, beside what people would use instead.
 
-    python tests/benchmarks/suite.py a c d e f      # about half an hour on 2 cores
-    python tests/benchmarks/suite.py b              # the 7.24 B shape: 14.5 GB of disk for the checkpoint, 4 for the cache
-    python tests/benchmarks/suite.py --estimate a b # how long they will take here
-    python tests/benchmarks/suite.py                # print the tables of what is there, and draw the plots
+    python tests/benchmarks/suite.py a c d e f      # about half an hour on 2 cores python
+    tests/benchmarks/suite.py b              # the 7.24 B shape: 14.5 GB of disk for the checkpoint, 4 for the
+    cache python tests/benchmarks/suite.py --estimate a b # how long they will take here python
+    tests/benchmarks/suite.py                # print the tables of what is there, and draw the plots
 
-    a  QLoRA load at 1.1 B: plain from_pretrained, TRL's path, loadkit the first time and again; whole processes, and in one process
-    b  the same at 7.24 B without TRL's path, whole processes
-    c  bf16 load at 1.1 B, with the page cache warm and cold
-    d  8-bit load at 1.1 B
-    e  planning and starting up, beside importing AutoConfig
-    f  the plan's memory estimate against what was measured
-    g  with a GPU: quantizing against loading again, with the page cache warm and cold
+    a  QLoRA load at 1.1 B: plain from_pretrained, TRL's path, loadkit the first time and again; whole
+    processes, and in one process b  the same at 7.24 B without TRL's path, whole processes c  bf16 load at
+    1.1 B, with the page cache warm and cold d  8-bit load at 1.1 B e  planning and starting up, beside
+    importing AutoConfig f  the plan's memory estimate against what was measured g  with a GPU: quantizing
+    against loading again, with the page cache warm and cold
 
-Each sample is added to the file of results as soon as it is there, so that an interrupted run goes on where it was. The ways take turns.
-Before each sample the files that it reads are put into the page cache ("warm") or out of it ("cold"), and what was there is noted.
+Each sample is added to the file of results as soon as it is there, so that an interrupted run goes on where
+it was. The ways take turns. Before each sample the files that it reads are put into the page cache ("warm")
+or out of it ("cold"), and what was there is noted.
 """
 
 from __future__ import annotations
@@ -186,7 +185,8 @@ def memory(work: Path, results: Results) -> None:
 
 
 def expected(letter: str, given: Loads | None) -> float:
-    """Seconds that a benchmark will take here, roughly: the rate of quantizing is measured, the rest is known from elsewhere."""
+    """Seconds that a benchmark will take here, roughly: the rate of quantizing is measured, the rest is known
+    from elsewhere."""
     if given is None:
         return {"e": 90.0, "f": 120.0}[letter]
     weights, imports, read = SHAPES[given.shape].weights, 8.0, 1e9
@@ -216,7 +216,8 @@ def _rate(profile: str) -> float:
 
 
 def comparison(letter: str, given: argparse.Namespace) -> Loads | None:
-    """The comparison of loads that a letter stands for, as the command line changes it; None for another benchmark."""
+    """The comparison of loads that a letter stands for, as the command line changes it; None for another
+    benchmark."""
     loads = LOADS.get(letter)
     if loads is None:
         return None

@@ -31,8 +31,8 @@ def watched(
         cwd: the folder to run it in.
 
     Returns:
-        The JSON lines that it printed; seconds from its start to its end, and its peak of anonymous and of file-backed memory in bytes,
-        each on its own.
+        The JSON lines that it printed; seconds from its start to its end, and its peak of anonymous and of
+        file-backed memory in bytes, each on its own.
 
     Raises:
         RuntimeError: it failed.

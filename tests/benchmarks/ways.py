@@ -48,7 +48,8 @@ def plain(folder: str, profile: str, device: str) -> Any:
 
 
 def by_trl(folder: str, profile: str, device: str) -> Any:
-    """What `trl sft` does with its model arguments: `get_quantization_config`, then the trainer's `create_model_from_path`."""
+    """What `trl sft` does with its model arguments: `get_quantization_config`, then the trainer's
+    `create_model_from_path`."""
     from trl import ModelConfig, get_quantization_config
     from trl.trainer.utils import create_model_from_path
 
@@ -168,7 +169,8 @@ def cached_in(folder: Path) -> Iterator[None]:
 
 
 def prepared_cache(folder: Path, tiny: str, profile: str, device: str) -> None:
-    """Fill a cache with all that doesn't belong to the checkpoint that is measured: the index, compiled kernels."""
+    """Fill a cache with all that doesn't belong to the checkpoint that is measured: the index, compiled
+    kernels."""
     with cached_in(folder):
         ours(tiny, profile, device)
 

@@ -123,7 +123,8 @@ def test_a_known_issue_is_shown_with_its_remedy_and_source(environ: dict[str, st
 
 
 def test_torchao_of_that_age_really_stops_peft(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    """The known issue is real: an empty torchao of version 0.12, and an adapter that has nothing to do with it."""
+    """The known issue is real: an empty torchao of version 0.12, and an adapter that has nothing to do with
+    it."""
     (tmp_path / "torchao").mkdir()
     (tmp_path / "torchao" / "__init__.py").write_text("")
     info = tmp_path / "torchao-0.12.0.dist-info"

@@ -1,4 +1,5 @@
-"""The map is true: the tree is the folders that are there, the picture is the code's, and every change has its place."""
+"""The map is true: the tree is the folders that are there, the picture is the code's, and every change has
+its place."""
 
 from __future__ import annotations
 
@@ -28,13 +29,14 @@ def packages(folder: Path) -> list[Path]:
 
 
 def entry(tree: str, folder: Path, base: Path) -> str:
-    """What a tree says of a folder: the line with its name, indented as deep as it lies, and those that go on from it."""
+    """What a tree says of a folder: the line with its name, indented as deep as it lies, and those that go on
+    from it."""
     indent = "  " * len(folder.relative_to(base).parts)
     found = re.search(rf"^{indent}{folder.name}/ +(.+(?:\n {{20,}}.+)*)$", tree, re.MULTILINE)
     return " ".join(found.group(1).split()) if found else ""
 
 
-# --- The tree ------------------------------------------------------------------------------------------------------------
+# --- The tree
 
 
 @pytest.mark.parametrize("base", ["loadkit", "plugins/loadkit_plugins"])
@@ -87,7 +89,7 @@ def test_a_page_without_the_marks_is_noticed(script: Script, tmp_path: Path) -> 
         script("generate")._filled(page, {"rooms": lambda root: ""})
 
 
-# --- The picture ---------------------------------------------------------------------------------------------------------
+# --- The picture
 
 
 def words() -> list[str]:
@@ -134,7 +136,7 @@ def test_rooms_of_the_picture_are_there() -> None:
     assert all((ROOT / "loadkit" / str(room) / "__init__.py").is_file() for room in rooms)
 
 
-# --- Where to change what ------------------------------------------------------------------------------------------------
+# --- Where to change what
 
 CHANGES = [
     [cell.strip() for cell in line.strip("|").split("|")]

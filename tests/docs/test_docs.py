@@ -1,4 +1,5 @@
-"""The docs are true: their snippets run, their reference is what the code says, and their links lead somewhere."""
+"""The docs are true: their snippets run, their reference is what the code says, and their links lead
+somewhere."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_a_hook_is_documented(name: str) -> None:
-    """When it fires, every parameter, the result; and a page in the navigation with an example that is really used."""
+    """When it fires, every parameter, the result; and a page in the navigation with an example that is really
+    used."""
     hook = HOOKS[name]
     text = hook.__doc__ or ""
     assert "When:" in text
@@ -124,7 +126,8 @@ def test_the_readme_shows_what_is_printed() -> None:
 
 
 def test_benchmarks_write_into_the_page() -> None:
-    """`python tests/benchmarks/suite.py` puts its tables between marks of the page, from wherever it is called."""
+    """`python tests/benchmarks/suite.py` puts its tables between marks of the page, from wherever it is
+    called."""
     code = "import figures, suite; print(suite.PAGE, *figures.MARKS, sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", code],

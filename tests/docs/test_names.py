@@ -32,7 +32,8 @@ def text_of(page: Path) -> str:
 
 
 def missing_paths(page: Path, text: str) -> list[str]:
-    """Paths that a page names, and that lead nowhere from the repository's root or from the page's own folder."""
+    """Paths that a page names, and that lead nowhere from the repository's root or from the page's own
+    folder."""
     named = {match.group().rstrip("/") for match in PATH.finditer(text)}
     return sorted(name for name in named if not any((at / name).exists() for at in (ROOT, page.parent)))
 
@@ -51,7 +52,8 @@ def missing_tests(text: str) -> list[str]:
 
 
 def resolves(dotted: str) -> bool:
-    """Whether a name is a module, or an attribute of one, or of that. Modules that load torch aren't imported."""
+    """Whether a name is a module, or an attribute of one, or of that. Modules that load torch aren't
+    imported."""
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         module = ".".join(parts[:length])
@@ -111,7 +113,7 @@ def test_what_is_gone_would_be_noticed() -> None:
     ]
 
 
-# --- Traps ---------------------------------------------------------------------------------------------------------------
+# --- Traps
 
 TRAPS = text_of(ROOT / "docs" / "explanation" / "traps.md")
 SECTIONS = re.split(r"^## (?=\d+\. )", TRAPS, flags=re.MULTILINE)[1:]

@@ -1,4 +1,5 @@
-"""Every hook gets a plugin that raises, answers nonsense, meddles or hangs: always attributed, never fatal to what doesn't need it."""
+"""Every hook gets a plugin that raises, answers nonsense, meddles or hangs: always attributed, never fatal to
+what doesn't need it."""
 
 from __future__ import annotations
 
@@ -113,7 +114,8 @@ CHECKED = Scenario(name="asked for all", profile="qlora")
 
 @pytest.mark.parametrize("hook", ASKED)
 def test_a_plugin_that_mutates_is_caught(hook: str) -> None:
-    """The facts are frozen but for the plain data in them, such as config.json; the kit tells who meddles with that."""
+    """The facts are frozen but for the plain data in them, such as config.json; the kit tells who meddles
+    with that."""
     made: dict[str, Any] = {}
     names = ", ".join(inspect.signature(HOOKS[hook]).parameters)
     exec(f"def {hook}(self, {names}):\n    context.checkpoint.config['tampered'] = True", made)

@@ -178,7 +178,8 @@ def test_two_distributions_with_one_name(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_two_installed_distributions_with_one_name(tmp_path: Path) -> None:
-    """Real metadata, in a process of its own: both are broken and named, the plan goes on, strictness makes it an error."""
+    """Real metadata, in a process of its own: both are broken and named, the plan goes on, strictness makes
+    it an error."""
     plugin = "from loadkit import Claim, hookimpl\n\n@hookimpl\ndef loadkit_choose_dtype():\n    return Claim(value='float16', because='x')\n"
     places = [
         distribution(tmp_path / name, name, {f"lk_{name[-3:]}.py": plugin}, {"same": f"lk_{name[-3:]}"})
@@ -344,7 +345,7 @@ def test_loadkits_own_plugins_are_asked_last() -> None:
         assert manager.first(hookspecs.loadkit_checkpoint_activations, plan=None, model=None) is taken  # type: ignore[arg-type]
 
 
-# --- Plugins from other times ------------------------------------------------------------------------------------------------
+# --- Plugins from other times
 
 
 def test_a_plugin_for_newer_hooks_is_told_apart_from_a_broken_one() -> None:

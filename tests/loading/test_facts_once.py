@@ -1,4 +1,5 @@
-"""What planning read goes with the plan to loading: each fact is read once a load, and each repository listed once."""
+"""What planning read goes with the plan to loading: each fact is read once a load, and each repository listed
+once."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 
 def listed(hub: HubServer) -> list[str]:
-    """What loadkit asked about repositories. transformers 5.23 asks for the tree of a tokenizer's repository by itself."""
+    """What loadkit asked about repositories. transformers 5.23 asks for the tree of a tokenizer's repository
+    by itself."""
     paths = [a.path for a in hub.answers if a.method == "GET" and a.path.startswith("/api/models/")]
     return [path for path in paths if "/tree/" not in path]
 

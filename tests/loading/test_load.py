@@ -303,7 +303,8 @@ def test_the_audit_catches_a_loader_that_does_something_else(tiny) -> None:
 
 
 class RegistersWren:
-    """A plugin that brings a model type which transformers doesn't know, as classes named and not yet imported."""
+    """A plugin that brings a model type which transformers doesn't know, as classes named and not yet
+    imported."""
 
     HOME = "loadkit.testing.checkpoints.remote_code"
 

@@ -88,7 +88,8 @@ def test_layers_that_are_left_alone_let_the_model_train(
 
 
 def test_random_weights_are_told_before_what_follows_from_them(made: Any) -> None:
-    """TRAPS 26: shieldgemma2 through its Auto class; PEFT breaks over its language model, which isn't there."""
+    """TRAPS 26: shieldgemma2 through its Auto class; PEFT breaks over its language model, which isn't
+    there."""
     with pytest.raises(
         loadkit.LoadError, match=r"^\d+ tensors aren't in .*shieldgemma2.* and then: PEFT couldn't attach"
     ):

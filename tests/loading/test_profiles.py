@@ -1,4 +1,5 @@
-"""Every profile on tiny real checkpoints of real architectures: logits equal plain transformers', and gradients flow."""
+"""Every profile on tiny real checkpoints of real architectures: logits equal plain transformers', and
+gradients flow."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ def trained(model: Any, inputs: dict[str, Any], steps: int = 2) -> None:
 
 
 def test_only_norms_are_upcast_and_the_report_says_so_with_bytes(tiny: Tiny) -> None:
-    """TRAPS 11: PEFT's own preparation casts every other parameter to float32, embeddings and head included."""
+    """TRAPS 11: PEFT's own preparation casts every other parameter to float32, embeddings and head
+    included."""
     loaded = loadkit.load(tiny("mistral"), "qlora")
     base = loaded.model.get_base_model()
     upcast = {n for n, p in base.named_parameters() if p.dtype == torch.float32}
@@ -88,7 +89,8 @@ def test_the_order_of_the_phases_is_the_cores(tiny: Tiny) -> None:
 
 
 def test_gradients_flow_from_the_embeddings_of_a_frozen_base(tiny: Tiny) -> None:
-    """TRAPS 12: reentrant checkpointing hands no gradient on where nothing before it has one; not every injector sees to it."""
+    """TRAPS 12: reentrant checkpointing hands no gradient on where nothing before it has one; not every
+    injector sees to it."""
     loaded = loadkit.load(
         tiny("mistral"), "qlora", adapter=False, gradient_checkpointing_kwargs={"use_reentrant": True}
     )
@@ -106,7 +108,8 @@ def test_a_phase_without_a_taker_is_an_error(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("arch", ["mistral", "gemma3", "t5"])
 def test_what_is_saved_has_the_checkpoints_own_cache_setting(tiny: Tiny, tmp_path: Path, arch: str) -> None:
-    """TRAPS 1: off at every depth while training; a checkpoint saved so would generate without a cache for ever."""
+    """TRAPS 1: off at every depth while training; a checkpoint saved so would generate without a cache for
+    ever."""
     own = json.loads((tiny(arch) / "config.json").read_text())
     loaded = loadkit.load(tiny(arch), "full")
     config = loaded.model.config
@@ -159,7 +162,8 @@ def test_inference_mode_generates_as_the_plain_model_does(tiny: Tiny) -> None:
 
 
 def test_an_evaluation_between_training_steps_leaves_the_gradients_right(tiny: Tiny) -> None:
-    """bitsandbytes repacks 4-bit weights in evaluation mode on some CPUs, and can't train over them afterwards."""
+    """bitsandbytes repacks 4-bit weights in evaluation mode on some CPUs, and can't train over them
+    afterwards."""
     gradients = []
     for evaluate in (False, True):
         torch.manual_seed(0)
@@ -174,7 +178,7 @@ def test_an_evaluation_between_training_steps_leaves_the_gradients_right(tiny: T
         assert torch.equal(without, after)
 
 
-# --- The reference -----------------------------------------------------------------------------------------------------
+# --- The reference
 
 
 @pytest.mark.parametrize("profile", ["lora", "qlora"])

@@ -1,4 +1,5 @@
-"""The tokenizer and the model belong together: added tokens, padded embeddings, eos and pad, over real checkpoints."""
+"""The tokenizer and the model belong together: added tokens, padded embeddings, eos and pad, over real
+checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ NEW = ["<|tool|>", "<|think|>"]
 
 
 def edited(folder: Path, target: Path, **configs: Any) -> Path:
-    """A copy of a checkpoint with other values in its tokenizer_config.json, config.json…; None removes a key."""
+    """A copy of a checkpoint with other values in its tokenizer_config.json, config.json…; None removes a
+    key."""
     copy = Path(shutil.copytree(folder, target))
     for name, values in configs.items():
         path = copy / f"{name}.json"

@@ -29,7 +29,8 @@ def test_a_plan() -> None:
     )
     assert plan.adapter is not None
     assert plan.adapter.options["r"] == 16
-    assert json.loads(plan.to_json()) == json.loads((HERE / "plan.json").read_bytes())
+    written = json.loads((HERE / "plan.json").read_bytes())
+    assert json.loads(plan.to_json()) == written | {"requested": []}
 
 
 def test_a_manifest() -> None:
@@ -37,7 +38,8 @@ def test_a_manifest() -> None:
     assert manifest.plan.digest == DIGEST
     assert manifest.files["checkpoint/model.safetensors"].size > 0
     assert manifest.libraries["transformers"] == "5.23.0"
-    assert json.loads(manifest.to_json()) == json.loads((HERE / "manifest.json").read_bytes())
+    written = json.loads((HERE / "manifest.json").read_bytes())
+    assert json.loads(manifest.to_json()) == written | {"plan": written["plan"] | {"requested": []}}
 
 
 def test_the_record_of_a_cache_entry(tmp_path: Path) -> None:

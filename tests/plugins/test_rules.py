@@ -526,7 +526,8 @@ def test_what_a_quantized_checkpoint_contradicts_is_refused() -> None:
 
 
 def test_a_quantized_checkpoint_needs_no_quantizers_plugin() -> None:
-    """The file says which method it is stored by: `prequantized`'s rule holds without any quantizer."""
+    """Which method it is stored by, the file says: the rule is `prequantized`'s, and holds with every
+    quantizer blocked."""
     gptq = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "gptq", "bits": 4}})
     manager = PluginManager(environ={"LOADKIT_DISABLE": "bitsandbytes"})
     decision = planned(gptq, manager=manager).why("quantization")

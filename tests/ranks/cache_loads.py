@@ -1,4 +1,5 @@
-"""Loads of a base that is quantized while loading, by two ranks beside one cache of what was quantized, or two caches."""
+"""Loads of a base that is quantized while loading, by two ranks beside one cache of what was quantized, or
+two caches."""
 
 from __future__ import annotations
 

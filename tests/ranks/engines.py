@@ -45,7 +45,8 @@ def load_as(folder: str, profile: str, **options: Any) -> loadkit.Loaded:
 
 
 def stirred(model: Any, names: str = "lora_B") -> Any:
-    """Give an adapter's tensors values that follow from their names: at lora_B's zeros no gradient would reach lora_A."""
+    """Give an adapter's tensors values that follow from their names: at lora_B's zeros no gradient would
+    reach lora_A."""
     for name, parameter in model.named_parameters():
         if names in name:
             name = name.removeprefix("module.")
@@ -157,7 +158,8 @@ def zero3(folder: str, profile: str) -> dict[str, Any]:
 
 
 def result(model: Any, loss: torch.Tensor, hashed: str, *, average: bool) -> dict[str, Any]:
-    """What is compared: the mean loss, whole gradients, everybody's adapters, and how many parameters are split."""
+    """What is compared: the mean loss, whole gradients, everybody's adapters, and how many parameters are
+    split."""
     grads = gradients(model)
     split = sum(isinstance(p, DTensor) for p in model.parameters())
     if average:

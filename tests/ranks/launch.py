@@ -21,7 +21,8 @@ TESTS = Path(__file__).parent.parent
 PROGRAM = Path(__file__).with_name("program.py")
 LAUNCHERS = {
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone"],
-    # With --cpu accelerate 1.15 starts one process whatever --num_processes says; as if for GPUs it starts them all.
+    # With --cpu accelerate 1.15 starts one process whatever --num_processes says; as if for GPUs it starts
+    # them all.
     "accelerate": [
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
         *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
@@ -53,7 +54,8 @@ def launch(
         ranks: how many processes.
         out: where results go.
         args: further arguments.
-        launcher: "torchrun", "accelerate", or what forks processes that only have the variables, as SLURM starts them.
+        launcher: "torchrun", "accelerate", or what forks processes that only have the variables, as SLURM
+            starts them.
         environ: further variables.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,8 @@ def _place(rank: int, ranks: int) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    """Below the ports that systems give to whoever asks for any, so that nobody is given it before it is used."""
+    """Below the ports that systems give to whoever asks for any, so that nobody is given it before it is
+    used."""
     while True:
         port = random.randrange(20_000, 30_000)
         with socket.socket() as free:

@@ -1,4 +1,5 @@
-"""Ranks beside the cache of quantized checkpoints: one of them quantizes, none waits for one that waits for it."""
+"""Ranks beside the cache of quantized checkpoints: one of them quantizes, none waits for one that waits for
+it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def results(done: Launched) -> list:
 
 
 def test_one_rank_quantizes_for_both(tiny, forks: Forks, own_cache, tmp_path: Path) -> None:
-    """Whoever has the lock: rank 0 whom the other waits for, or rank 1 who waits for rank 0's random numbers next."""
+    """Whoever has the lock: rank 0 whom the other waits for, or rank 1 who waits for rank 0's random numbers
+    next."""
     for first in ("0", "1"):
         own_cache(tmp_path / f"first-{first}")
     launches = [

@@ -14,8 +14,6 @@ from ranks.launch import launch
 
 import loadkit
 
-pytestmark = pytest.mark.xdist_group("ranks-engines")  # they share a launch
-
 CASES = [
     "ddp full",
     "ddp lora",
@@ -61,7 +59,8 @@ def one_thread() -> Iterator[None]:
 
 
 def alone(checkpoint: Path, profile: str, parts: int, names: str = "lora_B") -> dict[str, Any]:
-    """The single process: one load with rank 0's seed, the batch in as many parts as there are ranks, their mean."""
+    """The single process: one load with rank 0's seed, the batch in as many parts as there are ranks, their
+    mean."""
     torch.manual_seed(0)
     model = stirred(loadkit.load(checkpoint, profile).model, names)
     device = next(model.parameters()).device

@@ -11,8 +11,6 @@ from forks import Forks
 from ranks.faults import FAULTS, FAULTY
 from ranks.launch import Launched, launch
 
-pytestmark = pytest.mark.xdist_group("ranks-faults")  # they share a launch
-
 LIMIT = 60.0
 """Seconds in which every rank must have ended, imports included."""
 

@@ -1,4 +1,5 @@
-"""The same on GPUs: with nccl over several where several are found, on one where one is. Skipped, in plain sight, elsewhere."""
+"""The same on GPUs: with nccl over several where several are found, on one where one is. Skipped, in plain
+sight, elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`decide`: the strongest claim wins, whatever the order; equal strength with different values is a conflict."""
+"""`decide`: the strongest claim wins, whatever the order; equal strength with different values is a
+conflict."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadkit import Claim, Decision, Problem, Strength
-from loadkit.schema.claims import StampedClaim, decide
+from loadkit.schema.claims import Overruled, PassedOver, StampedClaim, decide
 
 values = st.one_of(
     st.none(),
@@ -108,6 +109,59 @@ def test_a_conflict_of_demands_says_what_to_take_back() -> None:
     found = decide("dtype", weaker, option="dtype", demands=["half=True", "exact=True"])
     assert isinstance(found, Problem)
     assert "choose with dtype=…" in found.remedy
+
+
+def test_a_conflict_names_every_plugin_once_in_the_order_of_their_names() -> None:
+    found = decide("s", [stamped("c", 3), stamped("a", 1), stamped("b", 2, because="thus"), stamped("b", 4)])
+    assert found == Problem(
+        "s",
+        "loadkit",
+        "conflict",
+        "plugins disagree with equal strength (claim): 'a' says 1 because so; 'b' says 2 because thus; "
+        "'b' says 4 because so; 'c' says 3 because so",
+        "leave one out with LOADKIT_DISABLE=c (or a, b)",
+    )
+
+
+def test_a_plugin_that_contradicts_itself_is_named() -> None:
+    found = decide("s", [stamped("a", 1), stamped("a", 2)])
+    assert isinstance(found, Problem)
+    assert "LOADKIT_DISABLE=a" in found.remedy
+    assert "(or )" not in found.remedy
+
+
+def test_a_single_demand_is_no_choice_among_demands() -> None:
+    claims = [stamped("a", 1, Strength.YOU), stamped("b", 2, Strength.YOU)]
+    found = decide("s", claims, option="o", demands=["half=True"])
+    assert isinstance(found, Problem)
+    assert found.remedy == "choose with o=…, or leave one out with LOADKIT_DISABLE=b (or a)"
+
+
+def test_the_decision_keeps_all_that_the_winner_said_and_all_that_lost() -> None:
+    tried = (PassedOver("flash", "it isn't installed"),)
+    winner = Claim(value="sdpa", because="it is there", strength=Strength.PROFILE, passed_over=tried)
+    lost = [stamped("b", "y", because="of b"), stamped("b", "x"), stamped("a", "z", Strength.FALLBACK)]
+    expected = Decision(
+        stage="s",
+        value="sdpa",
+        plugin="w",
+        because="it is there",
+        strength=Strength.PROFILE,
+        instead_of=(
+            Overruled(value="x", plugin="b", because="so", strength=Strength.CLAIM),
+            Overruled(value="y", plugin="b", because="of b", strength=Strength.CLAIM),
+            Overruled(value="z", plugin="a", because="so", strength=Strength.FALLBACK),
+        ),
+        passed_over=tried,
+    )
+    assert decide("s", [*lost, StampedClaim("w", winner)]) == expected
+    assert decide("s", [StampedClaim("w", winner), *reversed(lost)]) == expected
+
+
+def test_the_order_of_a_mappings_keys_is_no_disagreement() -> None:
+    found = decide("s", [stamped("a", {"x": 0, "y": 1}), stamped("b", {"y": 1, "x": 0})])
+    assert isinstance(found, Decision)
+    assert found.concurring == ("b",)
 
 
 def test_equal_values_concur() -> None:

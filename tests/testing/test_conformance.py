@@ -1,4 +1,5 @@
-"""The conformance kit: one mutant plugin for each check, caught by exactly that one; loadkit's own plugins pass."""
+"""The conformance kit: one mutant plugin for each check, caught by exactly that one; loadkit's own plugins
+pass."""
 
 from __future__ import annotations
 
@@ -241,7 +242,7 @@ def test_a_mutant_is_caught_by_its_check_alone(code: str, monkeypatch: pytest.Mo
     assert set(failed(Subject("mutant", made()), scenarios)) == {code}
 
 
-# --- Those that need a distribution of their own ---------------------------------------------------------------------------
+# --- Those that need a distribution of their own
 
 
 HEAD = "from loadkit import Context, Option, Plan, Problem, hookimpl\n"
@@ -296,7 +297,7 @@ def test_every_check_has_a_mutant() -> None:
     assert {check.code for check in known_checks()} == {*MUTANTS, *DISTRIBUTED}
 
 
-# --- Those that keep the rules ---------------------------------------------------------------------------------------------
+# --- Those that keep the rules
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,7 @@ def test_what_is_said_of_own_classes_counts_where_they_serve() -> None:
     assert (results["LK403"].verdict, "others serve" in results["LK403"].said) == ("skipped", True)
 
 
-# --- Levels, expectations, names ---------------------------------------------------------------------------------------------
+# --- Levels, expectations, names
 
 
 def strict(subject: Subject, scenario: Scenario) -> None:
@@ -390,7 +391,8 @@ def test_an_unknown_plugin_is_refused_with_the_nearest_name() -> None:
 
 
 def test_under_pytest_each_check_is_a_test_of_its_own(tmp_path: Path) -> None:
-    """In a pytest of its own: ids, a failure that reads like a sentence, a skip with its reason, no plugin that loads itself."""
+    """In a pytest of its own: ids, a failure that reads like a sentence, a skip with its reason, no plugin
+    that loads itself."""
     (tmp_path / "test_mine.py").write_text(
         "from loadkit import hookimpl\nfrom loadkit.testing import Subject, conformance\n\n\n"
         "class Mine:\n    @hookimpl\n    def loadkit_check_plan(self, plan):\n        return []\n\n\n"

@@ -98,7 +98,7 @@ def test_under_pytest_the_others_run(tmp_path: Path) -> None:
     assert "fix: find what it waits for" in done.stdout
 
 
-# --- The command line, which has a process to end ----------------------------------------------------------------------------
+# --- The command line, which has a process to end
 
 LIMIT = 12
 """Seconds a check may take: LK104 starts a process that plans, which a busy machine makes slow."""
@@ -165,7 +165,6 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, di
     return found
 
 
-@pytest.mark.xdist_group("hanging")
 @pytest.mark.parametrize("what", ACTS)
 def test_loadkit_check_goes_on_with_the_rest(
     what: str, checked: dict[str, tuple[int, dict[str, Any]]]

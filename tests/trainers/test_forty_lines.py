@@ -1,4 +1,5 @@
-"""The same training through the forty lines that everybody writes, and through loadkit: equal to the last bit."""
+"""The same training through the forty lines that everybody writes, and through loadkit: equal to the last
+bit."""
 
 from __future__ import annotations
 
@@ -109,10 +110,11 @@ def test_a_quantized_base_into_which_the_trainer_injects(tiny: Tiny, tmp_path: P
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_base_prepared_for_training(tiny: Tiny, tmp_path: Path, bits: int) -> None:
-    """loadkit's preparation, written out: frozen, norms in float32 handing their result on in bfloat16, input gradients, adapter.
+    """loadkit's preparation, written out: frozen, norms in float32 handing their result on in bfloat16, input
+    gradients, adapter.
 
-    PEFT's own `prepare_model_for_kbit_training` casts embeddings and output head to float32 as well, which loadkit doesn't (TRAPS 11),
-    so that it isn't what is compared with.
+    PEFT's own `prepare_model_for_kbit_training` casts embeddings and output head to float32 as well, which
+    loadkit doesn't (TRAPS 11), so that it isn't what is compared with.
     """
     args = arguments(tmp_path)
     torch.manual_seed(7)

@@ -33,7 +33,8 @@ pytestmark = QUIET
 
 @pytest.mark.parametrize("profile", ["full", "lora", "qlora"])
 def test_dpo(tiny: Tiny, tmp_path: Path, profile: str) -> None:
-    """TRAPS 25: one base serves policy and reference. The loss starts at log 2 only where the reference is the policy as it was."""
+    """TRAPS 25: one base serves policy and reference. The loss starts at log 2 only where the reference is
+    the policy as it was."""
     rate = 5e-4 if profile == "full" else 5e-3
     args = settings(DPOConfig, tmp_path / "out", max_length=128, learning_rate=rate, beta=0.5)
     # Over a quantized base TRL casts what trains to bfloat16, whatever it was.

@@ -62,7 +62,8 @@ def test_sft_trains_what_was_planned_and_nothing_else(tiny: Tiny, tmp_path: Path
             assert torch.equal(logits(other, tokens(loaded)), trained)
             assert other.config.use_cache is True
             continue
-        # Without training there is no k-bit preparation, so plain transformers and PEFT compute the very same.
+        # Without training there is no k-bit preparation, so plain transformers and PEFT compute the very
+        # same.
         options = {
             "qlora": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
             "qlora-8bit": {"load_in_8bit": True},
@@ -82,7 +83,8 @@ def test_sft_trains_what_was_planned_and_nothing_else(tiny: Tiny, tmp_path: Path
 def test_gradients_reach_the_adapter_through_recomputed_layers(
     tiny: Tiny, tmp_path: Path, profile: str, use_reentrant: bool
 ) -> None:
-    """TRAPS 12: reentrant checkpointing over a frozen base hands no gradient on, unless the embeddings let one flow."""
+    """TRAPS 12: reentrant checkpointing over a frozen base hands no gradient on, unless the embeddings let
+    one flow."""
     args = settings(
         SFTConfig, tmp_path, max_length=128, max_steps=2, gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": use_reentrant},
@@ -133,7 +135,8 @@ def test_transformers_own_trainer(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_an_evaluation_in_between_does_no_harm(tiny: Tiny, tmp_path: Path) -> None:
-    """bitsandbytes repacks 4-bit weights in evaluation mode on some CPUs, and trains wrongly over them afterwards."""
+    """bitsandbytes repacks 4-bit weights in evaluation mode on some CPUs, and trains wrongly over them
+    afterwards."""
     losses = {}
     for evaluated in (False, True):
         torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""What the sweep is to find: everything works but for what expected.toml and estimates.toml list, each with its reason."""
+"""What the sweep is to find: everything works but for what expected.toml and estimates.toml list, each with
+its reason."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def model_types() -> dict[str, str]:
 
 
 def expected(model_type: str) -> dict[str, Expected]:
-    """The profiles of a model type that don't work, as expected.toml has them ("full lora" stands for both)."""
+    """The profiles of a model type that don't work, as expected.toml has them ("full lora" stands for
+    both)."""
     raw = msgspec.toml.decode(
         Path(__file__).with_name("expected.toml").read_bytes(), type=dict[str, dict[str, Expected]]
     )
@@ -63,7 +65,8 @@ def known_off(model_type: str) -> str:
 
 
 def row(model_type: str, verdicts: Mapping[str, str]) -> str:
-    """A model type's row in the table: profile to verdict, "made" alone where transformers can't make the model."""
+    """A model type's row in the table: profile to verdict, "made" alone where transformers can't make the
+    model."""
     profiles = ("full", "lora", "qlora", "qlora-8bit", "inference")
     cells = [SHOWN[verdicts.get(profile, verdicts.get("made", ""))] for profile in profiles]
     return f"| {model_type} | {model_types()[model_type]} | {' | '.join(cells)} |"

@@ -1,6 +1,7 @@
 """Tiny configs of every model type, made from its own config class by rules on the fields' names.
 
-A field that no rule names keeps its default, so that the features of a family (its layer pattern, its experts, its towers) stay.
+A field that no rule names keeps its default, so that the features of a family (its layer pattern, its
+experts, its towers) stay.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""One model type through every profile: what loadkit makes of it, beside what plain `from_pretrained` does."""
+"""One model type through every profile: what loadkit makes of it, beside what plain `from_pretrained`
+does."""
 
 from __future__ import annotations
 
@@ -34,11 +35,13 @@ OWN_CLASSES = {
 class Outcome(NamedTuple):
     """What became of one profile.
 
-    verdict: "works" (loaded, audited, run, trained where the profile trains), "refused" (a LoadkitError), "runs not" (loaded and
-        audited, but the forward or backward pass fails), "broken" (anything else).
+    verdict: "works" (loaded, audited, run, trained where the profile trains), "refused" (a LoadkitError),
+        "runs not" (loaded and audited, but the forward or backward pass fails), "broken" (anything else).
     said: why.
-    plain: the same of `from_pretrained` with the same dtype, attention and quantization: "works", "runs not", "loads not".
-    off: how far the plan's estimates of the base's bytes and of the adapters' are from what was measured, as shares of it.
+    plain: the same of `from_pretrained` with the same dtype, attention and quantization: "works", "runs not",
+        "loads not".
+    off: how far the plan's estimates of the base's bytes and of the adapters' are from what was measured, as
+        shares of it.
     """
 
     verdict: str
@@ -112,8 +115,8 @@ def _outcome(folder: Path, profile: str) -> Outcome:
 
 
 def _off(loaded: Any) -> tuple[float, float]:
-    """How far the estimates of the base and of the adapters are off; buffers that aren't saved aside, of which a tiny model has
-    disproportionately many."""
+    """How far the estimates of the base and of the adapters are off; buffers that aren't saved aside, of
+    which a tiny model has disproportionately many."""
     model, memory = loaded.model, loaded.plan.memory
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     saved = set(base.state_dict())

@@ -15,15 +15,15 @@ CONFIGS = ("config.json", "generation_config.json")
 """What else makes the model what it is; a folder may lack the second."""
 
 PIECES, PIECE = 16, 4096
-"""How many pieces of a file are looked at, and the bytes of each. Size and time alone don't tell two checkpoints apart that
-were unpacked with one fixed time, as container images and some archives do."""
+"""How many pieces of a file are looked at, and the bytes of each. Size and time alone don't tell two
+checkpoints apart that were unpacked with one fixed time, as container images and some archives do."""
 
 
 def fingerprint(location: str, commit: str, files: Sequence[str]) -> str:
     """What tells these weights from any others.
 
-    A commit of the Hub names its files' bytes. A folder's files are told apart by path, size, times, header and a sample of
-    their bytes.
+    A commit of the Hub names its files' bytes. A folder's files are told apart by path, size, times, header
+    and a sample of their bytes.
 
     Parameters:
         location: the folder's path, or the repository's id.
@@ -65,7 +65,8 @@ class Sample(NamedTuple):
 
 
 def sample(path: Path, pieces: int = PIECES) -> Sample:
-    """Look at a file's safetensors header and at pieces spread evenly over it, the last one at its end; at all of a small one.
+    """Look at a file's safetensors header and at pieces spread evenly over it, the last one at its end; at
+    all of a small one.
 
     Parameters:
         path: the file.

@@ -10,7 +10,8 @@ __all__ = ["local_weight_files"]
 
 
 def local_weight_files(plan: Plan) -> list[Path]:
-    """The safetensors files that are here already; none for pickles, and none of what isn't downloaded yet."""
+    """The safetensors files that are here already; none for pickles, and none of what isn't downloaded
+    yet."""
     checkpoint = plan.checkpoint
     if checkpoint.weight_format != "safetensors":
         return []

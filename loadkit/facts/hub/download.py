@@ -1,8 +1,9 @@
 """Files of a repository brought into huggingface_hub's cache, whole and with the bytes that the Hub promised.
 
-huggingface_hub 2.4 checks the length of what it downloads, and resumes within a process, but compares no hash: other
-bytes of the right length would be loaded. So each large file is hashed once, right after its download. A core hashes
-1.5 GB/s, more than most networks bring; what is in the cache already isn't read again.
+huggingface_hub 2.4 checks the length of what it downloads, and resumes within a process, but compares no
+hash: other bytes of the right length would be loaded. So each large file is hashed once, right after its
+download. A core hashes 1.5 GB/s, more than most networks bring; what is in the cache already isn't read
+again.
 """
 
 from __future__ import annotations
@@ -114,8 +115,8 @@ class SnapshotDownload:
 def _damaged(location: str, name: str, path: Path) -> Problem | None:
     """Compare a file with the hash that names it in the cache, its etag.
 
-    Etags of small files are git's, and some mirrors put others there: those say nothing about the bytes. Where the
-    cache has no links (Windows without the right to make them) no name tells the hash.
+    Etags of small files are git's, and some mirrors put others there: those say nothing about the bytes.
+    Where the cache has no links (Windows without the right to make them) no name tells the hash.
     """
     blob = path.resolve()
     if not _SHA256.fullmatch(blob.name):

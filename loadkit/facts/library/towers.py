@@ -16,7 +16,13 @@ import msgspec
 from loadkit.facts.library.library import Library, ModuleFacts
 from loadkit.schema.values import ModelClass
 
-__all__ = ["Towers", "read_towers", "tower_keys"]
+__all__ = ["Towers", "is_projector", "read_towers", "tower_keys"]
+
+PROJECTOR = re.compile(
+    r"(^|\.)((multi_?modal|mm|vision|visual|image|audio|speech)_(projector|adapter|connector)|merger|connector|aligner|resampler|"
+    r"embed_(vision|audio)|mlp_AR)(\.|$)"
+)
+"""What the part between a tower and the language model is called."""
 
 NAME = re.compile(r"(vision|visual|image|audio|speech)(?!\w*(projector|adapter))|(^|\.)(vit|sam_model)(\.|$)")
 """What towers are called where no source tells: classes from elsewhere, files with names of their own."""
@@ -59,6 +65,11 @@ class Towers(msgspec.Struct, frozen=True):
             if _within(spelled, self.others) or any(_within(tower, [spelled]) for tower in self.paths):
                 return False
         return NAME.search(path) is not None
+
+
+def is_projector(path: str) -> bool:
+    """Whether a module of a multimodal model stands between a tower and the language model."""
+    return PROJECTOR.search(path) is not None
 
 
 def tower_keys(sub_configs: Iterable[str], text: str) -> frozenset[str]:

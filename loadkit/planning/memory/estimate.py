@@ -15,6 +15,7 @@ from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.planning.memory.optimizers import optimizer_bytes
 from loadkit.planning.memory.per_rank import Kept, share
+from loadkit.planning.memory.trained_weights import trains
 from loadkit.schema.dtypes import ITEM_SIZES
 from loadkit.schema.memory import Memory
 from loadkit.schema.plans import Plan
@@ -50,7 +51,7 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
     if plan.adapters is not None and not plan.adapters.merge:
         adapters = manager.first(hooks.loadkit_estimate_adapters, **about)
     where, room = _room(context, plan)
-    trained = _trained(plan, kept, adapters or ())
+    trained = _trained(plan, context, kept, adapters or ())
     optim = str(context.request.value("optim", "adamw_torch"))
     memory = Memory(
         weights=dict(sorted(by_dtype.items())),
@@ -83,6 +84,8 @@ def _dtype(weight: Weight, plan: Plan, context: Context) -> str:
     half = facts.keep_in_fp32_modules if facts and plan.dtype == "float16" else ()
     if any(re.search(pattern.replace("*", ".*"), weight.name) for pattern in (*strict, *half)):
         return "float32"  # as transformers' loader reads these patterns
+    if plan.preparation.trainable_dtype and plan.adapters is None and trains(weight, plan, context):
+        return plan.preparation.trainable_dtype
     upcast = (
         plan.preparation.kbit
         and plan.preparation.float32_norms
@@ -92,14 +95,16 @@ def _dtype(weight: Weight, plan: Plan, context: Context) -> str:
     return "float32" if upcast else plan.dtype
 
 
-def _trained(plan: Plan, kept: Sequence[Kept], adapters: Sequence[Weight]) -> Sequence[Weight]:
+def _trained(
+    plan: Plan, context: Context, kept: Sequence[Kept], adapters: Sequence[Weight]
+) -> Sequence[Weight]:
     if not plan.preparation.training:
         return ()
     if plan.adapters is not None and not plan.adapters.merge:
         return [w for w in adapters if w.kind != "other"]
     if plan.quantization is not None or (plan.adapters is not None and plan.preparation.kbit):
         return ()
-    floats = (k for k in kept if k.weight.dtype in ITEM_SIZES)
+    floats = (k for k in kept if k.weight.dtype in ITEM_SIZES and trains(k.weight, plan, context))
     return [msgspec.structs.replace(k.weight, dtype=k.dtype, nbytes=k.nbytes) for k in floats]
 
 

@@ -33,11 +33,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         without: value that has no counterpart, as text, to what to say; nothing is set.
         ignore: values that ask for nothing.
         only: whether a value that is in none of these is an error.
-        needs: the key is inert unless one of these is set.
+        needs: the key is inert unless one of these is set, or has the value that follows a "=".
+        against: the key is inert where one of these is set.
+        adds: fields whose values become items of an option too, to that option.
         number: a number, which YAML may have read as text ("5e-2").
         split: a text of several names with commas between them.
         one: of which there may be but one.
         invert: true means false.
+        dots: patterns in which a dot stands for itself.
         joins: with what another key says of the same option, rather than against it.
         overrides: what another key says of the same option.
         shared: the trainer reads it too.
@@ -54,10 +57,13 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ignore: tuple[Any, ...] = ()
     only: bool = False
     needs: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+    adds: dict[str, str] = {}
     number: bool = False
     split: bool = False
     one: bool = False
     invert: bool = False
+    dots: bool = False
     joins: bool = False
     overrides: bool = False
     shared: bool = False
@@ -69,19 +75,31 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Parameters:
         when: an option that must be true for it; "" for always.
+        where: options that must have these values for it.
+        given: keys that must all be set for it.
         keys: keys that must have these values for it.
+        barring: keys of which none may have these values.
         silent: keys of which none may be given.
+        absent: keys of which none may be in the file, not even to say null.
         unless: options of which none may be set.
         options: option to value.
+        over: whether these options hold over what the recipe says.
+        adds: whether lists among them grow what is there already.
         multiples: option to (another option, factor).
-        note: what to say then.
+        note: what to say then, where an option is set or none is named.
     """
 
     when: str = ""
+    where: dict[str, Any] = {}
+    given: tuple[str, ...] = ()
     keys: dict[str, Any] = {}
+    barring: dict[str, Any] = {}
     silent: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
     options: dict[str, Any] = {}
+    over: bool = False
+    adds: bool = False
     multiples: dict[str, tuple[str, int | float]] = {}
     note: str = ""
 
@@ -100,16 +118,19 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         name: what it is called.
         markers: keys that only it has.
         source: the key that names the model.
+        nested: keys that hold a mapping; its fields are keys of their own, "peft_config.r".
         keys: key to its meaning.
         defaults: in the order in which they are applied.
         contradictions: what excludes each other.
         frozen_dtypes: flags of mixed precision to the dtype that they suggest for a base that doesn't train.
         untranslated: keys that change what is loaded and have no counterpart, to what to do about it.
         trainer: keys that are the trainer's though they look like loading keys; `*` stands for anything.
+        complete: whether all its keys are known, so that another one is told.
     """
 
-    name: Literal["trl", "axolotl", "llama-factory"]
+    name: Literal["trl", "axolotl", "llama-factory", "llama-factory-v1"]
     source: str
+    nested: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
     keys: dict[str, Key]
     defaults: tuple[Default, ...] = ()
@@ -117,9 +138,10 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     frozen_dtypes: dict[str, str] = {}
     untranslated: dict[str, str] = {}
     trainer: tuple[str, ...] = ()
+    complete: bool = False
 
 
-FILES = ("trl.toml", "axolotl.toml", "llama_factory.toml")
+FILES = ("trl.toml", "axolotl.toml", "llama_factory_v1.toml", "llama_factory.toml")
 """The first has no markers, and takes what nobody else's markers claim."""
 
 
@@ -134,8 +156,14 @@ def dialects() -> tuple[Dialect, ...]:
 
 
 def dialect_of(content: Mapping[str, Any]) -> Dialect:
-    """The dialect of which a recipe has the most marker keys."""
-    return max(dialects(), key=lambda dialect: sum(marker in content for marker in dialect.markers))
+    """The dialect that alone names the model as a recipe does; else the one of which it has the most marker
+    keys."""
+
+    def likeness(dialect: Dialect) -> tuple[bool, int]:
+        own = dialect.source in content and dialect.source in dialect.markers
+        return own, sum(marker in content for marker in dialect.markers)
+
+    return max(dialects(), key=likeness)
 
 
 def entry(table: Mapping[str, Any], text: str) -> str | None:

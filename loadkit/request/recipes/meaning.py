@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,9 @@ _bad_value = partial(Problem, "request", "loadkit", "recipe-bad-value")
 
 NOTHING = (None, "", "null", "None", "none", "~")
 """Values that ask for nothing, in whatever way people write them."""
+
+ROWS = re.compile(r"\[\d*(:\d*)?\]$")
+"""How axolotl names some rows of a parameter."""
 
 Meant = tuple[dict[str, Any], list[str], list[Problem]]
 """Options, notes, problems."""
@@ -55,6 +59,12 @@ def meant(key: str, value: Any, meaning: Key) -> Meant:
             what = "names several, which has no counterpart here"
             return {}, [], [_bad(key, value, what, "name one")]
         value = value[0]
+    if meaning.dots:
+        value = value if isinstance(value, list) else [value]
+        rows = [each for each in value if isinstance(each, str) and ROWS.search(each)]
+        if rows:
+            return {}, [], [_bad(key, rows[0], "names rows of a parameter", "name the whole parameter")]
+        value = [re.sub(r"\.(?!\+)", r"\\.", each) if isinstance(each, str) else each for each in value]
     if meaning.format:
         value = meaning.format.replace("{}", text)
     if meaning.invert and isinstance(value, bool):
@@ -79,6 +89,8 @@ def _of_fields(key: str, value: Any, meaning: Key) -> Meant:
             options.setdefault(meaning.fields["*"], {})[field] = item
         else:
             options[home or str(field)] = item
+        if (list_of := meaning.adds.get(field)) and isinstance(item, str):
+            options[list_of] = [*options.get(list_of, ()), item]
     return options, notes, []
 
 

@@ -29,7 +29,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     path: str
-    dialect: Literal["trl", "axolotl", "llama-factory"] = "trl"
+    dialect: Literal["trl", "axolotl", "llama-factory", "llama-factory-v1"] = "trl"
     source: str = ""
     options: dict[str, Any] = {}
     trainer: dict[str, Any] = {}

@@ -25,7 +25,7 @@ FREEZING = ("adapter", "load_in_4bit", "load_in_8bit")
 WITHOUT: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "adapter": ("a new adapter", (
         "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
-        "lora_modules_to_save", "lora_vision", "use_rslora", "use_dora", "init_lora_weights",
+        "lora_modules_to_save", "lora_exclude_modules", "lora_vision", "use_rslora", "use_dora", "init_lora_weights",
     )),
     "load_in_4bit": ("4-bit quantization", (
         "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage",
@@ -48,6 +48,7 @@ class Translation(NamedTuple):
 
 def translate(content: Mapping[str, Any], dialect: Dialect) -> Translation:
     """Turn a recipe's loading keys into options."""
+    content = _flat(content, dialect)
     source, wrong = _source(content, dialect)
     found = Translation(source, {}, {}, set(), [], wrong)
     asked: list[tuple[str, Any, Key]] = []
@@ -62,8 +63,11 @@ def translate(content: Mapping[str, Any], dialect: Dialect) -> Translation:
             found.trainer[key] = value
         if value in NOTHING or _among(value, meaning.ignore):
             continue
-        if meaning.needs and not any(_is_set(content.get(needed)) for needed in meaning.needs):
+        if meaning.needs and not any(_there(content, needed) for needed in meaning.needs):
             found.notes.append(f"{key} has no effect without {' or '.join(meaning.needs)}, and is left out")
+            continue
+        if barred := [other for other in meaning.against if _is_set(content.get(other))]:
+            found.notes.append(f"{key} has no effect beside {barred[0]}, and is left out")
             continue
         asked.append((key, value, meaning))
     given_by: dict[str, str] = {}
@@ -77,6 +81,15 @@ def translate(content: Mapping[str, Any], dialect: Dialect) -> Translation:
     _defaults(content, dialect, found)
     _frozen_dtype(content, dialect, found)
     _without_effect(dialect, found, given_by)
+    return found
+
+
+def _flat(content: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
+    """The recipe with the fields of its nested mappings as keys of their own."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        nested = key in dialect.nested and isinstance(value, dict)
+        found |= {f"{key}.{field}": item for field, item in value.items()} if nested else {key: value}
     return found
 
 
@@ -105,6 +118,11 @@ def _foreign(key: str, value: Any, dialect: Dialect, found: Translation) -> None
             remedy = f"write {near}, or rename it if it is meant for something else"
             found.problems.append(_problem("recipe-misspelt-key", message, remedy))
             return
+        if dialect.complete:
+            hint = f" ({near} is one)" if near else ""
+            found.notes.append(
+                f"{key} is no known key of {dialect.name}'s recipes{hint}, and is left to the trainer"
+            )
     found.trainer[key] = value
 
 
@@ -143,16 +161,27 @@ def _defaults(content: Mapping[str, Any], dialect: Dialect, found: Translation) 
     for default in dialect.defaults:
         if default.when and found.options.get(default.when) is not True:
             continue
+        if any(found.options.get(option) != value for option, value in default.where.items()):
+            continue
+        if not all(_is_set(content.get(key)) for key in default.given):
+            continue
         if not _has(content, default.keys) or any(content.get(key) not in NOTHING for key in default.silent):
             continue
-        if any(option in found.options for option in default.unless):
+        if any(option in found.options for option in default.unless) or content.keys() & set(default.absent):
             continue
-        new = {k: v for k, v in default.options.items() if k not in found.options}
+        if any(_has(content, {key: value}) for key, value in default.barring.items()):
+            continue
+        new = {k: v for k, v in default.options.items() if default.over or k not in found.options}
+        if default.adds:
+            grown = {
+                k: _joined(found.options[k], v) for k, v in default.options.items() if k in found.options
+            }
+            new |= {k: v for k, v in grown.items() if v is not None}
         for option, (other, factor) in default.multiples.items():
             if option not in found.options and isinstance(found.options.get(other), int | float):
                 new[option] = found.options[other] * factor
         found.options.update(new)
-        if new and default.note:
+        if default.note and (new or not default.options):
             found.notes.append(default.note)
 
 
@@ -181,10 +210,15 @@ def _without_effect(dialect: Dialect, found: Translation, given_by: Mapping[str,
                 continue
             del found.options[option]
             if label := given_by.get(option):
-                key = label.partition(".")[0]
+                key = label if label in dialect.keys else label.partition(".")[0]
                 end = "left to the trainer" if dialect.keys[key].shared else "left out"
                 found.shared.discard(key)
                 found.notes.append(f"{label} has no effect without {words}, and is {end}")
+
+
+def _there(content: Mapping[str, Any], needed: str) -> bool:
+    key, given, value = needed.partition("=")
+    return as_text(content.get(key)) == value if given else _is_set(content.get(key))
 
 
 def _has(content: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:

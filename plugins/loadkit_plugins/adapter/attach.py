@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from loadkit import Adapter, Adapters, LoadError, Plan, Vocabulary
-from loadkit_plugins.adapter.targets import check_targets, new_token_rows, towers
+from loadkit_plugins.adapter.settings import LORA_OPTIONS
+from loadkit_plugins.adapter.targets import (
+    BY_TYPE,
+    EVERY_LINEAR,
+    check_targets,
+    left_out_paths,
+    linear_names,
+    new_token_rows,
+    unfit,
+)
 
 __all__ = ["attach", "merge"]
 
@@ -63,10 +72,11 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     import peft
 
     options = dict(adapter.options)
-    check_targets(model, options)
-    ends = options.get("exclude_modules") or ()
-    if adapter.exclude_vision and not isinstance(ends, str) and (beside := towers(model)):
-        within = rf"({'|'.join(map(re.escape, beside))})\..*"
+    _resolve(model, adapter, options)
+    check_targets(model, options, partly=_preferred(plan))
+    if not isinstance(options.get("exclude_modules"), str) and (beside := left_out_paths(model, adapter)):
+        ends = options.get("exclude_modules") or ()
+        within = rf"({'|'.join(map(re.escape, beside))})(\..*)?"
         options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
     if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
         options["fan_in_fan_out"] = True  # GPT-2's layers hold their weights transposed
@@ -75,13 +85,57 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     if adapter.new_tokens and ids and "trainable_token_indices" not in options:
         options["trainable_token_indices"] = new_token_rows(model, ids, options) or None
     try:
+        dropout = options.pop("lora_dropout", 0) if adapter.peft_type == "LORA" else 0
         config = peft.get_peft_config({"peft_type": adapter.peft_type, **options})
-        return peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
+        made = peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
+        _drop_out(made, adapter.name, dropout)
+        return made
     except Exception as error:  # PEFT's dispatchers let any error of a module through
         raise LoadError(
             f"PEFT couldn't attach the {adapter.peft_type} adapter with {options!r}: {error} "
             f"(asked for because {plan.why('adapter').because})"
         ) from error
+
+
+def _drop_out(model: Any, name: str, dropout: float) -> None:
+    """Set dropout on every layer that can have it.
+
+    PEFT 0.21 refuses settings with dropout where a fused weight is adapted, instead of leaving that one out.
+    Saved settings say 0 then, so that PEFT can load the adapter.
+    """
+    import torch
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    plain = [layer for layer in layers if not isinstance(layer, ParamWrapper)]
+    for layer in plain if dropout else ():
+        if name in layer.lora_dropout:
+            layer.lora_dropout[name] = torch.nn.Dropout(p=dropout)
+    if len(plain) == len(layers):
+        model.peft_config[name].lora_dropout = dropout
+
+
+def _resolve(model: Any, adapter: Adapter, options: dict[str, Any]) -> None:
+    """Write names where "every-linear" or "by-model-type" stands."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    given = options.get("target_modules")
+    if given == BY_TYPE:
+        own = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+        options["target_modules"] = list(own) if own else "all-linear"
+        return
+    listed = [given] if isinstance(given, str) else list(given or ())
+    if EVERY_LINEAR in listed:
+        names = linear_names(model, left_out_paths(model, adapter))
+        options["target_modules"] = list(dict.fromkeys([*(e for e in listed if e != EVERY_LINEAR), *names]))
+        if (wrappers := unfit(model, names)) and not isinstance(options.get("exclude_modules"), str):
+            options["exclude_modules"] = [*(options.get("exclude_modules") or ()), *wrappers]
+
+
+def _preferred(plan: Plan) -> list[str]:
+    """The fields whose lists a profile or recipe gave: PEFT takes of them what is there, and so do we."""
+    asked = {field: plan.request.asked(name) for name, field in LORA_OPTIONS.items()}
+    return [field for field, each in asked.items() if each is not None and not each.demanded]
 
 
 def _add_existing(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -> Any:

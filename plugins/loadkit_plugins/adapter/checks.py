@@ -25,6 +25,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
 
 
 def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
+    guarded = bool(context.request.value("check_adapter_base", True))
     yield from _unused(context, plan)
     if plan.adapters is None:
         return
@@ -34,7 +35,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     yield from _merging(context, plan, plan.adapters)
     if context.beside.adapters:
         for name, facts in context.beside.adapters.items():
-            yield from _base(context, name, facts)
+            yield from _base(context, name, facts, guarded)
             yield from _shapes(context.checkpoint, plan, name, facts)
     else:
         yield from _start(context, plan, plan.adapters.members[0])
@@ -128,10 +129,9 @@ def _floating(checkpoint: Checkpoint, prequantized: bool) -> int:
     return total
 
 
-def _base(context: Context, name: str, facts: AdapterFacts) -> Iterator[Problem]:
+def _base(context: Context, name: str, facts: AdapterFacts, guarded: bool) -> Iterator[Problem]:
     """Whether the adapter was made for this base."""
     named, checkpoint = facts.config.get("base_model_name_or_path"), context.checkpoint
-    guarded = context.request.value("check_adapter_base", True)
     said = f"the adapter {facts.source!r} ({name}) was made for {named!r}"
     if facts.base_is_same is False and guarded:
         yield _problem(

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loadkit import Adapter, Context, Plan, Weight
-from loadkit.plugins import ITEM_SIZES, AdapterFacts, Towers
+from loadkit.plugins import ITEM_SIZES, AdapterFacts, Towers, is_projector
+from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR
 
 __all__ = ["estimate"]
 
@@ -50,7 +51,11 @@ def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Conte
     """LoRA's two matrices for each target, DoRA's magnitudes, and copies of the modules that train whole."""
     options = adapter.options
     targets = options.get("target_modules")
-    if adapter.peft_type != "LORA" or (not targets and not options.get("target_parameters")):
+    if (
+        targets == BY_TYPE
+        or adapter.peft_type != "LORA"
+        or (not targets and not options.get("target_parameters"))
+    ):
         return None
     excluded = options.get("exclude_modules") or ()
     if options.get("rank_pattern") or options.get("layers_to_transform") or isinstance(excluded, str):
@@ -65,7 +70,11 @@ def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Conte
     for weight in weights:
         if _named(weight.module, saved):
             found.append(_weight(weight.name, weight.shape, plan.dtype, trains=adapter.trainable))
-        elif towers.holds(weight.module) or _named(weight.module, excluded):
+        elif (
+            towers.holds(weight.module)
+            or _named(weight.module, excluded)
+            or ("projector" in adapter.frozen_parts and is_projector(weight.module))
+        ):
             continue
         elif _targeted(weight, targets, stacked):
             shapes = _shapes(weight, rank, bool(options.get("use_dora")))
@@ -90,6 +99,9 @@ def _targeted(weight: Weight, targets: Any, stacked: bool) -> bool:
         return (stacked and (router or experts)) or (weight.kind in ("linear", "linear subclass") and matrix)
     if not matrix:
         return False
+    listed = [targets] if isinstance(targets, str) else list(targets or ())
+    if EVERY_LINEAR in listed and weight.kind in ("linear", "linear subclass"):
+        return True
     if isinstance(targets, str):
         return re.fullmatch(targets, weight.module) is not None
     return _named(weight.module, targets or ())

@@ -50,8 +50,8 @@ def loadkit_choose_adapter(
     if asked is None:
         return [Claim(value=None, because="nobody asked for an adapter", strength=Strength.FALLBACK)]
     if switch is not None and switch.value is not True and switch.value is not False and whole is None:
-        return []  # an existing one was asked for, and couldn't be read: there is a problem already
-    return [new_adapter(context, architecture, dtype, quantization, tokens, asked)]
+        return []  # an existing one was asked for, and couldn't be read, which has been told
+    return [new_adapter(context, architecture, dtype, quantization, preparation, tokens, asked)]
 
 
 @hookimpl

@@ -21,7 +21,8 @@ from loadkit import (
     Tokens,
 )
 from loadkit.plugins import AdapterFacts
-from loadkit_plugins.adapter.targets import unadaptable
+from loadkit_plugins.adapter.targets import EVERY_LINEAR, absent, unadaptable
+from loadkit_plugins.dtype import canonical
 
 __all__ = ["LORA_OPTIONS", "existing_adapters", "needs_weights", "new_adapter", "declared_options"]
 
@@ -32,6 +33,7 @@ LORA_OPTIONS: Mapping[str, str] = {
     "lora_target_modules": "target_modules",
     "lora_target_parameters": "target_parameters",
     "lora_modules_to_save": "modules_to_save",
+    "lora_exclude_modules": "exclude_modules",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
     "init_lora_weights": "init_lora_weights",
@@ -64,12 +66,23 @@ def declared_options() -> Sequence[Option]:
         option("lora_r", "int", "rank of a new LoRA adapter"),
         option("lora_alpha", "float", "scale of a new LoRA adapter"),
         option("lora_dropout", "float", "dropout of a new LoRA adapter"),
-        option("lora_target_modules", "list or str", 'modules to adapt: a list, a pattern, or "all-linear"'),
+        option(
+            "lora_target_modules",
+            "list or str",
+            'modules to adapt: a list, a pattern, "all-linear", or "every-linear" (linear layers by their last names: '
+            "fused experts and routers aren't among them), which may be in a list; \"by-model-type\" for PEFT's own choice",
+        ),
         option(
             "lora_target_parameters", "list", "parameters to adapt that aren't modules, such as fused experts"
         ),
+        option("lora_exclude_modules", "list or str", "modules to leave alone, though they are targets"),
         option("lora_modules_to_save", "list", "modules to train whole and save beside the adapter"),
         option("lora_vision", "bool", "adapt the towers beside the language model too"),
+        option(
+            "adapter_dtype",
+            "str",
+            "dtype of an adapter's weights: \"auto\" (the model's; float32 where that is float16 and trains) or a name",
+        ),
         option("use_rslora", "bool", "rank-stabilized LoRA"),
         option("use_dora", "bool", "weight-decomposed LoRA (DoRA)"),
         option(
@@ -97,6 +110,7 @@ def existing_adapters(context: Context, dtype: str, preparation: Preparation) ->
     """The adapters that the source is, or that the option names."""
     request, found = context.request, context.beside.adapters
     trainable = bool(request.value("adapter_trainable", preparation.training))
+    dtype, why_dtype, passed = _dtype(context, dtype, trains=trainable)
     active = request.value("active_adapter", next(iter(found)))
     members = tuple(
         Adapter(
@@ -116,6 +130,7 @@ def existing_adapters(context: Context, dtype: str, preparation: Preparation) ->
     why = request.asked("adapter_trainable")
     state = "it trains on" if trainable else "it is frozen"
     because += f"; {state}: {why.because if why else 'as the model is loaded ' + ('to train' if preparation.training else 'to run')}"
+    because += why_dtype
     value = Adapters(
         members=members,
         active=active if active in found else members[0].name,
@@ -123,7 +138,7 @@ def existing_adapters(context: Context, dtype: str, preparation: Preparation) ->
         dequantize=bool(request.value("dequantize", False)),
     )
     strength = Strength.YOU if own or asked is None else asked.strength
-    return Claim(value=value, because=because, strength=strength)
+    return Claim(value=value, because=because, strength=strength, passed_over=passed)
 
 
 def new_adapter(
@@ -131,6 +146,7 @@ def new_adapter(
     architecture: ModelClass,
     dtype: str,
     quantization: Quantization | None,
+    preparation: Preparation,
     tokens: Tokens | None,
     asked: Asked,
 ) -> Claim[Adapters | None]:
@@ -141,15 +157,21 @@ def new_adapter(
     peft_type = str(fields.pop("peft_type", "LORA"))
     lora = peft_type == "LORA"
     options = {**fields, **_lora(request, context)} if lora else fields
-    passed = [*_without_dropout(options, context), *_without_weights(options, quantization, context)]
-    if lora and options.get("target_modules") == "all-linear" and "exclude_modules" not in options:
+    passed = _without_weights(options, quantization, context)
+    passed += _absent(options, context, architecture)
+    dtype, why_dtype, more = _dtype(context, dtype, trains=preparation.training)
+    passed += more
+    wide = _every(options) or options.get("target_modules") == "all-linear"
+    if lora and wide and "exclude_modules" not in options:
         unfit = unadaptable(context)
         passed += [PassedOver(name, reason) for name, reason in unfit.items()]
         options |= {"exclude_modules": list(unfit)} if unfit else {}
     if architecture.task in TASK_TYPES:
         options.setdefault("task_type", TASK_TYPES[architecture.task])
     added = [t for t in (tokens.additional if tokens else ()) if t != (tokens.pad_token if tokens else None)]
-    because = asked.because
+    because = asked.because + why_dtype
+    if lora and options.get("lora_dropout") and _has_experts(context):
+        because += "; dropout stays off fused experts, over which PEFT has none"
     if lora and added:
         because += "; the rows of new tokens train too"
     adapter = Adapter(
@@ -157,6 +179,7 @@ def new_adapter(
         options=options,
         dtype=dtype,
         exclude_vision=not request.value("lora_vision", False),
+        frozen_parts=tuple(part for part in request.value("frozen_parts", ()) if part != "towers"),
         new_tokens=lora and bool(added),
     )
     value = Adapters(
@@ -179,16 +202,47 @@ def _lora(request: Request, context: Context) -> dict[str, Any]:
     return given
 
 
-def _without_dropout(options: dict[str, Any], context: Context) -> list[PassedOver]:
-    """Leave a profile's dropout out where experts are adapted as fused parameters: PEFT has none there."""
-    asked = context.request.asked("lora_dropout")
-    config = context.checkpoint.text_config
-    experts = any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
-    if not experts or asked is None or asked.demanded or not options.get("lora_dropout"):
+def _dtype(context: Context, dtype: str, *, trains: bool) -> tuple[str, str, tuple[PassedOver, ...]]:
+    """The dtype of an adapter's weights, a reason where it isn't the base's, and what gave way.
+
+    Gradient scaling, which float16 trains with, refuses float16 gradients (torch 2.13: "Attempting to unscale
+    FP16 gradients"). FSDP flattens or groups parameters of one dtype, so a mere wish for another gives way
+    there.
+    """
+    asked, engine = context.request.asked("adapter_dtype"), context.topology.engine
+    wanted = canonical(asked.value) if asked is not None else "auto"
+    sharded = engine in ("fsdp", "fsdp2")
+    if asked is not None and wanted not in ("auto", dtype):
+        if asked.demanded or not sharded:
+            return wanted, f"; its weights are {wanted}: {asked.because}", ()
+        passed = PassedOver(f"an adapter in {wanted}", f"{engine} shards parameters of one dtype")
+        return dtype, "", (passed,)
+    if wanted == "auto" and dtype == "float16" and trains and not sharded:
+        return "float32", "; its weights are float32, as gradient scaling refuses float16 gradients", ()
+    return dtype, "", ()
+
+
+def _every(options: Mapping[str, Any]) -> bool:
+    given = options.get("target_modules")
+    return EVERY_LINEAR in ([given] if isinstance(given, str) else given or ())
+
+
+def _absent(options: Mapping[str, Any], context: Context, architecture: ModelClass) -> list[PassedOver]:
+    """Names of a profile's or recipe's list that the model doesn't have: PEFT takes what is there."""
+    asked = context.request.asked("lora_target_modules")
+    if asked is None or asked.demanded:
         return []
-    wanted = options.pop("lora_dropout")
-    reason = "the model has experts, whose weights are fused, and PEFT has no dropout over fused weights"
-    return [PassedOver(f"lora_dropout={wanted:g}", reason)]
+    weights = [w.module for w in context.weights(architecture) if w.kind != "experts"]
+    members = [
+        m for f in context.library.families.values() for facts in f.modules.values() for m in facts.members
+    ]
+    missing = absent(options.get("target_modules"), [*weights, *members]) if weights else []
+    return [PassedOver(name, "the model has no module of that name") for name in missing]
+
+
+def _has_experts(context: Context) -> bool:
+    config = context.checkpoint.text_config
+    return any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
 
 
 def _without_weights(

@@ -6,10 +6,29 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from loadkit import Context, LoadError
-from loadkit.plugins import did_you_mean, input_embeddings, output_embeddings, tower_keys
+from loadkit import Adapter, Context, LoadError
+from loadkit.plugins import did_you_mean, input_embeddings, is_projector, output_embeddings, tower_keys
 
-__all__ = ["check_targets", "new_token_rows", "towers", "unadaptable"]
+__all__ = [
+    "BY_TYPE",
+    "EVERY_LINEAR",
+    "absent",
+    "check_targets",
+    "left_out_paths",
+    "linear_names",
+    "new_token_rows",
+    "towers",
+    "unadaptable",
+    "unfit",
+]
+
+EVERY_LINEAR = "every-linear"
+"""A target that stands for every linear layer by the last part of its path: no output embedding, no fused
+experts, no router."""
+
+BY_TYPE = "by-model-type"
+"""A target that stands for those that PEFT has for the model's type; for a type that it doesn't know, for all
+linear layers."""
 
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Model types whose output projection PEFT 0.21 refuses to adapt (`_check_lora_target_modules_mamba`)."""
@@ -36,8 +55,54 @@ def unadaptable(context: Context) -> dict[str, str]:
     return found
 
 
-def check_targets(model: Any, options: Mapping[str, Any]) -> None:
-    """Refuse settings that name nothing in the bare model. PEFT is content where one of several is found.
+def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:
+    """The last parts of the paths of every linear layer, quantized ones too; a number is no name, and brings
+    its parent's.
+
+    Parameters:
+        model: the bare model.
+        left_out: paths of submodels that are left out.
+    """
+    output = output_embeddings(model)
+    found: dict[str, None] = {}
+    for path, module in model.named_modules():
+        name = type(module).__name__
+        linear = "Linear" in name or any(base.__name__ == "Linear" for base in type(module).__mro__)
+        beside = any(path == each or path.startswith(f"{each}.") for each in left_out)
+        if path and linear and module is not output and not beside and not OTHERWISE.search(name):
+            parts = path.split(".")
+            found[".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]] = None
+    return sorted(found)
+
+
+def unfit(model: Any, names: Sequence[str]) -> list[str]:
+    """Paths that end in one of the names and hold no layer that LoRA can adapt, such as a wrapper around a
+    linear layer."""
+    import torch
+
+    layers = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    return [
+        path
+        for path, module in model.named_modules()
+        if any(path == name or path.endswith(f".{name}") for name in names)
+        and not isinstance(module, layers)
+        and not hasattr(module, "weight")
+    ]
+
+
+def absent(given: Any, names: Sequence[str]) -> list[str]:
+    """Of a list of targets, those that end no name."""
+    listed = [each for each in given if each != EVERY_LINEAR] if isinstance(given, list | tuple) else []
+    return [each for each in listed if not any(n == each or n.endswith(f".{each}") for n in names)]
+
+
+def check_targets(model: Any, options: Mapping[str, Any], *, partly: Sequence[str] = ()) -> None:
+    """Refuse settings that name nothing. PEFT is content where one of several names is found.
+
+    Parameters:
+        model: the bare model.
+        options: fields of a PEFT config: `target_modules`, `modules_to_save`, `target_parameters`.
+        partly: fields of which only some names need be there, as a recipe's list is read by PEFT.
 
     Raises:
         LoadError: a name or pattern of a PEFT config's fields matches no module or parameter.
@@ -45,9 +110,9 @@ def check_targets(model: Any, options: Mapping[str, Any]) -> None:
     modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]
     wrong = [
-        *_unmatched("target_modules", options, modules),
-        *_unmatched("modules_to_save", options, modules),
-        *_unmatched("target_parameters", options, parameters),
+        *_unmatched("target_modules", options, modules, partly),
+        *_unmatched("modules_to_save", options, modules, partly),
+        *_unmatched("target_parameters", options, parameters, partly),
     ]
     if wrong:
         raise LoadError(
@@ -56,16 +121,20 @@ def check_targets(model: Any, options: Mapping[str, Any]) -> None:
         )
 
 
-def _unmatched(field: str, options: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def _unmatched(
+    field: str, options: Mapping[str, Any], names: Sequence[str], partly: Sequence[str]
+) -> list[str]:
     given = options.get(field)
-    if not given or given == "all-linear":
+    if not given or given in ("all-linear", BY_TYPE):
         return []
     if isinstance(given, str):
         if any(re.fullmatch(given, name) for name in names):
             return []
         hint = _nearest(given, names) if re.fullmatch(r"[\w.]+", given) else ""
         return [f"{field}: the pattern {given!r} matches nothing{hint}"]
-    missing = [each for each in given if not any(n == each or n.endswith(f".{each}") for n in names)]
+    missing = absent(list(given), names)
+    if field in partly and len(missing) < len(given):
+        return []
     return [f"{field} names {each!r}, which is nowhere{_nearest(each, names)}" for each in missing]
 
 
@@ -111,6 +180,24 @@ def towers(model: Any) -> list[str]:
         for name, module in model.named_modules()
         if name and any(getattr(module, "config", None) is part for part in beside)
     ]
+
+
+def left_out_paths(model: Any, adapter: Adapter) -> list[str]:
+    """Paths of the parts of a multimodal model that a new adapter leaves alone."""
+    beside = towers(model)
+    found = beside if adapter.exclude_vision else []
+    modules = [name for name, _ in model.named_modules() if name] if beside and adapter.frozen_parts else []
+    if "projector" in adapter.frozen_parts:
+        found = [*found, *(name for name in modules if is_projector(name))]
+    if "language-model" in adapter.frozen_parts:
+        within = [*beside, *(name for name in modules if is_projector(name))]
+        rest = (
+            n
+            for n in modules
+            if not any(n == w or n.startswith(f"{w}.") or w.startswith(f"{n}.") for w in within)
+        )
+        found = [*found, *rest]
+    return found
 
 
 def _listed(value: Any) -> list[str]:

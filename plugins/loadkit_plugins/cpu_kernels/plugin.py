@@ -35,9 +35,9 @@ def loadkit_options() -> Sequence[Option]:
 
 @hookimpl
 def loadkit_shortcuts(plan: Plan, machine: Machine) -> Sequence[Shortcut]:
+    refused = _refused(plan, machine)
     if not _quantizes_on_cpu(plan, machine):
         return []
-    refused = _refused(plan, machine)
     line = (
         f"bitsandbytes' own kernels quantize on the CPU: {refused}"
         if refused

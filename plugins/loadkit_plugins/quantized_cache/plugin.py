@@ -92,10 +92,9 @@ def loadkit_shorten_loading(
 
 def key_of(plan: Plan, identity: str, machine: Machine, entries: Entries) -> Key:
     """The name under which exactly this quantized base is kept."""
-    quantization = plan.quantization
+    asked, quantization = plan.request.asked("quantized_cache"), plan.quantization
     if quantization is None or quantization.prequantized:
-        return Key()
-    asked = plan.request.asked("quantized_cache")
+        return Key()  # nothing to keep, whatever was asked
     if asked is not None and asked.value is False:
         return Key(reason=f"{asked.by} said quantized_cache=False")
     device = _device(plan, machine)

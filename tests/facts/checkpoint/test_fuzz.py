@@ -1,4 +1,5 @@
-"""Files from anybody: whatever is in them, the outcome is a plan or a LoadkitError, soon, and nothing else happens."""
+"""Files from anybody: whatever is in them, the outcome is a plan or a LoadkitError, soon, and nothing else
+happens."""
 
 from __future__ import annotations
 
@@ -32,13 +33,14 @@ STRANGE: tuple[Any, ...] = (
     None, True, -1, 0, 2**63, 2**200, 1e400, float("nan"), "", "../../etc/passwd", "a" * 5000, "\u0000", "💥", [], {}, [[]], {"": {}},
     [None], {"a": [1]}, "evil/kernel", "/etc/passwd", {"quant_method": 5}, ["auto"], "cuda:9", -(2**63), "torch.bfloat16", {"model_type": []},
 )  # fmt: skip
-SLOWEST = 5.0
+SLOWEST = 60.0
 """Seconds that no single case may take: a hang, not a speed."""
 
 
 @contextmanager
 def nothing_but_reading(allowed: tuple[str, ...]) -> Iterator[list[str]]:
-    """Note every file opened for writing outside of these folders, every connection, and every process started."""
+    """Note every file opened for writing outside of these folders, every connection, and every process
+    started."""
     seen: list[str] = []
     watching = True
 

@@ -187,7 +187,8 @@ def test_an_existing_folder_goes_before_a_repository(
 
 
 def test_the_environment_is_honoured(tmp_path: Path) -> None:
-    """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, in processes that import huggingface_hub with them set."""
+    """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, in processes that import huggingface_hub with them
+    set."""
     code = (
         "from loadkit.facts.checkpoint.read import read_checkpoint; import sys; "
         f"checkpoint, problems = read_checkpoint({REPOSITORY!r}); "

@@ -1,4 +1,5 @@
-"""The index that `read_library` keeps, and how it reads source: the real transformers and a tiny one."""
+"""The index that `read_library` keeps, and how it reads source: on the real transformers and on a tiny
+one."""
 
 from __future__ import annotations
 

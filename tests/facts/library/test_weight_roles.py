@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from examples import GEMMA3, MISTRAL, checkpoint
+from examples import GEMMA3, checkpoint
 
 from loadkit import Checkpoint, ModelClass, Weight
 from loadkit.facts.library.index import read_library
@@ -57,7 +57,8 @@ def test_gpt2_stores_inputs_first() -> None:
 
 
 def test_a_head_counts_where_it_is_stored() -> None:
-    """transformers 5 ties a stored head to the embedding only where they are equal: then no file has both."""
+    """transformers 5 ties a stored head to the embedding only where the two are equal, and then no saved file
+    has both."""
     both = {"model.embed_tokens.weight": (320, 64), "lm_head.weight": (320, 64)}
     assert set(weights(facts("qwen2", both, tie_word_embeddings=True), "Qwen2ForCausalLM")) == set(both)
 
@@ -97,4 +98,3 @@ def test_weights_whose_values_the_model_uses_itself_are_known() -> None:
     assert "Gemma3nTextAltUp.prediction_coefs" in direct("gemma3n_text")
     assert "Pix2StructVisionMlp.wo" in direct("pix2struct")  # casts to its dtype, which is uint8 then
     assert direct("mistral") == direct("llama") == direct("qwen2") == set()
-    assert MISTRAL["model_type"] == "mistral"

@@ -141,7 +141,7 @@ def test_nonsense_stops_a_plan(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> No
         get_kbit_device_map()
 
 
-# --- the engine ------------------------------------------------------------------------------------------------------
+# --- the engine
 
 
 def test_engines_of_accelerate(tmp_path: Path) -> None:
@@ -180,7 +180,8 @@ def test_settings_of_fsdp() -> None:
 
 
 class Config:
-    """As much of transformers' HfDeepSpeedConfig as it looks at itself: the object can't be made without DeepSpeed."""
+    """As much of transformers' HfDeepSpeedConfig as it looks at itself: the object can't be made without
+    DeepSpeed."""
 
     def __init__(self, stage: int) -> None:
         self.config = {"zero_optimization": {"stage": stage}}
@@ -238,7 +239,7 @@ def test_an_accelerator_that_exists(state: dict[str, Any], expected: str) -> Non
     assert read(FSDP2, modules()).engine == "fsdp2"  # a PartialState alone doesn't know the engine
 
 
-# --- what is really set ----------------------------------------------------------------------------------------------
+# --- what is really set
 
 TELL = """
 import os, sys, json

@@ -51,7 +51,8 @@ def test_an_error_wakes_it() -> None:
 
 
 def test_the_last_of_several_threads_wakes_it() -> None:
-    """The first to begin is the first to end: what it found mustn't be put back while another one needs rest, nor forgotten."""
+    """The first to begin is the first to end: what it found mustn't be put back while another one needs rest,
+    nor forgotten."""
     begun, end = threading.Event(), threading.Event()
 
     def other() -> None:

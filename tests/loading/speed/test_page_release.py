@@ -1,4 +1,5 @@
-"""Pages of weight files are handed back while a model is quantized out of them, and no value is lost by it."""
+"""Pages of weight files are handed back while a model is quantized out of them, and no value is lost by
+it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Weight files are read into the page cache ahead of the loader, by one process of a machine, where there is room."""
+"""Weight files are read into the page cache ahead of the loader, by one process of a machine, where there is
+room."""
 
 from __future__ import annotations
 

@@ -111,7 +111,8 @@ def test_the_state_of_optimizers(tiny: Any, name: str) -> None:
 
 
 def test_eight_bit_optimizers_keep_small_tensors_whole() -> None:
-    """bitsandbytes: two bytes a value and two float32 scales for each 256, and tensors under 4,096 values in float32."""
+    """bitsandbytes: two bytes a value and two float32 scales for each 256, and tensors under 4,096 values in
+    float32."""
 
     def weight(*shape: int) -> Weight:
         count = shape[0] * (shape[1] if len(shape) > 1 else 1)

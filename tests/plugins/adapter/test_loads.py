@@ -1,4 +1,5 @@
-"""Adapters on real models: attached, resumed, several, merged; what doesn't fit is an error."""
+"""Adapters on real models: attached, resumed, several, merged; what doesn't fit is an error that names the
+tensors."""
 
 from __future__ import annotations
 

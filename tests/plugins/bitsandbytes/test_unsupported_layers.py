@@ -1,4 +1,5 @@
-"""Layers that are kept out of quantization or of LoRA because they couldn't run, and what is refused."""
+"""Layers that are kept out of quantization or of LoRA because they couldn't run; what plainly can't be
+quantized is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ FALCON = {
 
 @pytest.mark.parametrize("profile", ["qlora", "qlora-8bit", "inference-4bit"])
 def test_nothing_to_quantize_is_refused_before_loading(profile: str) -> None:
-    """TRAPS 6: falcon's layers are a subclass of Linear, which bitsandbytes passes over."""
+    """TRAPS 6: falcon's layers are a subclass of Linear, which bitsandbytes passes over: a "4-bit" falcon has
+    no 4-bit weight."""
     said = problems(checkpoint({"model_type": "falcon"}, tensors=tensors(FALCON)), profile)
     assert "FalconForCausalLM has no plain Linear layer" in said["nothing-to-quantize"]
     assert planned(checkpoint({"model_type": "falcon"}, tensors=tensors(FALCON)), "lora").memory is not None

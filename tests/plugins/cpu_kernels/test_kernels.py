@@ -1,4 +1,5 @@
-"""Compiled kernels beside bitsandbytes' own: the same bits for all values, and nothing left behind."""
+"""Compiled kernels beside bitsandbytes' own: the same bits for everything that can be quantized, and nothing
+left behind."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ SPECIAL = [
 
 
 def weights(seed: int, count: int, dtype: Any, kind: str) -> Any:
-    """Values of many sorts: ordinary, any bits, subnormal, few distinct (ties), or with special ones."""
+    """Values of many sorts: ordinary, any bits at all, subnormal, few distinct ones (ties), or salted with
+    special ones."""
     generator = np.random.default_rng(seed)
     if kind == "bits":
         words = generator.integers(0, 256, count * dtype.itemsize, dtype=np.uint8)
@@ -147,7 +149,8 @@ def test_rows_of_eight_bits(seed: int, height: int, width: int, kind: str) -> No
 def test_every_value_of_16_bits(
     four_bit: Any, own_four_bit: Any, dtype: Any, quant_type: str, largest: float
 ) -> None:
-    """Each value, in a block with one of a given magnitude, and in blocks of all of its sign and exponent."""
+    """Each value, in a block with one of a given magnitude, and in blocks of all others of its sign and
+    exponent."""
     every = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(dtype)
     every = every[every.float().isfinite()]
     small = every[every.float().abs() <= largest]
@@ -214,7 +217,8 @@ def test_every_shape(four_bit: Any, own_four_bit: Any, name: str) -> None:
 
 
 def test_nothing_and_too_much(four_bit: Any, own_four_bit: Any, in_rows: Any, own_rows: Any) -> None:
-    """What is left to bitsandbytes: no values, other dtypes, block sizes and dimensions, outliers."""
+    """What the kernels leave to bitsandbytes: no values, other dtypes, block sizes and dimensions, outliers'
+    columns."""
     empty = torch.empty(0, dtype=torch.bfloat16), 64, "nf4", torch.uint8
     assert_same(four_bit(*empty), own_four_bit(*empty))
     for other in (

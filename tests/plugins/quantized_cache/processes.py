@@ -62,7 +62,8 @@ def together(folder: str, out: Path, count: int) -> None:
 
 
 def killed(folder: str, out: Path, count: int) -> None:
-    """Kill at moments spread over a load and its writing; after each, start anew if what is there is good."""
+    """Kill at moments spread over a whole load and its writing; after each, look at what is there and start
+    anew if it is good."""
     entries, seen = Entries(), []
     start = time.monotonic()
     os.waitpid(child(folder, out / "whole.json"), 0)

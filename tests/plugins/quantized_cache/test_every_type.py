@@ -1,4 +1,5 @@
-"""Every model type: what the cache gives is what would have been quantized, or it is quantized again."""
+"""Every model type: what the cache gives is what would have been quantized, or the load notices and quantizes
+again."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ NOT_KEPT_8BIT = ("qwen4_exp", "qwen4_exp_text")
 """The same, in 8 bits only."""
 
 UNSAVED = ("kimi_k25", "mistral_large4", "molmo2", "nemotron_h_omni", "step3p7")
-"""Model types that transformers 5.23 can't save quantized: undoing a conversion permutes what is packed."""
+"""Model types whose quantized models transformers 5.23 can't save: undoing a conversion, it permutes or joins
+what is packed."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "4-bit": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
@@ -41,10 +43,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def swept() -> list[str]:
-    """Every third type, in 8 bits every ninth, and all that are known to differ.
-
-    With LOADKIT_EVERY_TYPE=1 all of them, in about a quarter of an hour.
-    """
+    """Every third type, in 8 bits every ninth, and all that are known to differ; all of them with
+    LOADKIT_EVERY_TYPE=1, in about a quarter of an hour."""
     every = sorted(model_types())
     some = {*every[::3], *NOT_KEPT, *NOT_KEPT_8BIT, *UNSAVED} & set(every)
     return every if os.environ.get("LOADKIT_EVERY_TYPE") else sorted(some)

@@ -109,7 +109,8 @@ def test_a_damaged_entry_is_dropped_and_made_again(
 
 
 def test_an_entry_that_loads_otherwise_isnt_trusted_nor_made_again(tiny: Tiny, entries: Entries) -> None:
-    """A transformers that reads its own files another way: checksums hold, and the model isn't the same."""
+    """A transformers that reads its own files another way, say: checksums hold, and the model isn't the
+    same."""
     load(tiny("mistral"))
     (entry,) = entries
     path = Path(entry.folder) / "entry.json"
@@ -213,7 +214,8 @@ def test_a_program_that_ends_right_after_the_load_leaves_the_entry(tiny: Tiny, e
 def test_where_no_thread_can_be_started_nothing_is_kept(
     tiny: Tiny, entries: Entries, monkeypatch: pytest.MonkeyPatch, started: int
 ) -> None:
-    """Python starts none once it is about to end: the writing gives up, and nobody waits for a half."""
+    """Python starts none once it is about to end: the writing gives up whole, and nobody waits for the other
+    half."""
     real, left = ThreadPoolExecutor.submit, [started]
 
     def submit(pool: ThreadPoolExecutor, call: Callable[..., Any], *given: Any) -> Any:

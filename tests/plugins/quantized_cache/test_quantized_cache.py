@@ -1,4 +1,5 @@
-"""What the cache gives is what would have been quantized: the same bits, configs, losses and saved files."""
+"""What is loaded from the cache is what would have been quantized: the same bits, configs, losses and saved
+files."""
 
 from __future__ import annotations
 

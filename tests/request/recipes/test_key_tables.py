@@ -1,4 +1,5 @@
-"""The tables: every option they name is one, every key of the trainers is known, and every misspelling is noticed."""
+"""The tables: every option they name is one, every key of the trainers is known, and every misspelling is
+noticed."""
 
 from __future__ import annotations
 
@@ -46,13 +47,17 @@ def test_a_key_is_in_one_place(dialect: Dialect) -> None:
         assert sure, f"{key} means nothing"
         assert not meaning.only or meaning.sets or meaning.values or meaning.without, key
         assert not (meaning.under or meaning.format or meaning.values) or meaning.option, key
-        assert set(meaning.needs) <= {*dialect.keys}, key
+        known = {*dialect.keys, *dialect.trainer, dialect.source}
+        assert {each.partition("=")[0] for each in meaning.needs} | set(meaning.against) <= known, key
 
 
 def test_markers_tell_the_dialects_apart() -> None:
     for dialect in dialects():
         for other in dialects():
-            if other is not dialect:
+            if (
+                not {dialect.name, other.name} <= {"llama-factory", "llama-factory-v1"}
+                and other is not dialect
+            ):
                 assert not set(dialect.markers) & {
                     other.source,
                     *other.keys,
@@ -62,6 +67,9 @@ def test_markers_tell_the_dialects_apart() -> None:
         for marker in dialect.markers:
             assert dialect_of({marker: 1}) is dialect
     assert dialect_of({"model_name_or_path": "a/b"}) is TRL
+    shared = {"cutoff_len": 1, "flash_attn": "sdpa", "template": "x"}
+    assert dialect_of({**shared, "model": "a/b"}).name == "llama-factory-v1"
+    assert dialect_of({**shared, "model_name_or_path": "a/b"}).name == "llama-factory"
     assert dialect_of({"template": 1, "dataset_name": 1, "use_peft": True}) is TRL
 
 
@@ -84,7 +92,8 @@ def test_every_field_of_the_trainers_is_known() -> None:
         fields = {f.name for f in dataclasses.fields(kind)}
         assert fields <= known, kind.__name__
         trainers |= fields if kind is not trl.ModelConfig else set()
-    # What the trainers read as well isn't taken from them. They ignore model_init_kwargs where they are given a model.
+    # What the trainers read as well isn't taken from them. They ignore model_init_kwargs where they are given
+    # a model.
     assert {key for key in TRL.keys if key in trainers} - {"model_init_kwargs"} == {
         key for key, meaning in TRL.keys.items() if meaning.shared
     } - {"chat_template", "padding_side", "additional_special_tokens"}  # which scripts give their tokenizer
@@ -100,6 +109,7 @@ NEIGHBOURS = {
     "infer_backend local_rank loraplus_lr_ratio oft_rank oft_target pissa_convert quantization_device_map ref_model "
     "ref_model_adapters ref_model_quantization_bit resize_vocab reward_model_quantization_bit skip_special_tokens "
     "split_special_tokens tokenized_path upcast_layernorm use_apollo vllm_max_lora_rank",
+    "llama-factory-v1": "kernel_config dist_config optim_config peft_config quant_config bf16 micro_batch_size train_dataset",
 }
 """Keys of theirs that look like loading keys."""
 
@@ -114,7 +124,8 @@ def test_a_trainers_key_is_no_misspelling(dialect: Dialect) -> None:
 
 @pytest.mark.parametrize("dialect", dialects(), ids=lambda d: d.name)
 def test_one_slip_of_the_finger_is_noticed(dialect: Dialect) -> None:
-    """A letter left out, doubled, or swapped with the next; shorter words have too little left to be known by."""
+    """A letter left out, doubled, or swapped with the next; shorter words have too little left to be known
+    by."""
     known = {dialect.source, *dialect.keys, *dialect.untranslated, *dialect.trainer}
     for key in [dialect.source, *dialect.keys]:
         slips = {key[:i] + key[i + 1 :] for i in range(len(key))} | {

@@ -80,8 +80,8 @@ def test_a_translated_dtype_falls_back_in_plain_sight(tiny: Any, written: Writte
         "base_model: {}\nadapter: lora\nlora_target_modules: [q_proj]\nlora_target_linear: true\n",
         "base_model: {}\ntokens: [<a>]\nspecial_tokens: {{pad_token: <p>, additional_special_tokens: [<b>]}}\n",
         "base_model: {}\nreward_model: true\nmodel_type: AutoModelForSequenceClassification\n",
-        "model_name_or_path: {}\nfinetuning_type: full\nlora_rank: 8\ntemplate: llama3\nbf16: true\n",
-        "model_name_or_path: {}\npissa_init: true\npissa_iter: 4\nfreeze_vision_tower: true\nquantization_method: hqq\n",
+        "model_name_or_path: {}\ndo_train: true\nfinetuning_type: full\nlora_rank: 8\ntemplate: llama3\nbf16: true\n",
+        "model_name_or_path: {}\ndo_train: true\npissa_init: true\npissa_iter: 4\nfreeze_vision_tower: true\nquantization_method: hqq\n",
         "model_name_or_path: {}\nuse_peft: true\nload_in_8bit: true\nbnb_4bit_quant_type: nf4\npadding_side: left\n",
     ],
 )

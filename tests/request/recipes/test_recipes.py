@@ -125,6 +125,7 @@ def test_a_handbook_recipe(recipe: Read) -> None:
         "chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}",
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "lora_vision": True,
     }
     assert found.trainer["learning_rate"] == 2e-4
     assert found.trainer["dataset_mixer"] == {"some/dataset": 1.0}
@@ -134,11 +135,12 @@ def test_a_handbook_recipe(recipe: Read) -> None:
 
 
 def test_full_training_leaves_the_dtype_to_the_checkpoint(recipe: Read, reported: Reported) -> None:
-    """TRAPS 23: None means "auto" now. Mixed precision keeps weights in the dtype that they were loaded in."""
+    """TRAPS 23: None means "auto" now. Mixed precision keeps weights in the dtype that they were loaded
+    in."""
     assert recipe(HANDBOOK_DPO).options == {"training": True, "gradient_checkpointing": True}
     frozen = recipe(HANDBOOK_DPO + "use_peft: true\n")
     assert frozen.options["dtype"] == "bfloat16"
-    assert "no dtype is named" in frozen.notes[0]
+    assert any("no dtype is named" in note for note in frozen.notes)
     for name in ("dtype", "torch_dtype"):
         assert recipe(f"{name}: float16\n").options["dtype"] == "float16"
         assert "dtype" not in recipe(f"{name}: auto\n").options
@@ -169,7 +171,23 @@ def test_trls_defaults_of_an_adapter(recipe: Read) -> None:
         "lora_r": 16,
         "lora_alpha": 32,
         "lora_dropout": 0.05,
+        "lora_vision": True,
+        "lora_target_modules": "by-model-type",
+        "adapter_dtype": "float32",
     }
+    assert "PEFT's own" in found.notes[0]
+    assert (
+        "adapter_dtype" not in recipe("use_peft: true\nload_in_4bit: true\n").options
+    )  # TRL casts those back
+
+
+def test_trl_without_a_dtype_loads_in_float32(recipe: Read) -> None:
+    """ModelConfig's own default; a recipe that names no model is a part of one, and null asks for nothing."""
+    named = recipe("model_name_or_path: a/b\nlearning_rate: 1.0e-4\n")
+    assert named.options == {"training": True, "dtype": "float32"}
+    assert "TRL loads in float32" in named.notes[0]
+    for part in ("learning_rate: 1.0e-4\n", "model_name_or_path: a/b\ntorch_dtype: null\n"):
+        assert recipe(part).options == {"training": True}
 
 
 def test_settings_of_what_is_off_are_left_out_in_plain_sight(recipe: Read) -> None:
@@ -180,22 +198,28 @@ def test_settings_of_what_is_off_are_left_out_in_plain_sight(recipe: Read) -> No
         "bnb_4bit_quant_type has no effect without 4-bit quantization, and is left out",
     )
     resumed = recipe(
-        "adapter_name_or_path: ./mine\nlora_rank: 4\nquantization_bit: 8\nquantization_type: nf4\n"
+        "adapter_name_or_path: ./mine\nlora_rank: 4\nquantization_bit: 8\nquantization_type: nf4\ndo_train: true\n"
     )
     assert resumed.options == {
         "training": True,
         "adapter": "./mine",
         "load_in_8bit": True,
         "gradient_checkpointing": True,
+        "adapter_dtype": "float32",
+        "frozen_parts": ["towers", "projector"],
     }
-    assert [note.split()[0] for note in resumed.notes] == [
-        "adapter_name_or_path:",
-        "lora_rank",
-        "quantization_type",
-    ]
-    full = recipe("finetuning_type: full\nlora_rank: 8\nlora_target: all\nfreeze_vision_tower: true\n")
-    assert full.options == {"training": True, "adapter": False, "gradient_checkpointing": True}
-    assert full.trainer == {"freeze_vision_tower": True}
+    assert [note.split()[0] for note in resumed.notes] == ["training", "lora_rank", "quantization_type"]
+    full = recipe(
+        "finetuning_type: full\nlora_rank: 8\nlora_target: all\nfreeze_vision_tower: true\ndo_train: true\n"
+    )
+    assert full.options == {
+        "training": True,
+        "adapter": False,
+        "gradient_checkpointing": True,
+        "trainable_dtype": "float32",
+        "frozen_parts": ["towers", "projector"],
+    }
+    assert full.trainer == {"freeze_vision_tower": True, "do_train": True}
     assert full.shared == ()
 
 
@@ -235,7 +259,8 @@ def test_one_target_in_a_list(recipe: Read) -> None:
         assert (
             recipe(f"use_peft: true\nlora_target_modules: {text}\n").options["lora_target_modules"] == targets
         )
-    assert recipe("lora_target: [all]\n").options["lora_target_modules"] == "all-linear"
+    llama_factory = recipe("do_train: true\nlora_target: [all]\n")
+    assert llama_factory.options["lora_target_modules"] == "every-linear"
 
 
 def test_the_models_own_arguments_count_over_the_rest(recipe: Read) -> None:
@@ -262,10 +287,13 @@ def test_an_axolotl_recipe(recipe: Read) -> None:
         "lora_r": 32,
         "lora_alpha": 16,
         "lora_dropout": 0.05,
-        "lora_target_modules": "all-linear",
+        "lora_target_modules": ["every-linear"],
+        "lora_vision": True,
+        "adapter_dtype": "float32",
         "gradient_checkpointing": True,
         "attn_implementation": "flash_attention_2",
         "pad_token": "<|end_of_text|>",
+        "additional_special_tokens": ["<|end_of_text|>"],
         "dtype": "bfloat16",
     }
     assert any("chatml" in note for note in found.notes)
@@ -273,7 +301,16 @@ def test_an_axolotl_recipe(recipe: Read) -> None:
     assert {"datasets", "micro_batch_size", "bf16"} <= set(found.trainer)
     for text in ("adapter: lora\nlora_model_dir: ./mine\n", "lora_model_dir: ./mine\nadapter: lora\n"):
         resumed = recipe("base_model: a/b\nlora_r: 8\n" + text)
-        assert resumed.options == {"training": True, "adapter": "./mine", "dtype": "bfloat16"}
+        assert resumed.options == {
+            "training": True,
+            "adapter": "./mine",
+            "adapter_dtype": "float32",
+            "dtype": "bfloat16",
+        }
+
+
+LORA = {"adapter": True, "lora_dropout": 0.0, "lora_vision": True, "adapter_dtype": "float32"}
+"""What axolotl and PEFT have for an adapter, where a recipe is silent."""
 
 
 @pytest.mark.parametrize(
@@ -284,11 +321,16 @@ def test_an_axolotl_recipe(recipe: Read) -> None:
         ("model_config: {rope_theta: 5}\nmodel_kwargs: {use_safetensors: true}", {"model_kwargs": {"rope_theta": 5, "use_safetensors": True}}),
         ("model_type: LlamaForCausalLM", {}),
         ("model_type: AutoModelForSequenceClassification\nnum_labels: 1\nreward_model: true", {"task": "sequence-classification", "model_kwargs": {"num_labels": 1}}),
-        ("adapter: lora\nlora_target_modules: [q_proj]\nlora_target_linear: true", {"adapter": True, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}),
-        ("adapter: lora\nlora_target_linear: true\nlora_target_modules:", {"adapter": True, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}),
-        ("adapter: qlora\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", {"adapter": True, "lora_dropout": 0.0, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}),
+        ("adapter: lora\nlora_target_modules: [q_proj]\nlora_target_linear: true", {**LORA, "lora_target_modules": ["q_proj", "every-linear"]}),
+        ("adapter: lora\nlora_target_linear: true\nlora_target_modules:", {**LORA, "lora_target_modules": ["every-linear"]}),
+        ("adapter: lora\nlora_target_modules: all-linear\npeft_autocast_adapter_dtype: false", {**LORA, "adapter_dtype": "auto", "lora_target_modules": "all-linear"}),
+        ("adapter: lora\nlora_exclude_modules: [k_proj]\nunfrozen_parameters: [lm_head]", {**LORA, "lora_exclude_modules": ["k_proj"]}),
+        ("unfrozen_parameters:\n- ^model.layers.[0-3].+\n- lm_head", {"train_only": ["^model\\.layers\\.[0-3].+", "lm_head"]}),
+        ("freeze_mm_modules: true", {"frozen_parts": ["towers", "projector"]}),
+        ("special_tokens: {eos_token: <e>, pad_token: <p>}", {"eos_token": "<e>", "pad_token": "<p>", "additional_special_tokens": ["<e>", "<p>"]}),
+        ("adapter: qlora\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", {**LORA, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}),
         ("tokens: [<a>, <b>]\nspecial_tokens: {additional_special_tokens: [<c>, <a>]}", {"additional_special_tokens": ["<a>", "<b>", "<c>"]}),
-        ("tokens: {pad_token: '[PAD]', unk_token: <unk>}", {"pad_token": "[PAD]"}),
+        ("tokens: {pad_token: '[PAD]', unk_token: <unk>}", {"pad_token": "[PAD]", "additional_special_tokens": ["[PAD]"]}),
         ("chat_template: jinja\nchat_template_jinja: '{{ 1 }}'", {"chat_template": "{{ 1 }}"}),
         ("chat_template: tokenizer_default_fallback_chatml", {}),
         ("gradient_checkpointing: offload", {"gradient_checkpointing": True}),
@@ -339,15 +381,24 @@ def test_a_llama_factory_recipe(recipe: Read) -> None:
         "lora_r": 8,
         "lora_alpha": 16,
         "lora_dropout": 0.0,
-        "lora_target_modules": "all-linear",
+        "lora_target_modules": "every-linear",
         "attn_implementation": "flash_attention_2",
         "gradient_checkpointing": True,
         "dtype": "bfloat16",
+        "adapter_dtype": "float32",
+        "frozen_parts": ["towers", "projector"],
     }
     assert {"template", "stage", "cutoff_len"} <= set(found.trainer)
-    full = recipe("finetuning_type: full\ndisable_gradient_checkpointing: true\nbf16: true\n")
-    assert full.options == {"training": True, "adapter": False, "gradient_checkpointing": False}
-    listed = recipe("lora_rank: 4\nlora_target: q_proj, v_proj\nlora_alpha: '12'\n")
+    full = recipe("do_train: true\nfinetuning_type: full\ndisable_gradient_checkpointing: true\nbf16: true\n")
+    assert full.options == {
+        "training": True,
+        "adapter": False,
+        "gradient_checkpointing": False,
+        "dtype": "bfloat16",
+        "trainable_dtype": "float32",
+        "frozen_parts": ["towers", "projector"],
+    }
+    listed = recipe("do_train: true\nlora_rank: 4\nlora_target: q_proj, v_proj\nlora_alpha: '12'\n")
     assert listed.options["lora_target_modules"] == ["q_proj", "v_proj"]
     assert listed.options["lora_alpha"] == 12
 
@@ -363,8 +414,13 @@ def test_a_llama_factory_recipe(recipe: Read) -> None:
             "add_tokens: <a>\nadd_special_tokens: <b>, <c>",
             {"additional_special_tokens": ["<a>", "<b>", "<c>"]},
         ),
-        ("freeze_vision_tower: false", {"lora_vision": True}),
-        ("pure_bf16: true", {"dtype": "bfloat16"}),
+        ("freeze_vision_tower: false", {"lora_vision": True, "frozen_parts": ["projector"]}),
+        (
+            "freeze_vision_tower: false\nfreeze_language_model: true",
+            {"lora_vision": True, "frozen_parts": ["projector", "language-model"]},
+        ),
+        ("freeze_multi_modal_projector: false", {"frozen_parts": ["towers"]}),
+        ("pure_bf16: true", {"dtype": "bfloat16", "adapter_dtype": None}),
         ("bf16: true\ninfer_dtype: float16", {"dtype": "bfloat16"}),
         ("use_reentrant_gc: false", {"gradient_checkpointing_kwargs": {"use_reentrant": False}}),
         ("flash_attn: auto", {}),
@@ -373,16 +429,81 @@ def test_a_llama_factory_recipe(recipe: Read) -> None:
     ],
 )
 def test_llama_factorys_keys(recipe: Read, text: str, options: dict[str, Any]) -> None:
-    assert recipe(f"finetuning_type: lora\n{text}\n").options == {
+    expected = {
         "training": True,
         "adapter": True,
         "gradient_checkpointing": True,
         "lora_r": 8,
         "lora_alpha": 16,
         "lora_dropout": 0.0,
-        "lora_target_modules": "all-linear",
+        "lora_target_modules": "every-linear",
+        "adapter_dtype": "float32",
+        "frozen_parts": ["towers", "projector"],
         **options,
     }
+    found = recipe(f"do_train: true\nfinetuning_type: lora\n{text}\n").options
+    assert found == {name: value for name, value in expected.items() if value is not None}
+
+
+def test_llama_factorys_files_that_dont_train(recipe: Read) -> None:
+    """Without do_train it chats, serves, predicts or merges: no new adapter, and an old one is frozen or
+    merged."""
+    chat = recipe("model_name_or_path: a/b\ntemplate: t\ninfer_backend: huggingface\ninfer_dtype: float16\n")
+    assert chat.options == {"training": False, "gradient_checkpointing": False, "dtype": "float16"}
+    predicted = recipe("adapter_name_or_path: ./mine\ndo_predict: true\nfinetuning_type: lora\nstage: sft\n")
+    assert predicted.options == {"training": False, "gradient_checkpointing": False, "adapter": "./mine"}
+    merged = recipe("adapter_name_or_path: ./mine\ntemplate: t\nexport_dir: out\n")
+    assert merged.options == {**predicted.options, "merge_adapter": True}
+
+
+def test_llama_factorys_freeze_tuning(recipe: Read) -> None:
+    text = "do_train: true\nfinetuning_type: freeze\nfreeze_trainable_layers: 4\nfreeze_trainable_modules: mlp\nuse_llama_pro: true\n"
+    found = recipe(text).options
+    assert found["train_layers"] == {"count": 4, "modules": ["mlp"], "spread": True}
+    assert found["trainable_dtype"] == "float32"
+    assert recipe("do_train: true\nfinetuning_type: freeze\n").options["train_layers"] == {}
+
+
+LLAMA_FACTORY_V1 = """
+model: owner/model
+model_class: llm
+peft_config: {name: lora, r: 4, target_modules: all}
+quant_config: {name: bnb, quantization_bit: 4}
+dist_config: {name: fsdp2, dcp_path: null}
+train_dataset: data.yaml
+cutoff_len: 512
+"""
+
+
+def test_llama_factorys_second_dialect(recipe: Read) -> None:
+    found = recipe(LLAMA_FACTORY_V1)
+    assert (found.dialect, found.source) == ("llama-factory-v1", "owner/model")
+    assert found.options == {
+        "training": True,
+        "adapter": True,
+        "lora_r": 4,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "lora_target_modules": "every-linear",
+        "lora_vision": True,
+        "adapter_dtype": "float32",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "float16",
+        "attn_implementation": "sdpa",
+        "gradient_checkpointing": True,
+    }
+    assert set(found.trainer) == {"dist_config", "train_dataset", "cutoff_len"}
+    full = recipe("model: a/b\ntrain_dataset: d\npeft_config: null\n").options
+    assert (full["adapter"], full["dtype"]) == (False, "float32")
+    frozen = recipe(
+        "model: a/b\npeft_config: {name: freeze, freeze_trainable_layers: 1, freeze_extra_modules: [embed_tokens]}\n"
+    )
+    assert frozen.options["train_layers"] == {"count": 1, "also": ["embed_tokens"]}
+    assert (frozen.options["adapter"], frozen.options["trainable_dtype"]) == (False, "float32")
+    merged = recipe("model: a/b\npeft_config: {name: lora, adapter_name_or_path: ./mine, export_dir: out}\n")
+    assert (merged.options["training"], merged.options["merge_adapter"]) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -397,11 +518,14 @@ def test_llama_factorys_keys(recipe: Read, text: str, options: dict[str, Any]) -
         ("base_model: a\ngradient_checkpointing: offload_disk\n", "moving activations away is the trainer's"),
         ("base_model: a\nattn_implementation: xformers\n", "not part of transformers"),
         ("base_model: a\nbf16: auto\n", "axolotl loads in bfloat16"),
-        ("lora_rank: 8\n", "finetuning_type isn't given"),
+        ("do_train: true\nlora_rank: 8\n", "finetuning_type isn't given"),
+        ("finetuning_type: lora\n", "nothing trains"),
         ("template: llama3\n", "keeps its chat template"),
-        ("finetuning_type: freeze\n", "which weights train"),
+        ("finetuning_type: full\nfreeze_trainable_layers: 2\n", "no effect without finetuning_type=freeze"),
+        ("base_model: a\nlora_on_gpu: true\n", "is no known key of axolotl's recipes (lora_on_cpu is one)"),
+        ("base_model: a\nmystery: true\n", "mystery is no known key"),
         ("finetuning_type: lora\nstage: rm\n", "value head"),
-        ("lora_rank: 8\ninfer_dtype: float16\n", "is for inference"),
+        ("do_train: true\nlora_rank: 8\ninfer_dtype: float16\n", "infer_dtype has no effect beside do_train"),
     ],
 )
 def test_what_isnt_translated_one_to_one_is_noted(recipe: Read, text: str, words: str) -> None:
@@ -426,6 +550,12 @@ def test_what_isnt_translated_one_to_one_is_noted(recipe: Read, text: str, words
         ("quantization_bit: 3\n", "recipe-bad-value", "quantization_bit can be 4, 8"),
         ("quantization_bit: 4\nquantization_method: hqq\n", "recipe-bad-value", "bnb"),
         ("finetuning_type: oft\n", "recipe-bad-value", "lora, full, freeze"),
+        ("finetuning_type: lora\nuse_llama_pro: true\n", "recipe-contradiction", "pattern of the layers"),
+        ("base_model: a\nunfrozen_parameters: ['^model.embed_tokens.weight$[:32000]']\n", "recipe-bad-value", "rows of a parameter"),
+        ("base_model: a\nqat: {weight_dtype: int4}\n", "recipe-untranslated", "no counterpart"),
+        ("base_model: a\nuse_onebitllms: true\n", "recipe-untranslated", "one-bit"),
+        ("model: a\npeft_config: {name: oft}\n", "recipe-bad-value", "lora, freeze"),
+        ("model: a\npeft_config: {name: lora, lora_alhpa: 3}\n", "recipe-misspelt-key", "peft_config.lora_alpha"),
         ("adapter_name_or_path: ./one,./two\n", "recipe-bad-value", "names several"),
         ("base_model: a\nmodel_type: MambaLMHeadModel\n", "recipe-bad-value", "ForCausalLM"),
         ("lora_task_type: NOPE\n", "recipe-bad-value", "SEQ_CLS"),

@@ -86,7 +86,7 @@ def test_what_isnt_loading_is_the_trainers_untouched(
     assert problems == []
     assert found is not None
     assert found.trainer == content
-    assert found.options == {"training": True}
+    assert found.options == {"training": True, "dtype": "float32"}  # TRL's, where none is named
 
 
 VALUES = (
@@ -95,7 +95,7 @@ VALUES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["trl", "axolotl", "llama-factory"])
+@pytest.mark.parametrize("name", ["trl", "axolotl", "llama-factory", "llama-factory-v1"])
 def test_no_value_of_a_loading_key_raises(name: str) -> None:
     from loadkit.request.recipes.key_tables import dialects
     from loadkit.request.recipes.translate import translate
@@ -104,6 +104,6 @@ def test_no_value_of_a_loading_key_raises(name: str) -> None:
     for key in [dialect.source, *dialect.keys, *dialect.untranslated]:
         for value in VALUES:
             for beside in ({}, {"adapter": "qlora", "use_peft": True, "quantization_bit": 4}):
-                found = translate({**beside, key: value}, dialect)
-                assert found.options["training"] is True
+                found = translate({"do_train": True, **beside, key: value}, dialect)
+                assert found.options["training"] is True or key == "peft_config.export_dir"
                 assert all(p.remedy for p in found.problems)
