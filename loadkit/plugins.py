@@ -7,7 +7,14 @@ from loadkit.plugins import LoadingAid, did_you_mean
 from __future__ import annotations
 
 # fmt: off
-from loadkit.audit.model_access import base_of, configs, input_embeddings, is_packed, output_embeddings
+from loadkit.audit.model_access import (
+    base_of,
+    configs,
+    input_embeddings,
+    is_packed,
+    output_embeddings,
+    towers,
+)
 from loadkit.cache.checksums import checksum, checksums, file_checksums
 from loadkit.cache.entries import Entries, Entry, Record
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, File, ProcessingFacts, TensorHeader
@@ -17,7 +24,7 @@ from loadkit.facts.library.towers import Towers, is_projector, tower_keys
 from loadkit.loading.inference_mode import InferenceMode
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.manifest.manifest import FileProof
-from loadkit.schema.dtypes import FLOATS, ITEM_SIZES
+from loadkit.schema.dtypes import FLOATS, ITEM_SIZES, canonical_dtype
 from loadkit.schema.loading_aids import LoadingAid, Shortcut, Stored
 from loadkit.schema.values import HEADED_TASKS
 from loadkit.text.suggest import did_you_mean, nearest_name, some_of
@@ -27,6 +34,7 @@ __all__ = [
     "AdapterFacts", "Beside", "ConfigFacts", "Entries", "Entry", "FLOATS", "Family", "File", "FileProof",
     "HEADED_TASKS", "ITEM_SIZES", "InferenceMode", "Library", "LoadingAid", "ModelFacts", "ModuleFacts",
     "ProcessingFacts", "Record", "Shortcut", "Stored", "Template", "TensorHeader", "Towers", "base_of",
-    "checksum", "checksums", "configs", "did_you_mean", "file_checksums", "input_embeddings", "is_packed", "is_projector",
-    "nearest_name", "output_embeddings", "pause_gc", "size", "some_of", "span", "tower_keys",
+    "canonical_dtype", "checksum", "checksums", "configs", "did_you_mean", "file_checksums",
+    "input_embeddings", "is_packed", "is_projector", "nearest_name", "output_embeddings", "pause_gc",
+    "size", "some_of", "span", "tower_keys", "towers",
 ]

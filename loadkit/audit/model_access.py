@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["base_of", "configs", "input_embeddings", "is_packed", "output_embeddings"]
+from loadkit.facts.library.towers import tower_keys
+
+__all__ = ["base_of", "configs", "input_embeddings", "is_packed", "output_embeddings", "towers"]
 
 
 def base_of(model: Any) -> Any:
@@ -44,3 +46,18 @@ def output_embeddings(model: Any) -> Any:
         return model.get_output_embeddings()
     except NotImplementedError:
         return None
+
+
+def towers(model: Any) -> list[str]:
+    """Names of the towers, which LoRA leaves alone: what is made from a sub-config beside the text's."""
+    config = model.config
+    text = config.get_text_config()
+    nested = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
+    beside = [
+        nested[k] for k in tower_keys(nested, next((k for k, part in nested.items() if part is text), ""))
+    ]
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and any(getattr(module, "config", None) is part for part in beside)
+    ]

@@ -126,6 +126,7 @@ class Loaded:
                 plan.adapter.name,
                 trained=_versions(self.model) != self._versions,
                 starts_neutral=not plan.adapter.source and init in NEUTRAL,
+                beneath=plan.adapters.beneath if plan.adapters is not None else "",
             )
         if trained_in_full is None:
             trained_in_full = plan.preparation.training and not plan.preparation.kbit

@@ -87,23 +87,31 @@ class AdapterReference(torch.nn.Module):
             with policy.disable_adapter():
                 yield
             return
-        active, trains = policy.active_adapter, [(p, p.requires_grad) for p in policy.parameters()]
+        active, on = policy.active_adapter, list(policy.base_model.active_adapters)
+        trains = [(p, p.requires_grad) for p in policy.parameters()]
         policy.set_adapter(self.adapter)
         try:
             yield
         finally:
             policy.set_adapter(active)
+            if len(on) > 1:
+                policy.base_model.set_adapter(on)
             for parameter, was in trains:
                 parameter.requires_grad_(was)
 
 
-def adapter_reference(policy: Any, name: str, *, trained: bool, starts_neutral: bool) -> AdapterReference:
+def adapter_reference(
+    policy: Any, name: str, *, trained: bool, starts_neutral: bool, beneath: str = ""
+) -> AdapterReference:
     """The reference of a policy that trains an adapter.
 
     Parameters:
         trained: whether it has been trained since it was loaded.
         starts_neutral: whether a fresh adapter of its kind changes nothing: the base alone is the reference.
+        beneath: the adapter that is on beneath it, which is a part of the reference.
     """
+    if beneath and starts_neutral and (trained or _is_neutral(policy, name)):
+        return AdapterReference(policy, beneath)
     if starts_neutral and (trained or _is_neutral(policy, name)):
         return AdapterReference(policy)
     if REFERENCE in policy.peft_config:

@@ -45,11 +45,13 @@ class Adapters(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         members: one or several, in the order in which they are attached.
         active: the name of the one that is on.
+        beneath: the name of the existing one that stays on, frozen, beneath a new one; "" for none.
         merge: work the active one into the weights of the base, and return a bare model.
         dequantize: turn a quantized base back into floating point before merging.
     """
 
     members: tuple[Adapter, ...]
     active: str = "default"
+    beneath: str = ""
     merge: bool = False
     dequantize: bool = False

@@ -76,11 +76,20 @@ def asked_table(plan: Plan) -> RenderableType:
 
 def _gave_way(plan: Plan) -> list[RenderableType]:
     """What was asked and won't be, and what is left to the trainer."""
-    differs = [each for each in plan.requested if each.differs and each.because]
-    noted = {problem.message for problem in plan.warnings}
-    said = [str(each) for each in differs if not any(each.because in message for message in noted)]
-    if plan.request.trainer_keys:
-        said.append(f"left to the trainer: {', '.join(plan.request.trainer_keys)}")
+    request, noted = plan.request, " ".join(problem.message for problem in plan.warnings)
+    said = [
+        f"{a.name}={stronger.value} by {stronger.by}, instead of {a.value} by {a.by}"
+        for a in request.hidden
+        if (stronger := request.options[a.name]).value != a.value
+    ]
+    hidden = {(a.name, a.by) for a in request.hidden}
+    said += [
+        str(each)
+        for each in plan.requested
+        if each.differs and (each.name, each.by) not in hidden and each.because not in noted
+    ]
+    if request.trainer_keys:
+        said.append(f"left to the trainer: {', '.join(request.trainer_keys)}")
     return [Text("\n" + "\n".join(said), style="dim")] if said else []
 
 

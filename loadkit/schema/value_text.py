@@ -51,15 +51,17 @@ def value_text(value: Any) -> str:
             return _tokens(value)
         case Adapters():
             named = len(value.members) > 1
-            each = [
-                (f"{a.name}{' (active)' if a.name == value.active else ''}: " if named else "") + _adapter(a)
-                for a in value.members
-            ]
+            each = [(f"{a.name}{_state(a, value)}: " if named else "") + _adapter(a) for a in value.members]
             merged = ", merged into the " + ("dequantized " if value.dequantize else "") + "base"
             return "; ".join(each) + (merged if value.merge else "")
         case dict():
             return ", ".join(f"{k or '(whole)'}: {v}" for k, v in value.items())
     return str(value)
+
+
+def _state(adapter: Adapter, of: Adapters) -> str:
+    state = {of.active: "active", of.beneath: "on beneath it"}.get(adapter.name)
+    return f" ({state})" if state else ""
 
 
 def _adapter(value: Adapter) -> str:

@@ -11,18 +11,13 @@ from typing import Any
 import msgspec
 
 from loadkit import Claim, Context, Finding, Option, PassedOver, Plan, Problem, Strength, hookimpl
-from loadkit.plugins import FLOATS, base_of, did_you_mean, is_packed
+from loadkit.plugins import FLOATS, base_of, canonical_dtype, did_you_mean, is_packed
 
 _problem = partial(Problem, "dtype", "dtype")
 _finding = partial(Finding, "dtype", "dtype")
 
 BF16_CAPABILITY = (8, 0)
 """CUDA has bfloat16 arithmetic from sm80 (Ampere) on."""
-
-SHORT = {
-    "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32",
-    "fp64": "float64", "double": "float64",
-}  # fmt: skip
 
 
 @hookimpl
@@ -44,7 +39,7 @@ def loadkit_choose_dtype(context: Context) -> Sequence[Claim[str]]:
     asked = context.request.asked("dtype")
     if asked is None:
         return [fallback]
-    name = canonical(asked.value)
+    name = canonical_dtype(asked.value)
     if name == "auto":
         because = f"{fallback.because} (dtype='auto': {asked.because})"
         return [msgspec.structs.replace(fallback, because=because, strength=asked.strength)]
@@ -61,7 +56,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     decision = plan.why("dtype")
     by = "you asked for" if decision.strength is Strength.YOU else f"plugin {decision.plugin!r} chose"
     if decision.value not in FLOATS:
-        near = did_you_mean(str(decision.value), [*FLOATS, *SHORT, "auto"])
+        near = did_you_mean(str(decision.value), [*FLOATS, "auto"])
         fix = f"choose auto or one of {', '.join(FLOATS)}"
         return [_problem("unknown-dtype", f"{by} dtype {decision.value!r}{near}", fix)]
     if not (reason := missing(decision.value, context)):
@@ -181,9 +176,3 @@ def missing(name: str, context: Context) -> str:
     if name == "float64" and machine.kind == "mps":
         return "Apple's GPUs have no float64"
     return ""
-
-
-def canonical(name: str) -> str:
-    """A dtype's name in torch: "bf16" and "torch.bfloat16" are "bfloat16"."""
-    bare = name.removeprefix("torch.")
-    return SHORT.get(bare, bare)

@@ -73,7 +73,8 @@ def loadkit_choose_tokens(
     request, facts = context.request, context.processing
     eos, more = request.asked("eos_token"), request.asked("additional_special_tokens")
     pad = _pad(context, quantization, preparation)
-    added = [*(more.value if more else ()), *([pad.token] if pad.new and pad.token else [])]
+    lacking = [t for t in (more.value if more else ()) if (more and more.demanded) or not _has(facts, t)]
+    added = [*lacking, *([pad.token] if pad.new and pad.token else [])]
     value = Tokens(
         eos_token=eos.value if eos else None,
         pad_token=pad.token,
@@ -89,7 +90,7 @@ def loadkit_choose_tokens(
         reasons = [
             f"eos {eos.value}: {eos.because}" if eos else keeps,
             f"pad {pad.token or own_pad or 'none'}: {pad.because}",
-            f"added {', '.join(more.value)}: {more.because}" if more else "",
+            f"added {', '.join(lacking)}: {more.because}" if more and lacking else "",
         ]
     return Claim(
         value=value,
@@ -183,6 +184,13 @@ def _pad(context: Context, quantization: Quantization | None, preparation: Prepa
         return _Pad(unknown, "the unknown token ends no text and is rare in any", passed_over=tuple(passed))
     because = "new: the tokenizer has none, and no reserved one"
     return _Pad(NEW_PAD, because, new=True, passed_over=tuple(passed))
+
+
+def _has(facts: ProcessingFacts, token: str) -> bool:
+    """Whether a token is known to be in the vocabulary; others may be found there when it is loaded."""
+    return token in facts.added_tokens or token in {
+        facts.special_token(role) for role in (*ROLES, "pad_token")
+    }
 
 
 def _reserved(facts: ProcessingFacts, preferred: Sequence[str] = ()) -> list[str]:

@@ -203,7 +203,7 @@ def _frozen_dtype(content: Mapping[str, Any], dialect: Dialect, found: Translati
 def _without_effect(dialect: Dialect, found: Translation, given_by: Mapping[str, str]) -> None:
     """Leave out the settings of what is off."""
     for switch, (words, options) in WITHOUT.items():
-        if found.options.get(switch) is True:
+        if found.options.get(switch) is True or (switch == "adapter" and found.options.get("new_adapter")):
             continue
         for option in options:
             if option not in found.options:

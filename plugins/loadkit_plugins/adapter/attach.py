@@ -15,7 +15,7 @@ from loadkit_plugins.adapter.targets import (
     BY_TYPE,
     EVERY_LINEAR,
     check_targets,
-    left_out_paths,
+    kept_apart,
     linear_names,
     new_token_rows,
     unfit,
@@ -40,6 +40,11 @@ def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -
             _cast(model, adapter)
         _whole_widths(model)
         model.set_adapter(adapters.active)
+        if adapters.beneath:
+            model.base_model.set_adapter([adapters.beneath, adapters.active])
+            for name, parameter in model.named_parameters():
+                if adapters.beneath in name.split("."):
+                    parameter.requires_grad_(False)
     if not next(a for a in adapters.members if a.name == adapters.active).trainable:
         model.requires_grad_(False)
     return model
@@ -72,9 +77,11 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     import peft
 
     options = dict(adapter.options)
+    beneath = model if isinstance(model, peft.PeftModel) else None
+    model = model if beneath is None else beneath.get_base_model()
     _resolve(model, adapter, options)
     check_targets(model, options, partly=_preferred(plan))
-    if not isinstance(options.get("exclude_modules"), str) and (beside := left_out_paths(model, adapter)):
+    if not isinstance(options.get("exclude_modules"), str) and (beside := kept_apart(model, adapter)):
         ends = options.get("exclude_modules") or ()
         within = rf"({'|'.join(map(re.escape, beside))})(\..*)?"
         options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
@@ -87,7 +94,11 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     try:
         dropout = options.pop("lora_dropout", 0) if adapter.peft_type == "LORA" else 0
         config = peft.get_peft_config({"peft_type": adapter.peft_type, **options})
-        made = peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
+        if beneath is None:
+            made = peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
+        else:
+            made = beneath
+            made.add_adapter(adapter.name, config, autocast_adapter_dtype=False)
         _drop_out(made, adapter.name, dropout)
         return made
     except Exception as error:  # PEFT's dispatchers let any error of a module through
@@ -126,7 +137,7 @@ def _resolve(model: Any, adapter: Adapter, options: dict[str, Any]) -> None:
         return
     listed = [given] if isinstance(given, str) else list(given or ())
     if EVERY_LINEAR in listed:
-        names = linear_names(model, left_out_paths(model, adapter))
+        names = linear_names(model, kept_apart(model, adapter))
         options["target_modules"] = list(dict.fromkeys([*(e for e in listed if e != EVERY_LINEAR), *names]))
         if (wrappers := unfit(model, names)) and not isinstance(options.get("exclude_modules"), str):
             options["exclude_modules"] = [*(options.get("exclude_modules") or ()), *wrappers]

@@ -37,8 +37,8 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
         for name, facts in context.beside.adapters.items():
             yield from _base(context, name, facts, guarded)
             yield from _shapes(context.checkpoint, plan, name, facts)
-    else:
-        yield from _start(context, plan, plan.adapters.members[0])
+    if not plan.adapters.members[-1].source:
+        yield from _start(context, plan, plan.adapters.members[-1])
 
 
 def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
@@ -53,12 +53,16 @@ def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
                 f"you asked for {', '.join(demanded)}, but no adapter is attached",
                 "add adapter=True, or leave them out",
             )
-    elif context.beside.adapters and (demanded or context.request.asked("peft_config")):
+    elif (
+        context.beside.adapters
+        and not plan.adapters.beneath
+        and (demanded or context.request.asked("peft_config"))
+    ):
         sources = ", ".join(facts.source for facts in context.beside.adapters.values())
         yield _problem(
             "adapter-exists",
             f"you asked for {', '.join(demanded) or 'a peft_config'}, but {sources} is an adapter with settings of its own",
-            "leave them out to go on with that adapter, or name its base to start a new one",
+            "leave them out to go on with that adapter, name its base to start a new one, or add new_adapter=True for one over it",
         )
     wish = context.request.asked("dequantize")
     if wish is not None and wish.value and not (plan.adapters and plan.adapters.merge):

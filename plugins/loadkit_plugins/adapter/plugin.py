@@ -22,7 +22,7 @@ from loadkit import (
     Weight,
     hookimpl,
 )
-from loadkit_plugins.adapter.settings import declared_options, existing_adapters, new_adapter
+from loadkit_plugins.adapter.settings import declared_options, existing_adapters, new_adapter, stacked
 
 
 @hookimpl
@@ -43,8 +43,13 @@ def loadkit_choose_adapter(
     switch = request.asked("adapter")
     if switch is not None and switch.value is False and (switch.demanded or not context.beside.adapters):
         return [Claim(value=None, because=switch.because, strength=switch.strength)]
+    over = request.asked("new_adapter")
     if context.beside.adapters:
-        return [existing_adapters(context, dtype, preparation)]
+        existing = existing_adapters(context, dtype, preparation)
+        if over is None or not over.value:
+            return [existing]
+        made = new_adapter(context, architecture, dtype, quantization, preparation, tokens, over)
+        return [stacked(existing, made)]
     whole = request.asked("peft_config")
     asked = whole or (switch if switch is not None and switch.value else None)
     if asked is None:

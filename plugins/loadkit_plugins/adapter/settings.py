@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from loadkit import (
     Adapter,
     Adapters,
@@ -20,11 +22,10 @@ from loadkit import (
     Strength,
     Tokens,
 )
-from loadkit.plugins import AdapterFacts
+from loadkit.plugins import AdapterFacts, canonical_dtype
 from loadkit_plugins.adapter.targets import EVERY_LINEAR, absent, unadaptable
-from loadkit_plugins.dtype import canonical
 
-__all__ = ["LORA_OPTIONS", "existing_adapters", "needs_weights", "new_adapter", "declared_options"]
+__all__ = ["LORA_OPTIONS", "existing_adapters", "needs_weights", "new_adapter", "declared_options", "stacked"]
 
 LORA_OPTIONS: Mapping[str, str] = {
     "lora_r": "r",
@@ -93,6 +94,11 @@ def declared_options() -> Sequence[Option]:
         option(
             "adapter_trainable", "bool", "whether an existing adapter trains on; by default when training"
         ),
+        option(
+            "new_adapter",
+            "bool",
+            "start a new adapter over an existing one, which stays on beneath it, frozen",
+        ),
         option("active_adapter", "str", "of several adapters, the one that is on; by default the first"),
         option(
             "check_adapter_base", "bool", "refuse an adapter that was made for another base (the default)"
@@ -139,6 +145,29 @@ def existing_adapters(context: Context, dtype: str, preparation: Preparation) ->
     )
     strength = Strength.YOU if own or asked is None else asked.strength
     return Claim(value=value, because=because, strength=strength, passed_over=passed)
+
+
+NEW = "new"
+"""What an adapter over an existing one is called."""
+
+
+def stacked(beneath: Claim[Adapters | None], new: Claim[Adapters | None]) -> Claim[Adapters | None]:
+    """A new adapter over an existing one."""
+    old, top = beneath.value, new.value
+    assert old is not None
+    assert top is not None
+    frozen = tuple(msgspec.structs.replace(member, trainable=False) for member in old.members)
+    name = NEW if all(member.name != NEW for member in frozen) else f"{NEW}_adapter"
+    return Claim(
+        value=Adapters(
+            members=(*frozen, msgspec.structs.replace(top.members[0], name=name)),
+            active=name,
+            beneath=old.active,
+        ),
+        because=f"{new.because}; a new adapter over {old.active!r}, which stays on and frozen",
+        strength=new.strength,
+        passed_over=new.passed_over,
+    )
 
 
 def new_adapter(
@@ -210,7 +239,7 @@ def _dtype(context: Context, dtype: str, *, trains: bool) -> tuple[str, str, tup
     there.
     """
     asked, engine = context.request.asked("adapter_dtype"), context.topology.engine
-    wanted = canonical(asked.value) if asked is not None else "auto"
+    wanted = canonical_dtype(asked.value) if asked is not None else "auto"
     sharded = engine in ("fsdp", "fsdp2")
     if asked is not None and wanted not in ("auto", dtype):
         if asked.demanded or not sharded:

@@ -7,17 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loadkit import Adapter, Context, LoadError
-from loadkit.plugins import did_you_mean, input_embeddings, is_projector, output_embeddings, tower_keys
+from loadkit.plugins import did_you_mean, input_embeddings, is_projector, output_embeddings, towers
 
 __all__ = [
     "BY_TYPE",
     "EVERY_LINEAR",
     "absent",
     "check_targets",
-    "left_out_paths",
+    "kept_apart",
     "linear_names",
     "new_token_rows",
-    "towers",
     "unadaptable",
     "unfit",
 ]
@@ -65,8 +64,10 @@ def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:
     """
     output = output_embeddings(model)
     found: dict[str, None] = {}
-    for path, module in model.named_modules():
-        name = type(module).__name__
+    for whole, module in model.named_modules():
+        path, name = whole.removesuffix(".base_layer"), type(module).__name__  # of an adapter beneath
+        if ".lora_" in path:
+            continue
         linear = "Linear" in name or any(base.__name__ == "Linear" for base in type(module).__mro__)
         beside = any(path == each or path.startswith(f"{each}.") for each in left_out)
         if path and linear and module is not output and not beside and not OTHERWISE.search(name):
@@ -167,22 +168,7 @@ def new_token_rows(model: Any, ids: Sequence[int], options: Mapping[str, Any]) -
     }
 
 
-def towers(model: Any) -> list[str]:
-    """Names of the towers, which LoRA leaves alone: what is made from a sub-config beside the text's."""
-    config = model.config
-    text = config.get_text_config()
-    nested = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
-    beside = [
-        nested[k] for k in tower_keys(nested, next((k for k, part in nested.items() if part is text), ""))
-    ]
-    return [
-        name
-        for name, module in model.named_modules()
-        if name and any(getattr(module, "config", None) is part for part in beside)
-    ]
-
-
-def left_out_paths(model: Any, adapter: Adapter) -> list[str]:
+def kept_apart(model: Any, adapter: Adapter) -> list[str]:
     """Paths of the parts of a multimodal model that a new adapter leaves alone."""
     beside = towers(model)
     found = beside if adapter.exclude_vision else []

@@ -107,14 +107,29 @@ def test_peft_config_objects_come_back_as_they_were() -> None:
         assert ours == theirs, type(config).__name__
 
 
-def test_a_profiles_dropout_is_left_out_over_experts() -> None:
+def test_dropout_stays_off_fused_experts_alone() -> None:
     mixtral = checkpoint({"model_type": "mixtral", "num_local_experts": 4})
     decision = planned(mixtral, "lora").why("adapter")
-    assert "lora_dropout" not in decision.value.members[0].options
-    assert [p.value for p in decision.passed_over] == ["lora_dropout=0.05"]
-    demanded = planned(mixtral, "lora", lora_dropout=0.1).adapter
-    assert demanded is not None
-    assert demanded.options["lora_dropout"] == 0.1
+    assert decision.value.members[0].options["lora_dropout"] == 0.05
+    assert "dropout stays off fused experts" in decision.because
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "words"),
+    [
+        ({"dtype": "bfloat16"}, "bfloat16", ""),
+        ({"dtype": "float16"}, "float32", "gradient scaling refuses float16"),
+        ({"dtype": "float16", "adapter_dtype": "fp16"}, "float16", ""),
+        ({"dtype": "bfloat16", "adapter_dtype": "float32"}, "float32", "you asked for it"),
+        ({"dtype": "bfloat16", "adapter_dtype": "auto"}, "bfloat16", ""),
+        ({"dtype": "float16", "training": False}, "float16", ""),
+    ],
+)
+def test_the_dtype_of_an_adapter_has_a_reason(options: dict[str, Any], dtype: str, words: str) -> None:
+    """TRAPS 35: GradScaler refuses float16 gradients."""
+    decision = planned(checkpoint({"model_type": "mistral"}), "lora", **options).why("adapter")
+    assert decision.value.members[0].dtype == dtype
+    assert words in decision.because
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "loftq", "corda", "mica", "orthogonal"])

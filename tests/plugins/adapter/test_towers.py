@@ -15,7 +15,7 @@ from zoo.expected import NEEDS, model_types
 from loadkit import ModelClass
 from loadkit.facts.library.index import read_library
 from loadkit.facts.library.towers import Towers, read_towers
-from loadkit_plugins.adapter.targets import towers
+from loadkit.plugins import towers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -126,6 +126,7 @@ def test_a_handbook_recipe(recipe: Read) -> None:
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "lora_vision": True,
+        "new_adapter": True,
     }
     assert found.trainer["learning_rate"] == 2e-4
     assert found.trainer["dataset_mixer"] == {"some/dataset": 1.0}
@@ -174,6 +175,7 @@ def test_trls_defaults_of_an_adapter(recipe: Read) -> None:
         "lora_vision": True,
         "lora_target_modules": "by-model-type",
         "adapter_dtype": "float32",
+        "new_adapter": True,
     }
     assert "PEFT's own" in found.notes[0]
     assert (
@@ -420,6 +422,7 @@ def test_a_llama_factory_recipe(recipe: Read) -> None:
             {"lora_vision": True, "frozen_parts": ["projector", "language-model"]},
         ),
         ("freeze_multi_modal_projector: false", {"frozen_parts": ["towers"]}),
+        ("adapter_name_or_path: ./a\ncreate_new_adapter: true", {"adapter": "./a", "new_adapter": True}),
         ("pure_bf16: true", {"dtype": "bfloat16", "adapter_dtype": None}),
         ("bf16: true\ninfer_dtype: float16", {"dtype": "bfloat16"}),
         ("use_reentrant_gc: false", {"gradient_checkpointing_kwargs": {"use_reentrant": False}}),
@@ -567,7 +570,6 @@ def test_what_isnt_translated_one_to_one_is_noted(recipe: Read, text: str, words
         ("base_model: a\nspecial_tokens: 5\n", "recipe-bad-value", "isn't a mapping"),
         ("base_model: a\nrope_scaling: {type: linear}\n", "recipe-untranslated", "model_kwargs"),
         ("base_model: a\npeft: {loftq_config: {loftq_bits: 4}}\n", "recipe-untranslated", "peft_config"),
-        ("adapter_name_or_path: a\ncreate_new_adapter: true\n", "recipe-untranslated", "merge_adapter"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_reported(reported: Reported, text: str, code: str, words: str) -> None:

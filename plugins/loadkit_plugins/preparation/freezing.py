@@ -8,9 +8,7 @@ from functools import partial
 from typing import Any
 
 from loadkit import Context, Finding, Option, Plan, Problem
-from loadkit.plugins import FLOATS, base_of, is_projector
-from loadkit_plugins.adapter.targets import towers
-from loadkit_plugins.dtype import canonical
+from loadkit.plugins import FLOATS, base_of, canonical_dtype, is_projector, towers
 
 __all__ = ["audit", "check", "declared_options", "freeze", "parts_of", "train_only", "trainable_dtype"]
 
@@ -58,7 +56,7 @@ def trainable_dtype(context: Context) -> tuple[str, str]:
     """The dtype that was asked for, and why it isn't granted: a mere wish gives way to what an engine does
     itself."""
     asked = context.request.asked("trainable_dtype")
-    wanted = canonical(asked.value) if asked is not None else ""
+    wanted = canonical_dtype(asked.value) if asked is not None else ""
     reason = {
         "zero3": "ZeRO-3 keeps a copy of those that train in float32",
         "fsdp": "FSDP1 wants one dtype in each wrapped unit",
@@ -70,7 +68,7 @@ def trainable_dtype(context: Context) -> tuple[str, str]:
 
 def train_only(context: Context) -> tuple[str, ...]:
     """The patterns that were asked for, and those of the layers that were."""
-    given = list(context.request.value("train_only", ()))
+    given = [each for each in context.request.value("train_only", ()) if _wrong(each) is None]
     asked = context.request.asked("train_layers")
     layers = _layers(context)
     if asked is not None and layers:

@@ -20,8 +20,8 @@ from loadkit import (
     hookimpl,
 )
 from loadkit.plugins import input_embeddings
-from loadkit_plugins import freezing
 from loadkit_plugins.model_types import OVER_A_CACHE
+from loadkit_plugins.preparation import freezing
 
 _problem = partial(Problem, "preparation", "preparation")
 

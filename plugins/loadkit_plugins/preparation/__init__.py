@@ -1,0 +1,1 @@
+"""What is done to a loaded model before an adapter is attached, and which of its parts train."""

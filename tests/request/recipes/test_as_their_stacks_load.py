@@ -1,0 +1,156 @@
+"""Recipes as their stacks load them, one of each class of difference, loaded for real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import loadkit
+
+Written = Callable[[str], Path]
+
+
+def adapted(loaded: loadkit.Loaded) -> set[str]:
+    """The last names of what LoRA adapts."""
+    return {
+        n.split(".lora_A")[0].split(".")[-1] for n, _ in loaded.model.named_parameters() if ".lora_A" in n
+    }
+
+
+def adapter_dtypes(loaded: loadkit.Loaded) -> set[torch.dtype]:
+    return {p.dtype for n, p in loaded.model.named_parameters() if "lora_" in n}
+
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+MLP = {"gate_proj", "up_proj", "down_proj"}
+TOWER = {"fc1", "fc2", "out_proj"}
+
+
+@pytest.mark.parametrize(
+    ("arch", "text", "names"),
+    [
+        ("gemma3", "base_model: BASE\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\n", ATTENTION | MLP | TOWER),
+        ("gemma3", "base_model: BASE\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_modules: [q_proj, out_proj]\n", {"q_proj", "out_proj"}),
+        ("gemma3", "model_name_or_path: BASE\ndo_train: true\nlora_rank: 4\nbf16: true\n", ATTENTION | MLP),
+        ("mixtral", "base_model: BASE\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\n", ATTENTION),
+        ("mistral", "base_model: BASE\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_modules: [q_proj, Wqkv]\n", {"q_proj"}),
+        ("mistral", "model: BASE\ntrain_dataset: d\npeft_config: {name: lora, r: 4, target_modules: all}\n", ATTENTION | MLP),
+        ("mistral", "model_name_or_path: BASE\ndtype: bfloat16\nuse_peft: true\nlora_r: 4\n", {"q_proj", "v_proj"}),
+    ],
+)  # fmt: skip
+def test_what_is_adapted_and_in_which_dtype(
+    tiny: Any, written: Written, arch: str, text: str, names: set[str]
+) -> None:
+    loaded = loadkit.load(recipe=written(text.replace("BASE", str(tiny(arch)))))
+    assert adapted(loaded) == names
+    assert adapter_dtypes(loaded) == {torch.float32}
+    told = [p.value for p in loaded.plan.why("adapter").passed_over]
+    assert ("Wqkv" in told) == ("Wqkv" in text)
+
+
+def test_dropout_is_kept_beside_experts(tiny: Any, written: Written) -> None:
+    text = f"base_model: {tiny('mixtral')}\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_dropout: 0.1\n"
+    for targets, everywhere in (
+        ("lora_target_linear: true", True),
+        ("lora_target_modules: all-linear", False),
+    ):
+        loaded = loadkit.load(recipe=written(f"{text}{targets}\n"))
+        layers = {n: m for n, m in loaded.model.named_modules() if hasattr(m, "lora_dropout")}
+        without = {
+            n for n, m in layers.items() if not isinstance(m.lora_dropout["default"], torch.nn.Dropout)
+        }
+        assert bool(without) is not everywhere
+        assert all("experts" in name or name.endswith("gate") or "base_layer" in name for name in without)
+        assert len(without) < len(layers)
+
+
+def test_a_recipe_for_float16_trains_its_adapter_in_float32(tiny: Any, written: Written) -> None:
+    text = f"model_name_or_path: {tiny('mistral')}\ndtype: float16\nuse_peft: true\nload_in_8bit: false\n"
+    assert adapter_dtypes(loadkit.load(recipe=written(text))) == {torch.float32}
+
+
+def test_axolotl_adds_the_tokens_that_arent_there(tiny: Any, written: Written) -> None:
+    text = f"base_model: {tiny('mistral')}\nspecial_tokens: {{eos_token: <|end|>, pad_token: <|fill|>}}\n"
+    loaded = loadkit.load(recipe=written(text))
+    tokenizer = loaded.tokenizer
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|end|>", "<|fill|>")
+    assert loaded.model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
+    again = loadkit.plan(
+        recipe=written(f"base_model: {tiny('mistral')}\nspecial_tokens: {{eos_token: </s>}}\n")
+    )
+    assert again.tokens.additional == ()
+
+
+def test_full_tuning_of_llama_factory(tiny: Any, written: Written) -> None:
+    text = f"model_name_or_path: {tiny('gemma3')}\ndo_train: true\nfinetuning_type: full\nbf16: true\n"
+    loaded = loadkit.load(recipe=written(text))
+    for name, parameter in loaded.model.named_parameters():
+        beside = "vision_tower" in name or "projector" in name
+        assert parameter.requires_grad is not beside, name
+        assert parameter.dtype == (torch.bfloat16 if beside else torch.float32), name
+    half = loadkit.load(recipe=written(f"{text}pure_bf16: true\nfreeze_vision_tower: false\n"))
+    trains = {n: p.dtype for n, p in half.model.named_parameters() if p.requires_grad}
+    assert any("vision_tower" in name for name in trains)
+    assert set(trains.values()) == {torch.bfloat16}
+
+
+def test_llama_factory_to_run_and_to_merge(tiny: Any, written: Written, tmp_path: Path) -> None:
+    base = tiny("mistral")
+    trained = loadkit.load(base, "lora")
+    trained.model.save_pretrained(tmp_path / "adapter")
+    text = f"model_name_or_path: {base}\nadapter_name_or_path: {tmp_path / 'adapter'}\ntemplate: t\n"
+    run = loadkit.load(recipe=written(f"{text}infer_backend: huggingface\n"))
+    assert not run.model.training
+    assert not any(p.requires_grad for p in run.model.parameters())
+    merged = loadkit.load(recipe=written(f"{text}export_dir: out\n"))
+    assert not hasattr(merged.model, "peft_config")
+
+
+def test_axolotl_trains_what_it_is_told(tiny: Any, written: Written) -> None:
+    text = f"base_model: {tiny('mistral')}\nunfrozen_parameters:\n- ^lm_head.weight$\n- model.layers.1.self_attn\n"
+    loaded = loadkit.load(recipe=written(text))
+    trains = {n for n, p in loaded.model.named_parameters() if p.requires_grad}
+    assert "lm_head.weight" in trains
+    assert {n for n in trains if n != "lm_head.weight"} == {
+        n for n, _ in loaded.model.named_parameters() if ".layers.1.self_attn." in n
+    }
+
+
+def test_the_handbooks_new_adapter_over_an_adapter_repository(
+    tiny: Any, written: Written, tmp_path: Path
+) -> None:
+    """Base, the adapter that is there, frozen, and a new one of the recipe's settings over it."""
+    first = loadkit.load(tiny("mistral"), "lora", dtype="float32")
+    for name, parameter in first.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    first.model.save_pretrained(tmp_path / "sft")
+    text = f"model_name_or_path: {tmp_path / 'sft'}\ndtype: float32\nuse_peft: true\nlora_r: 3\nlora_target_modules: [q_proj]\n"
+    loaded = loadkit.load(recipe=written(text))
+    new = loaded.model.peft_config["new"]
+    assert (new.r, set(new.target_modules)) == (3, {"q_proj"})
+    trains = {n for n, p in loaded.model.named_parameters() if p.requires_grad}
+    assert trains
+    assert all(".new." in name and "q_proj" in name for name in trains)
+    assert "stays on" in loaded.plan.why("adapter").because
+    ids = torch.arange(8)[None]
+    first.model.eval()
+    loaded.model.eval()
+    with torch.no_grad():
+        before = first.model(ids).logits
+        assert torch.allclose(loaded.model(ids).logits, before, atol=1e-5)  # a new LoRA changes nothing yet
+        reference = loaded.reference()
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_B.new" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        changed = loaded.model(ids).logits
+        assert not torch.allclose(changed, before, atol=1e-3)
+        assert torch.allclose(reference(ids).logits, before, atol=1e-5)
+        assert torch.allclose(loaded.model(ids).logits, changed)
+        assert {n for n, p in loaded.model.named_parameters() if p.requires_grad} == trains
+        with loaded.model.disable_adapter():  # both are off: the base alone
+            assert not torch.allclose(loaded.model(ids).logits, before, atol=1e-3)
