@@ -1,4 +1,5 @@
-"""TRL's scripts with the two lines that change: the import, and `model=get_model(...)`; all else is as it was."""
+"""TRL's scripts with the two lines that change: the import, and `model=get_model(...)`; all else is as it
+was."""
 
 from __future__ import annotations
 
