@@ -1,4 +1,4 @@
-"""TRL's scripts with the two lines that change: the import, and `model=get_model(...)`; all else is as it was."""
+"""TRL's scripts with the two lines that change: the import, and `model=get_model(...)`; all else is as before."""
 
 from __future__ import annotations
 
