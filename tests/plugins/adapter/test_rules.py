@@ -40,7 +40,6 @@ def attached(plan: Plan) -> Adapters:
 
 
 # --- New ones
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_adapter_by_plain_options() -> None:
@@ -164,7 +163,6 @@ def test_rows_of_new_tokens_train_with_a_new_adapter() -> None:
 
 
 # --- Existing ones
-# -----------------------------------------------------------------------------------------------------
 
 
 def test_the_source_is_an_adapter() -> None:
@@ -261,7 +259,6 @@ def test_rows_that_an_adapter_brings() -> None:
 
 
 # --- Merging
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_merging_into_quantized_weights_is_refused() -> None:
