@@ -1,4 +1,4 @@
-"""TRL's scripts with the two lines that change: the import, and `model=get_model(...)`; all else is as before."""
+"""TRL's scripts with the two lines that change: the import and `model=get_model(...)`; the rest as before."""
 
 from __future__ import annotations
 
