@@ -1,9 +1,4 @@
-<<<<<<< HEAD
-"""TRL's scripts with the two lines that change: the import, and `model=get_model(...)`; all else is as it
-was."""
-=======
 """TRL's scripts with the two lines that change: the import and `model=get_model(...)`; the rest as before."""
->>>>>>> i14-recipes
 
 from __future__ import annotations
 
