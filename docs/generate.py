@@ -25,6 +25,7 @@ from loadkit.hooks.manager import PluginManager
 from loadkit.request.profiles import find_profile
 
 sys.path.insert(0, str(Path(__file__).parent))
+from formats_page import formats
 from hook_pages import hook_pages
 from problem_codes import problem_codes
 from request_picture import PICTURE, picture
@@ -234,6 +235,7 @@ PAGES = {
     "plugin-api": plugin_api,
     "codes": codes,
     "conformance": conformance,
+    "formats": lambda: _joined([NOTE, *formats()]),
 }
 
 

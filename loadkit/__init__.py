@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         Placement,
         Preparation,
         Quantization,
+        StoredFormat,
         Support,
         Supported,
         Unsupported,
@@ -89,8 +90,8 @@ _HOMES = {
     "schema.quantized_weights": "Opened Packed",
     "schema.reports": "Change Loading Measurements Report",
     "schema.request": "Asked Request",
-    "schema.values": "Architecture Experimental ModelClass Placement Preparation Quantization Support Supported "
-    "Unsupported",
+    "schema.values": "Architecture Experimental ModelClass Placement Preparation Quantization StoredFormat Support "
+    "Supported Unsupported",
 }
 """Room to the public names that live in it."""
 
@@ -101,7 +102,7 @@ __all__ = [
     "ModelClass", "Opened", "Option", "Overruled", "Packed", "PassedOver", "Placement", "Plan", "PlanError",
     "PluginError", "PluginInfo", "PluginManager", "PluginWarning", "Preparation", "Problem", "Processing",
     "Profile", "Quantization", "RankError", "RankMemory", "Recipe", "ReplayError", "ReplayWarning",
-    "Report", "Request", "Severity", "Strength", "Support", "Supported", "Tokens", "Topology",
+    "Report", "Request", "Severity", "StoredFormat", "Strength", "Support", "Supported", "Tokens", "Topology",
     "Unsupported", "Vocabulary", "Weight", "differences", "hookimpl", "load", "load_processing_class",
     "plan", "read_profile", "read_profiles", "read_recipe",
 ]

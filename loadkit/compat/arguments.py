@@ -90,11 +90,17 @@ def recipe_of(model_args: Any, training_args: Any = None) -> Recipe:
     """
     options = from_model_config(model_args)
     if training_args is not None:
-        options |= given(training_args, TRAINING_FIELDS)
+        options |= {**given(training_args, TRAINING_FIELDS), **_of_reward(training_args)}
         options["use_cache"] = not _checkpoints_activations(training_args)
     return Recipe(
         path=type(model_args).__name__, dialect="trl", source=_model_id(model_args), options=options
     )
+
+
+def _of_reward(training_args: Any) -> dict[str, Any]:
+    """What TRL's reward script loads: a classifier with one label."""
+    rewards = any(kind.__name__ == "RewardConfig" for kind in type(training_args).__mro__)
+    return {"task": "sequence-classification", "model_kwargs": {"num_labels": 1}} if rewards else {}
 
 
 def _checkpoints_activations(training_args: Any) -> bool:

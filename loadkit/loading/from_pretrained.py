@@ -19,6 +19,7 @@ from loadkit.loading.skip_modules import modules_to_skip
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.loading.speed.page_release import released_while_loading
 from loadkit.loading.speed.run_aids import NO_AIDS, Aids, with_aids
+from loadkit.loading.turned_back import ask_to_turn_back, finish_turning_back, gguf_in_floating_point
 from loadkit.loading.use_cache import set_use_cache
 from loadkit.schema.loading_aids import Stored
 from loadkit.schema.plans import Plan
@@ -60,16 +61,23 @@ def _load(
     plan: Plan, manager: PluginManager, token: Token, files: Sequence[Path], stored: Stored | None = None
 ) -> BareModel:
     """Call `from_pretrained` for the checkpoint, or for what is stored of it quantized already."""
-    quantization = plan.quantization if plan.quantization and not plan.quantization.prequantized else None
+    quantization = plan.quantization if plan.quantization and plan.quantization.handed_on else None
     # Files that are only read, to make other weights of them, needn't stay in memory.
-    read_only = files if quantization and stored is None else ()
+    made = plan.quantization is not None and not (plan.quantization.prequantized and plan.quantization.packed)
+    read_only = files if made and stored is None else ()
     with _explained(plan, "the model"), pause_gc(), released_while_loading(read_only):
         config, further = load_config(plan, token)
         own_use_cache = set_use_cache(config, plan.use_cache)
         kwargs: dict[str, Any] = {**plan.kwargs, **further, **_access(plan, token)}
         for name in plan_kwargs(plan).keys() - further.keys() - set(HUB_KWARGS):
             kwargs.pop(name)  # the config took it
-        if quantization is not None:
+        gguf = plan.checkpoint.weight_format == "gguf"
+        if quantization is not None and quantization.prequantized and not gguf:
+            del kwargs["quantization_config"]
+            ask_to_turn_back(config)
+        elif gguf:
+            kwargs |= gguf_in_floating_point()
+        elif quantization is not None:
             kwargs["quantization_config"] = _quantization_config(plan, quantization, config, manager)
         if "max_memory" in kwargs:
             kwargs["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in kwargs["max_memory"].items()}
@@ -89,6 +97,10 @@ def _load(
         )
         if stored is not None:
             _as_from(plan.checkpoint.location, stored.folder, model)
+        if plan.quantization is not None and not plan.quantization.packed:
+            import torch
+
+            finish_turning_back(model, getattr(torch, plan.dtype))
     return BareModel(model, _loading(info), own_use_cache, tuple(files))
 
 
@@ -104,7 +116,7 @@ def _as_from(location: str, folder: str, model: Any) -> None:
 def load_config(plan: Plan, token: Token = None) -> tuple[Any, dict[str, Any]]:
     """The config that the model's class takes, and those further keyword arguments that aren't its fields."""
     model_class = plan.model_class
-    hub = {name: value for name, value in plan.kwargs.items() if name in HUB_KWARGS}
+    hub = {name: value for name, value in plan.kwargs.items() if name in (*HUB_KWARGS, "gguf_file")}
     further = {name: value for name, value in plan_kwargs(plan).items() if name not in HUB_KWARGS}
     config, unused = _imported(model_class.config_class or "AutoConfig").from_pretrained(
         plan.checkpoint.location, return_unused_kwargs=True, **hub, **further, **_access(plan, token)

@@ -20,6 +20,8 @@ __all__ = ["modules_to_skip"]
 
 def modules_to_skip(plan: Plan, auto_class: Any, config: Any) -> list[str] | None:
     """Full paths of all modules to leave unquantized; None where transformers' automatic list serves."""
+    if plan.quantization is not None and plan.quantization.prequantized:
+        return None  # the files have it
     entries = plan.quantization.skip_modules if plan.quantization else ()
     # transformers 5.23 means to leave the last module unquantized, and misses one that has a bias, as BERT's
     # classifier: `get_keys_to_not_convert` strips ".weight" only.

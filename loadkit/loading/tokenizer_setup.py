@@ -46,7 +46,7 @@ def _added(plan: Plan, tokens: Tokens, tokenizer: Any) -> dict[str, int]:
     missing = [token for token in tokens.additional if token not in vocabulary]
     if not missing:
         return {}
-    quantization = plan.quantization
+    quantization = plan.quantized
     if quantization is not None and quantization.prequantized:
         raise LoadError(
             f"{', '.join(map(repr, missing))} would have to be added to the vocabulary, and {plan.checkpoint.source!r} is stored "

@@ -48,6 +48,9 @@ WORKAROUNDS: Mapping[str, Callable[[Plan], bool]] = {
     "files are fetched before transformers looks for them: it takes a refusal for an absence (transformers 5.23)": lambda plan: (
         plan.checkpoint.kind == "hub"
     ),
+    "weights that are dequantized while loading get one dtype, and are saved plain (transformers 5.23)": lambda plan: (
+        plan.quantization is not None and not plan.quantization.packed
+    ),
     "the list of modules left unquantized is passed in full (transformers 5.23)": lambda plan: (
         plan.quantization is not None and bool(plan.quantization.skip_modules)
     ),

@@ -149,6 +149,7 @@ def _read_facts(
         # that of the adapter named by an option isn't the source's
         adapter_revision="" if isinstance(named, str) else request.value("adapter_revision", ""),
         allow_pickle=allow_pickle,
+        gguf_file=request.value("gguf_file", ""),
         **access._asdict(),
     )
     problems = [*problems, *found]

@@ -102,6 +102,12 @@ CORE_OPTIONS: tuple[Option, ...] = (
         stage="engine",
         help="over how many processes layers are split; by default all",
     ),
+    Option(
+        name="gguf_file",
+        type="str",
+        stage="checkpoint",
+        help="the GGUF file in the folder or repository that holds the model; the path of one can be the source itself",
+    ),
     Option(name="cache_dir", type="str", stage="checkpoint", help="where Hub files are cached"),
     Option(
         name="local_files_only",

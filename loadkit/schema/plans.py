@@ -33,7 +33,7 @@ class CheckpointSummary(msgspec.Struct, frozen=True, kw_only=True):
         revision: the revision asked for; "" for none.
         commit: the commit that serves everything; "" for a folder.
         weight_bytes: bytes of its tensors, by the headers.
-        weight_format: "safetensors" or "pickle".
+        weight_format: "safetensors", "pickle" or "gguf".
     """
 
     source: str
@@ -85,6 +85,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             found["revision"] = self.checkpoint.commit
         if self.checkpoint.weight_format == "safetensors":
             found["use_safetensors"] = True  # a pickle can run code while loading
+        if self.checkpoint.weight_format == "gguf":
+            found["gguf_file"] = self.checkpoint.weight_files[0]
         for decision in self.decisions:
             stage = stage_named(decision.stage)
             if stage is not None:
@@ -152,6 +154,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def quantization(self) -> Quantization | None:
         """How the weights are quantized; None where they aren't."""
         return cast("Quantization | None", self._value("quantization"))
+
+    @property
+    def quantized(self) -> Quantization | None:
+        """How the weights are quantized in memory; None where they aren't, or are turned back while
+        loading."""
+        found = self.quantization
+        return found if found is not None and found.packed else None
 
     @property
     def placement(self) -> Placement:

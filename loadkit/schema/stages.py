@@ -38,8 +38,10 @@ def _architecture_kwargs(value: ModelClass) -> dict[str, Any]:
 
 
 def _quantization_kwargs(value: Quantization | None) -> dict[str, Any]:
-    if value is None or value.prequantized:
+    if value is None or not value.handed_on:
         return {}
+    if value.prequantized:
+        return {"quantization_config": {"method": value.method, "dequantize": True}}
     skip = {"skip_modules": list(value.skip_modules)} if value.skip_modules else {}
     return {"quantization_config": {"method": value.method, **value.options, **skip}}
 

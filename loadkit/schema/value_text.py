@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from loadkit.schema.adapters import Adapter, Adapters
 from loadkit.schema.processing import Processing, Tokens
 from loadkit.schema.values import ModelClass, Placement, Preparation, Quantization
@@ -25,8 +27,7 @@ def value_text(value: Any) -> str:
             code = ", ".join(f"{name} {digest[:12]}" for name, digest in value.code.items())
             return f"{auto}{value.model_class}{part}{own}" + (f", running {code}" if code else "")
         case Quantization():
-            stored = " (stored)" if value.prequantized else ""
-            return f"{value.method} {value.bits:g}-bit{stored}{_fields(_worth_saying(value))}"
+            return _quantization(value)
         case Placement():
             device_map = value.device_map
             limits = f", at most {value.max_memory}" if value.max_memory else ""
@@ -62,6 +63,22 @@ def value_text(value: Any) -> str:
 def _state(adapter: Adapter, of: Adapters) -> str:
     state = {of.active: "active", of.beneath: "on beneath it"}.get(adapter.name)
     return f" ({state})" if state else ""
+
+
+def _quantization(value: Quantization) -> str:
+    bits = f" {value.bits:g}-bit" if value.bits else ""
+    if value.format is msgspec.UNSET:
+        stored = " (stored)" if value.prequantized else ""
+        return f"{value.method}{bits}{stored}{_fields(_worth_saying(value))}"
+    found = value.format
+    train, save = ("can" if able else "can't" for able in (found.trains, found.saves))
+    able = f"{train} train, {save} be saved" if train != save else f"{train} train or be saved"
+    able = "can train and be saved" if found.trains and found.saves else able
+    if found.dtype:
+        here = "as asked" if found.asked else f"here: {found.because}"
+        return f"{value.method}, dequantized to {found.dtype} {here}; {able}"
+    later = f", {found.because}" if found.because else ""
+    return f"{value.method}{bits} (stored){_fields(_worth_saying(value))}{later}; {able}"
 
 
 def _adapter(value: Adapter) -> str:

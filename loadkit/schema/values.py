@@ -14,6 +14,7 @@ __all__ = [
     "Placement",
     "Preparation",
     "Quantization",
+    "StoredFormat",
     "Support",
     "Supported",
     "Unsupported",
@@ -97,6 +98,26 @@ class ModelClass(msgspec.Struct, frozen=True, kw_only=True):
     code: dict[str, str] = {}
 
 
+class StoredFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint that is stored quantized is in memory on the machine planned for.
+
+    Parameters:
+        dtype: what transformers turns the weights back into; "" where they stay as they are stored.
+        because: why they are turned back, or what happens to them later; "" where there is nothing to tell.
+        asked: they are turned back as `dequantize=True` asks for it, so transformers is told.
+        trains: whether the model can train: an adapter over weights that stay quantized, anything otherwise.
+        saves: whether `save_pretrained` can write the model.
+        needs: the packages that this takes, as requirements such as "gptqmodel>=1.4.3".
+    """
+
+    dtype: str = ""
+    because: str = ""
+    asked: bool = False
+    trains: bool = True
+    saves: bool = True
+    needs: tuple[str, ...] = ()
+
+
 class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     """How the weights are quantized.
 
@@ -105,7 +126,10 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
         bits: bits a weight.
         options: the method's own settings, as plain data in the method's own names.
         skip_modules: modules kept out in addition to the automatic ones, as dotted paths or their last parts.
-        prequantized: the checkpoint is stored this way; nothing is passed to `from_pretrained`.
+        prequantized: the checkpoint is stored this way; nothing is passed to `from_pretrained`, but for a
+            `dequantize` that was asked for.
+        format: of a checkpoint that is stored so, what it is in memory; unset where it isn't, and in plans of
+            loadkit before 1.0.
     """
 
     method: str
@@ -113,6 +137,17 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
     skip_modules: tuple[str, ...] = ()
     prequantized: bool = False
+    format: StoredFormat | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def packed(self) -> bool:
+        """Whether the weights are quantized in memory: transformers turns some stored formats back."""
+        return self.format is msgspec.UNSET or not self.format.dtype
+
+    @property
+    def handed_on(self) -> bool:
+        """Whether `from_pretrained` is given a quantization config."""
+        return not self.prequantized or (self.format is not msgspec.UNSET and self.format.asked)
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,7 +68,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     """Every floating parameter has the planned dtype, but for what the model or the plan keeps in another."""
-    if plan.quantization is not None and plan.quantization.prequantized:
+    if plan.quantized is not None and plan.quantized.prequantized:
         return []
     base = base_of(model)
     kept_in_float32 = (*base._keep_in_fp32_modules, *base._keep_in_fp32_modules_strict)

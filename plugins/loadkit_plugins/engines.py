@@ -47,7 +47,7 @@ def _dtypes(context: Context, plan: Plan) -> Iterator[Problem]:
     """
     memory, engine = plan.memory, context.topology.engine
     others = {dtype: n for dtype, n in memory.weights.items() if dtype != plan.dtype and n} if memory else {}
-    in_full = plan.preparation.training and plan.adapters is None and plan.quantization is None
+    in_full = plan.preparation.training and plan.adapters is None and plan.quantized is None
     if not others or (engine == "fsdp2" and not in_full):
         return
     said = ", ".join(f"{count:,} bytes in {dtype}" for dtype, count in others.items())
@@ -106,7 +106,7 @@ def _alive(context: Context) -> Iterator[Problem]:
 
 
 def _quantized(context: Context, plan: Plan) -> Iterator[Problem]:
-    quantization, engine = plan.quantization, context.topology.engine
+    quantization, engine = plan.quantized, context.topology.engine
     if quantization is None or quantization.method in SHARDED:
         return
     yield _problem(
@@ -145,7 +145,7 @@ def _checkpointing(context: Context, plan: Plan) -> Iterator[Problem]:
             "leave use_reentrant out",
             severity="warning",
         )
-    frozen = plan.adapters is not None or plan.quantization is not None
+    frozen = plan.adapters is not None or plan.quantized is not None
     if topology.engine == "zero3" and frozen and not reentrant:
         yield _problem(
             "not-reentrant-under-zero3",

@@ -173,6 +173,8 @@ def _reasons(value: Processing, context: Context) -> list[str]:
 
 
 def _has(facts: ProcessingFacts, kind: str) -> bool:
+    if kind == "tokenizer" and facts.gguf_file:
+        return True
     return any(name in facts.files for name in (TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES))
 
 
@@ -196,5 +198,5 @@ def _value(kind: Kind, context: Context) -> Processing:
         chat_template=template.text if template else None,
         template_origin=template.origin if template else "",
         padding_side=request.value("padding_side"),
-        options=backend,
+        options={**backend, **({"gguf_file": facts.gguf_file} if facts.gguf_file else {})},
     )

@@ -134,7 +134,7 @@ def _heads(context: Context, plan: Plan) -> Iterator[Problem]:
 
 
 def _quantized(plan: Plan) -> Iterator[Problem]:
-    quantization = plan.quantization
+    quantization = plan.quantized
     if quantization is not None and quantization.method not in SPLITS:
         yield _problem(
             "quantized-under-tensor-parallel",

@@ -125,11 +125,11 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             "leave pad_token out to have one chosen, or name another",
         )
     new = [t for t in tokens.additional if t not in facts.added_tokens]
-    if new and plan.quantization is not None and plan.quantization.prequantized:
+    if new and plan.quantized is not None and plan.quantized.prequantized:
         yield _problem(
             "resize-prequantized",
             f"{', '.join(new)} would be added to the vocabulary, but the checkpoint is stored quantized "
-            f"({plan.quantization.method}), so its embeddings can't be resized ({plan.why('tokens').because})",
+            f"({plan.quantized.method}), so its embeddings can't be resized ({plan.why('tokens').because})",
             "load the unquantized checkpoint and quantize it on the fly, or use tokens that the vocabulary has"
             + (f": {', '.join(reserved)}" if (reserved := _reserved(facts)[:3]) else ""),
         )
@@ -177,7 +177,7 @@ def _pad(context: Context, quantization: Quantization | None, preparation: Prepa
         return _Pad(reserved[0], because, passed_over=tuple(passed))
     if not training:
         return _Pad(None, "the tokenizer has none, and inference adds no token")
-    stored_quantized = quantization is not None and quantization.prequantized
+    stored_quantized = quantization is not None and quantization.prequantized and quantization.packed
     if stored_quantized and (unknown := facts.special_token("unk_token")):
         reason = "the embeddings of a checkpoint that is stored quantized can't grow"
         passed.append(PassedOver(NEW_PAD, reason))

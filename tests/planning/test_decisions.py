@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from examples import CPU, checkpoint, planned
 
@@ -23,6 +24,7 @@ from loadkit import (
     Preparation,
     Problem,
     Processing,
+    Profile,
     Strength,
     hookimpl,
 )
@@ -206,8 +208,11 @@ def test_a_value_is_brought_into_the_stages_type_or_refused() -> None:
     (problem,) = failed(managed(without=("device_map",), p=claiming("device_map", 5))).problems
     assert "loadkit_choose_device_map" in problem.message
     assert "its claim has a value of the wrong type: 5 (Expected `object`, got `int`)" in problem.message
-    (problem,) = failed(managed(without=("dtype",), p=claiming("dtype", object()))).problems
+    seen: list[Any] = []
+    spy = choosing("adapter", lambda given: seen.append(given["dtype"]), "dtype")
+    (problem,) = failed(managed(without=("dtype",), p=claiming("dtype", object()), spy=spy)).problems
     assert problem.code == "plugin-failed"
+    assert seen == ["float32"]
 
 
 # --- Further keyword arguments ----------------------------
@@ -231,7 +236,7 @@ def test_keywords_come_sorted_each_decided_among_all_that_claim_it() -> None:
     manager = managed(
         p=contributing(lambda plan: {"z": several, "y": tuple(several), "x": one(plan.dtype)}),
         q=contributing(lambda plan: {"z": one(3, Strength.PROFILE)}),
-        r=contributing(lambda plan: {}),
+        r=contributing(lambda plan: {"w": [], "z": ()}),
     )
     decisions = planned(manager=manager).decisions[len(VALUES) :]
     assert [(d.stage, d.value, d.plugin) for d in decisions] == [
@@ -305,6 +310,21 @@ def test_a_plan_that_isnt_whole_is_checked_by_nobody() -> None:
     assert [s.line for s in plan.shortcuts] == ["it is ready"]
 
 
+def test_a_check_that_fails_is_named() -> None:
+    class Fails:
+        @hookimpl
+        def loadkit_check_plan(self) -> list[Problem]:
+            raise ZeroDivisionError("by nought")
+
+    (problem,) = failed(managed(fails=Fails())).problems
+    assert (problem.stage, problem.plugin, problem.code) == ("check", "fails", "plugin-failed")
+
+
+def test_weights_that_dont_fit_are_a_problem_of_the_whole() -> None:
+    error = failed(managed(), machine=msgspec.structs.replace(CPU, memory=10_000))
+    assert [(p.stage, p.plugin) for p in error.problems] == [("memory", "loadkit")]
+
+
 def test_demands_are_named_only_of_the_stage_and_of_those_that_claim() -> None:
     class Declares:
         """An option of the stage by a plugin that claims nothing."""
@@ -317,13 +337,23 @@ def test_demands_are_named_only_of_the_stage_and_of_those_that_claim() -> None:
             ]
 
     class Wants:
-        def __init__(self, name: str, value: str, stage: str = "dtype") -> None:
-            self.name, self.value, self.stage = name, value, stage
+        def __init__(self, name: str, value: str) -> None:
+            self.name, self.value = name, value
 
         @hookimpl
         def loadkit_options(self) -> list[Option]:
+            own = [
+                Option(name=f"{self.name}{end}", type="bool", stage="dtype", help="it")
+                for end in ("", "_wish")
+            ]
             other = Option(name=f"{self.name}_other", type="bool", stage="attention", help="another stage's")
-            return [Option(name=self.name, type="bool", stage=self.stage, help="it"), other]
+            return [*own, other]
+
+        @hookimpl
+        def loadkit_profiles(self) -> list[Profile]:
+            """Wishes are no demands: nobody can take them back."""
+            wishes = {f"{self.name}_wish": True}
+            return [Profile(name=f"wish-{self.name}", description="A wish.", options=wishes)]
 
         @hookimpl
         def loadkit_choose_dtype(self) -> Claim[str]:
@@ -331,7 +361,7 @@ def test_demands_are_named_only_of_the_stage_and_of_those_that_claim() -> None:
 
     manager = managed(declares=Declares(), p=Wants("half", "float16"), q=Wants("exact", "float32"))
     given = {"half": True, "exact": True, "half_other": True, "idle": True}
-    (problem,) = failed(manager, **given).problems
+    (problem,) = failed(manager, profile="wish-half", **given).problems
     assert problem.remedy.startswith("keep one of exact=True, half=True and take back the others, or ")
     (problem,) = failed(manager, **given, dtype="float64").problems
     assert problem.remedy.startswith("keep one of dtype='float64', exact=True, half=True and ")

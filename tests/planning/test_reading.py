@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from examples import CPU, T4, checkpoint
+from examples import CPU, EIGHT_H100, T4, checkpoint
 
 import loadkit
-from loadkit import Architecture, LoadkitError, PlanError, PluginManager, Problem, Topology, hookimpl
+from loadkit import Architecture, Context, LoadkitError, PlanError, PluginManager, Problem, Topology, hookimpl
 from loadkit.facts.checkpoint.checkpoint import Checkpoint
 from loadkit.planning import pipeline
 from loadkit.planning.pipeline import Planned, make_plan, plan_load
@@ -27,6 +27,7 @@ class Readers:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.facts, self.found, self.beside = checkpoint(), [], []
         self.given: dict[str, Any] = {}
+        self.what_is_beside = Beside(code={"a.py": "0" * 64})
         self.library_progress: Any = None
         read_library = pipeline.read_library
 
@@ -48,7 +49,7 @@ class Readers:
         self, request: Any, facts: Any, access: Any, **given: Any
     ) -> tuple[Beside, list[Problem]]:
         self.given["beside"] = {**access._asdict(), **given}
-        return Beside(), list(self.beside)
+        return self.what_is_beside, list(self.beside)
 
 
 @pytest.fixture
@@ -122,10 +123,36 @@ def test_where_something_can_be_read_planning_goes_on(
     assert len(codes(caught.value)) > 3
 
 
+def test_plugins_are_given_all_that_was_read(readers: Readers) -> None:
+    found: list[Context] = []
+
+    class Looks:
+        @hookimpl
+        def loadkit_architectures(self) -> list[Architecture]:
+            return [Architecture(model_type="new")]
+
+        @hookimpl
+        def loadkit_check_plan(self, context: Context) -> list[Problem]:
+            found.append(context)
+            return []
+
+    manager = PluginManager(environ={})
+    manager.register(Looks(), "looks")
+    launch = Topology(world_size=2, rank=1, local_rank=1, local_world_size=2, engine="ddp")
+    make_plan("a/b", machine=EIGHT_H100, topology=launch, dtype="float16", plugin_manager=manager)
+    (context,) = found
+    assert (context.checkpoint, context.machine, context.topology) == (readers.facts, EIGHT_H100, launch)
+    assert context.beside is readers.what_is_beside
+    assert context.architectures["new"] == Architecture(model_type="new")
+    assert context.request.value("dtype") == "float16"
+    assert context.library == pipeline.read_library(readers.facts.config, progress=None)
+
+
 def test_warnings_go_with_the_plan_and_the_facts_too(readers: Readers) -> None:
     readers.found, readers.beside = [problem("odd")], [problem("beside", "note")]
     plan, facts = plan_load("a/b", plugin_manager=MANAGER)
     assert [w.code for w in plan.warnings][:2] == ["odd", "beside"]
+    assert loadkit.Plan.from_json(plan.to_json()) == plan
     assert facts is not None
     assert facts.machine == CPU
     assert facts.listings == {
@@ -175,6 +202,7 @@ def test_where_no_model_is_named_only_what_else_is_wrong_is_said(readers: Reader
         with pytest.raises(PlanError) as caught:
             make_plan(plugin_manager=MANAGER, **options)
         assert codes(caught.value) == expected
+        assert str(caught.value).startswith("can't load '': 1 problem\n")
     assert readers.given == {}
 
 

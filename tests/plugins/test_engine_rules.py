@@ -52,7 +52,6 @@ def split_over(size: int, engine: Any = "tensor-parallel") -> Topology:
 
 
 # --- DDP
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2"])
@@ -77,7 +76,6 @@ def test_two_processes_never_share_a_device() -> None:
 
 
 # --- FSDP and ZeRO-3
-# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("topology", SHARDING)
@@ -123,9 +121,9 @@ def test_stored_4_bit_weights_under_sharding() -> None:
 
 @pytest.mark.parametrize("topology", SHARDING)
 def test_other_quantizers_are_warned_of(topology: Topology) -> None:
-    gptq = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "gptq", "bits": 4}})
-    assert "warning: " in told(on(topology, gptq))["quantized-under-sharding"]
-    assert "quantized-under-sharding" not in told(on(EIGHT_RANKS, gptq))
+    fp8 = checkpoint({**MISTRAL, "quantization_config": {"quant_method": "fp8"}})
+    assert "warning: " in told(on(topology, fp8))["quantized-under-sharding"]
+    assert "quantized-under-sharding" not in told(on(EIGHT_RANKS, fp8))
 
 
 def test_mixed_dtypes() -> None:
@@ -168,7 +166,6 @@ def test_zero3_wants_its_config_alive() -> None:
 
 
 # --- gradient checkpointing
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,7 +209,6 @@ def test_nothing_is_recomputed_twice() -> None:
 
 
 # --- tensor parallelism
-# ----------------------------------------------------------------------------------------------
 
 
 def test_layers_are_split_by_the_architectures_plan() -> None:

@@ -166,6 +166,10 @@ class Named(str, enum.Enum):
     ONE = "one"
 
 
+class Place(enum.Enum):
+    HERE = PurePosixPath("a/b")
+
+
 class Pair(msgspec.Struct):
     left: int
     right: str = "b"
@@ -190,7 +194,8 @@ class Lying:
         (PurePosixPath("a/b"), "a/b"),
         ({1: {"b": (1, 2)}}, {"1": {"b": [1, 2]}}),
         ({3, "a", 10}, [10, 3, "a"]),
-        (frozenset({Named.ONE}), ["one"]),
+        (frozenset({Place.HERE}), ["a/b"]),
+        ({Named.ONE: 1}, {"one": 1}),
         (range(2), [0, 1]),
         ([Config()], [{"inner": "one"}]),
         (Pair(1), {"left": 1, "right": "b"}),

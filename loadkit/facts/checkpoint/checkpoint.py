@@ -40,6 +40,7 @@ class ProcessingFacts(msgspec.Struct, frozen=True, kw_only=True):
         chat_template: the template in its files; None where there is none.
         added_tokens: tokens beside the trained vocabulary, special ones among them, to their ids, as far as
             the beginning of tokenizer.json goes.
+        gguf_file: the GGUF file whose vocabulary it is; "" where it has files of its own.
     """
 
     location: str = ""
@@ -49,6 +50,7 @@ class ProcessingFacts(msgspec.Struct, frozen=True, kw_only=True):
     processor_config: dict[str, Any] = {}
     chat_template: str | None = None
     added_tokens: dict[str, int] = {}
+    gguf_file: str = ""
 
     def special_token(self, role: str) -> str | None:
         """The token of a role such as "eos_token"; None where the config names none."""
@@ -93,7 +95,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         generation_config: generation_config.json, empty where there is none.
         processing: its tokenizer or processor.
         files: every file, sorted by name.
-        tensors: tensor name to header, over all safetensors files; empty for other formats.
+        tensors: tensor name to header, over all safetensors files or the GGUF file; empty for pickles.
         weight_files: the files that hold the weights.
         weight_format: how they are stored; "none" where there are no weights.
         adapter: the adapter that was asked for, where the source is one: the rest then is its base.
@@ -110,7 +112,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[File, ...] = ()
     tensors: dict[str, TensorHeader] = {}
     weight_files: tuple[str, ...] = ()
-    weight_format: Literal["safetensors", "pickle", "none"] = "none"
+    weight_format: Literal["safetensors", "pickle", "gguf", "none"] = "none"
     adapter: AdapterFacts | None = None
 
     @property

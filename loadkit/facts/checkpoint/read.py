@@ -19,8 +19,9 @@ from loadkit.facts.checkpoint.adapters import (
     read_adapter,
 )
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, Checkpoint, File
-from loadkit.facts.checkpoint.config_files import read_configs
+from loadkit.facts.checkpoint.config_files import Configs, read_configs
 from loadkit.facts.checkpoint.folder import looks_like_path
+from loadkit.facts.checkpoint.gguf import gguf_of, read_gguf
 from loadkit.facts.checkpoint.missing_files import no_config
 from loadkit.facts.checkpoint.open_source import open_source
 from loadkit.facts.checkpoint.source import Access, CheckpointFiles, checkpoint_problem
@@ -41,6 +42,7 @@ def read_checkpoint(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,
+    gguf_file: str = "",
     progress: Progress | None = None,
 ) -> tuple[Checkpoint, tuple[Problem, ...]]:
     """Read what a checkpoint's small files and its weight files' headers say. Weights are never downloaded.
@@ -57,12 +59,13 @@ def read_checkpoint(
         adapter_revision: branch, tag or commit of the adapter's repository, where the source is an adapter.
         token, cache_dir, local_files_only, progress: as in `Access`.
         allow_pickle: whether pickled weights are no problem.
+        gguf_file: the GGUF file in it that holds the model; "" for none. The path of one may be the source.
 
     Returns:
         The checkpoint as far as it could be read, and every problem; without an error among them it is whole.
     """
     access = Access(token, cache_dir, local_files_only, progress)
-    reader = _Reader(source, access, allow_pickle=allow_pickle)
+    reader = _Reader(source, access, allow_pickle=allow_pickle, gguf_file=gguf_file)
     checkpoint = reader.checkpoint(revision, adapter_revision)
     return checkpoint, tuple(dict.fromkeys(reader.problems))  # one cause may stop several files
 
@@ -70,8 +73,12 @@ def read_checkpoint(
 class _Reader:
     """One reading of a checkpoint, and the problems it found."""
 
-    def __init__(self, source: str | os.PathLike[str], access: Access, *, allow_pickle: bool) -> None:
-        self.source = source
+    def __init__(
+        self, source: str | os.PathLike[str], access: Access, *, allow_pickle: bool, gguf_file: str
+    ) -> None:
+        folder, named = gguf_of(source)
+        self.source = folder or source
+        self.gguf_file = gguf_file or named
         self.name = os.fspath(source)
         self.access = access
         self.allow_pickle = allow_pickle
@@ -115,6 +122,8 @@ class _Reader:
         self.refuse_revision(files, "revision", revision)
         configs, problems = read_configs(files)
         self.problems += problems
+        if self.gguf_file:
+            return self.gguf(files, configs)
         weights, problems = read_weight_files(
             files, configs.config, allow_pickle=self.allow_pickle, progress=self.access.progress
         )
@@ -130,6 +139,21 @@ class _Reader:
             adapter=adapter,
             **msgspec.structs.asdict(configs),
             **msgspec.structs.asdict(weights),
+        )
+
+    def gguf(self, files: CheckpointFiles, configs: Configs) -> Checkpoint:
+        """Read a GGUF file, which has config, vocabulary and weights in one."""
+        about: dict[str, Any] = {}
+        found = read_gguf(files, self.gguf_file, configs.processing)
+        if isinstance(found, Problem):
+            self.problems.append(found)
+        else:
+            about = {**found._asdict(), "weight_files": (self.gguf_file,), "weight_format": "gguf"}
+        return Checkpoint(
+            source=self.name,
+            **_opened(files),
+            files=tuple(File(name=name, size=size) for name, size in files.sizes.items()),
+            **about,
         )
 
     def base(self, files: CheckpointFiles, adapter: AdapterFacts, revision: str) -> Checkpoint:

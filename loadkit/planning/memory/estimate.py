@@ -40,10 +40,17 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
         return None
     about: Any = {"context": context, "plan": plan, "weights": weights}
     packed: Mapping[str, Packed] = {}
-    stays_quantized = plan.quantization is not None and not (plan.adapters and plan.adapters.dequantize)
+    stays_quantized = plan.quantized is not None and not (plan.adapters and plan.adapters.dequantize)
+    turned_back: Mapping[str, Packed] = {}
     if stays_quantized:
         packed = manager.first(hooks.loadkit_estimate_weights, **about) or {}
-    kept = [_kept(weight, plan, context) for weight in weights if weight.name not in packed]
+    elif plan.quantization is not None and not plan.quantization.packed:
+        turned_back = manager.first(hooks.loadkit_estimate_weights, **about) or {}
+    left = (weight for weight in weights if weight.name not in packed)
+    kept = [
+        _turned_back(w, turned_back[w.name]) if w.name in turned_back else _kept(w, plan, context)
+        for w in left
+    ]
     by_dtype: Counter[str] = Counter()
     for _, dtype, nbytes in kept:
         by_dtype[dtype] += nbytes
@@ -67,6 +74,19 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
         where=where,
     )
     return msgspec.structs.replace(memory, per_rank=share(context, plan, memory, kept, packed))
+
+
+def _turned_back(weight: Weight, made: Packed) -> Kept:
+    """A stored weight of another dtype, as what transformers turns it back into; scales become nothing."""
+    count = made.data // ITEM_SIZES.get(made.dtype, 1)
+    shape = weight.shape if weight.count == count or not weight.count else _widened(weight, count)
+    return Kept(msgspec.structs.replace(weight, shape=shape), made.dtype, made.data)
+
+
+def _widened(weight: Weight, count: int) -> tuple[int, ...]:
+    """The shape of a weight that is stored several to a value of the file: its last side is longer."""
+    others = weight.count // weight.shape[-1] if weight.shape else 1
+    return (*weight.shape[:-1], count // others)
 
 
 def _kept(weight: Weight, plan: Plan, context: Context) -> Kept:
@@ -102,9 +122,9 @@ def _trained(
         return ()
     if plan.adapters is not None and not plan.adapters.merge:
         return [w for w in adapters if w.kind != "other"]
-    if plan.quantization is not None or (plan.adapters is not None and plan.preparation.kbit):
+    if plan.quantized is not None or (plan.adapters is not None and plan.preparation.kbit):
         return ()
-    floats = (k for k in kept if k.weight.dtype in ITEM_SIZES and trains(k.weight, plan, context))
+    floats = (k for k in kept if k.dtype in ITEM_SIZES and k.nbytes and trains(k.weight, plan, context))
     return [msgspec.structs.replace(k.weight, dtype=k.dtype, nbytes=k.nbytes) for k in floats]
 
 

@@ -43,7 +43,7 @@ def share(
     weights = whole + -(-(held - whole) // shards)
     # A quantized base goes to each rank's device whole, and is divided there (transformers 5.23: the
     # quantizers' `update_device_map`).
-    placed = topology.shards_parameters and plan.quantization is not None
+    placed = topology.shards_parameters and plan.quantized is not None
     each = _own_copy(context, plan, memory, kept, weights)
     return RankMemory(
         shared=_shared(world, splits, shards, topology.engine),
@@ -73,12 +73,12 @@ def _own_copy(context: Context, plan: Plan, memory: Memory, kept: Sequence[Kept]
     topology = context.topology
     on_host = context.machine.kind == "cpu"
     cast = sum(count for weight, dtype, count in kept if weight.dtype != dtype)
-    if topology.splits_layers or (topology.engine == "zero3" and plan.quantization is None):
+    if topology.splits_layers or (topology.engine == "zero3" and plan.quantized is None):
         return weights if on_host else 0
     if on_host:
-        written = plan.preparation.training and plan.adapters is None and plan.quantization is None
+        written = plan.preparation.training and plan.adapters is None and plan.quantized is None
         return memory.model if written else cast + memory.quantized + memory.constants + memory.adapters
-    return cast if topology.shards_parameters and plan.quantization is None else 0
+    return cast if topology.shards_parameters and plan.quantized is None else 0
 
 
 def _shared(world: int, splits: int, shards: int, engine: str) -> str:
@@ -97,7 +97,7 @@ def _how(context: Context, plan: Plan, placed: bool, own: bool) -> str:
     topology = context.topology
     if topology.splits_layers:
         return "each rank reads its parts of the same mapped files"
-    if topology.engine == "zero3" and plan.quantization is None:
+    if topology.engine == "zero3" and plan.quantized is None:
         return "rank 0 reads the files, and DeepSpeed divides each parameter as it is loaded"
     if placed:
         return "every rank puts the whole quantized base on its device, then the engine divides it"

@@ -65,7 +65,8 @@ def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
             "leave them out to go on with that adapter, name its base to start a new one, or add new_adapter=True for one over it",
         )
     wish = context.request.asked("dequantize")
-    if wish is not None and wish.value and not (plan.adapters and plan.adapters.merge):
+    stored = plan.quantization is not None and plan.quantization.prequantized  # prequantized tells of those
+    if wish is not None and wish.value and not (plan.adapters and plan.adapters.merge) and not stored:
         yield _problem(
             "dequantize-unused",
             "dequantize=True was asked for, but no adapter is merged",
@@ -88,7 +89,7 @@ def _merging(context: Context, plan: Plan, adapters: Adapters) -> Iterator[Probl
     """Merging into quantized weights rounds the adapter away; merging what is to train makes no sense."""
     if not adapters.merge:
         return
-    quantization, checkpoint = plan.quantization, context.checkpoint
+    quantization, checkpoint = plan.quantized, context.checkpoint
     if plan.preparation.training:
         yield _problem(
             "merge-with-training",
@@ -185,7 +186,7 @@ def _shapes(checkpoint: Checkpoint, plan: Plan, name: str, facts: AdapterFacts) 
 
 def _start(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]:
     """Whether a new adapter can start as asked."""
-    quantization = plan.quantization
+    quantization = plan.quantized
     eight = quantization is not None and (quantization.method, quantization.bits) == ("bitsandbytes", 8)
     if adapter.options.get("use_dora") and eight and not context.machine.accelerators:
         yield _problem(
@@ -198,7 +199,7 @@ def _start(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]:
     if not isinstance(init, str):
         return
     kind = init.lower()
-    if plan.quantization is not None and needs_weights(init):
+    if quantization is not None and needs_weights(init):
         yield _problem(
             "init-needs-weights",
             f"init_lora_weights={init!r} was asked for, which works on unquantized weights, and the base is quantized ({plan.why('quantization').because})",

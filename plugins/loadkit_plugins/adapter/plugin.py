@@ -45,7 +45,7 @@ def loadkit_choose_adapter(
         return [Claim(value=None, because=switch.because, strength=switch.strength)]
     over = request.asked("new_adapter")
     if context.beside.adapters:
-        existing = existing_adapters(context, dtype, preparation)
+        existing = existing_adapters(context, dtype, quantization, preparation)
         if over is None or not over.value:
             return [existing]
         made = new_adapter(context, architecture, dtype, quantization, preparation, tokens, over)

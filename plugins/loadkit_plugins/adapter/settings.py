@@ -107,12 +107,14 @@ def declared_options() -> Sequence[Option]:
         option(
             "dequantize",
             "bool",
-            "turn a quantized base back into floating point, to merge an adapter into it",
+            "turn a quantized base back into floating point: a stored format while it is loaded, else to merge an adapter into it",
         ),
     ]
 
 
-def existing_adapters(context: Context, dtype: str, preparation: Preparation) -> Claim[Adapters | None]:
+def existing_adapters(
+    context: Context, dtype: str, quantization: Quantization | None, preparation: Preparation
+) -> Claim[Adapters | None]:
     """The adapters that the source is, or that the option names."""
     request, found = context.request, context.beside.adapters
     trainable = bool(request.value("adapter_trainable", preparation.training))
@@ -141,7 +143,7 @@ def existing_adapters(context: Context, dtype: str, preparation: Preparation) ->
         members=members,
         active=active if active in found else members[0].name,
         merge=bool(request.value("merge_adapter", False)),
-        dequantize=bool(request.value("dequantize", False)),
+        dequantize=_dequantizes(request, quantization),
     )
     strength = Strength.YOU if own or asked is None else asked.strength
     return Claim(value=value, because=because, strength=strength, passed_over=passed)
@@ -214,9 +216,14 @@ def new_adapter(
     value = Adapters(
         members=(adapter,),
         merge=bool(request.value("merge_adapter", False)),
-        dequantize=bool(request.value("dequantize", False)),
+        dequantize=_dequantizes(request, quantization),
     )
     return Claim(value=value, because=because, strength=asked.strength, passed_over=tuple(passed))
+
+
+def _dequantizes(request: Request, quantization: Quantization | None) -> bool:
+    """Whether a phase of its own turns the base back: not where transformers has done so while loading."""
+    return bool(request.value("dequantize", False)) and (quantization is None or quantization.packed)
 
 
 def _lora(request: Request, context: Context) -> dict[str, Any]:
@@ -279,7 +286,13 @@ def _without_weights(
 ) -> list[PassedOver]:
     """Leave a profile's or recipe's initialisation out where it needs weights that the base doesn't have."""
     asked, init = context.request.asked("init_lora_weights"), options.get("init_lora_weights")
-    if asked is None or asked.demanded or quantization is None or not needs_weights(init):
+    if (
+        asked is None
+        or asked.demanded
+        or quantization is None
+        or not quantization.packed
+        or not needs_weights(init)
+    ):
         return []
     del options["init_lora_weights"]
     return [

@@ -41,11 +41,9 @@ def loadkit_options() -> Sequence[Option]:
 def loadkit_choose_quantization(
     context: Context, architecture: ModelClass, dtype: str
 ) -> Sequence[Claim[Quantization | None]]:
-    if context.checkpoint.quantization_config:
-        return []  # can't be quantized again: the check says so
     wishes = settings(context.request)
     bits = width(wishes)
-    if bits is None:
+    if bits is None or (context.checkpoint.quantization_config and not _overruled(bits, context)):
         return []
     if bits.name == "none":
         return [Claim(value=None, because=bits.because, strength=bits.strength)]
@@ -53,7 +51,8 @@ def loadkit_choose_quantization(
     options = four_bit(wishes, dtype, context) if four else eight_bit(wishes)
     skip = (*wishes["skip_modules"].value,) if "skip_modules" in wishes else ()
     registered = context.registered.skip_modules if context.registered else ()
-    known = unsupported(context, architecture, 4 if four else 8)
+    stored = bool(context.checkpoint.quantization_config)  # then this gives way whole
+    known = {} if stored else unsupported(context, architecture, 4 if four else 8)
     value = Quantization(
         method=METHOD,
         bits=4 if four else 8,
@@ -135,6 +134,13 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     from loadkit_plugins.bitsandbytes.audit import audit
 
     return audit(plan, model)
+
+
+def _overruled(bits: Asked, context: Context) -> bool:
+    """Whether a profile's wish gives way to what the checkpoint is stored in, which the plan shows; demands
+    are refused by the check."""
+    own = context.checkpoint.quantization_config
+    return not bits.demanded and bits.name != "none" and not own.get(bits.name)
 
 
 def _say_once(logger: str) -> None:

@@ -1,4 +1,4 @@
-"""Which weights of an unquantized base train, and in which dtype. Not a plugin itself."""
+"""Which weights of an unquantized base train, and in which dtype."""
 
 from __future__ import annotations
 

@@ -71,22 +71,21 @@ def loadkit_choose_preparation(
     wanted = wish is not None and bool(wish.value)
     reason = _unsupported(context, architecture) if wanted else ""
     checkpointing = wanted and not (reason and wish is not None and not wish.demanded)
-    frozen = quantization is not None or bool(
-        request.value("adapter", False) or request.value("peft_config", False)
-    )
+    packed = quantization is not None and quantization.packed
+    frozen = packed or bool(request.value("adapter", False) or request.value("peft_config", False))
     whole = training and not frozen
     only = freezing.train_only(context) if whole else ()
     trainable, refused = freezing.trainable_dtype(context) if whole else ("", "")
     frozen = frozen or bool(only)
     default = REENTRANT_UNDER_ZERO3 if frozen and context.topology.engine == "zero3" else REENTRANT
     value = Preparation(
-        kbit=training and quantization is not None,
+        kbit=training and packed,
         gradient_checkpointing=checkpointing,
         gradient_checkpointing_kwargs={**default, **_wished(context, default)} if checkpointing else {},
         input_gradients=checkpointing and frozen,
         training=training,
         float32_norms=not context.topology.shards_parameters,
-        norms_left=tuple(dict.fromkeys(_cast_to(context))) if training and quantization is not None else (),
+        norms_left=tuple(dict.fromkeys(_cast_to(context))) if training and packed else (),
         trainable_dtype=trainable,
         frozen_parts=_frozen_parts(context, architecture) if whole else (),
         train_only=only,

@@ -1,0 +1,70 @@
+"""Models whose stored format transformers turns back into floating point: asked for, and made whole
+afterwards."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+__all__ = ["ask_to_turn_back", "finish_turning_back", "gguf_in_floating_point"]
+
+
+def ask_to_turn_back(config: Any) -> None:
+    """Have transformers dequantize stored weights, in the checkpoint's own words: given as an argument, a
+    second config would take the place of some of its settings (transformers 5.23:
+    `merge_quantization_configs`)."""
+    for each in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
+        own = getattr(each, "quantization_config", None)
+        if own is not None:
+            each.quantization_config = {
+                **(own if isinstance(own, dict) else own.to_dict()),
+                "dequantize": True,
+            }
+
+
+def gguf_in_floating_point() -> dict[str, Any]:
+    """The argument by which a GGUF file isn't kept in blocks, where transformers could (5.23 on)."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def finish_turning_back(model: Any, dtype: Any) -> None:
+    """Give every weight the planned dtype, and have the model saved as the plain one that it is."""
+    _cast(model, dtype)
+    _forget_format(model)
+
+
+def _cast(model: Any, dtype: Any) -> None:
+    """transformers 5.23 leaves weights that weren't packed in the dtype of the file
+    (`HfQuantizer.get_new_dtype`)."""
+    kept = (*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ()))
+    patterns = [re.compile(pattern.replace("*", ".*")) for pattern in kept]
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.element_size() == 1 or parameter.dtype == dtype:
+            continue
+        if not any(pattern.search(name) for pattern in patterns):
+            parameter.data = parameter.data.to(dtype)
+
+
+def _forget_format(model: Any) -> None:
+    """transformers 5.23 would pack the weights again when it saves them, without a config that says so: the
+    saved model would load as noise (`revert_weight_conversion`)."""
+    known = getattr(model, "_weight_conversions", None)
+    if known is None:
+        return  # those of the class serve
+    conversions = []
+    for conversion in known:
+        operations = getattr(conversion, "operations", ())
+        own = [op for op in operations if getattr(op, "hf_quantizer", None) is None]
+        if len(own) == len(operations):
+            conversions.append(conversion)
+        elif own:
+            (quantizer,) = {
+                id(op.hf_quantizer): op.hf_quantizer for op in operations if op not in own
+            }.values()
+            names = quantizer.serialized_names
+            sources = [s for s in conversion._original_source_patterns if s.rpartition(".")[2] in names]
+            conversions.append(conversion.copy(sources, conversion._original_target_patterns, operations=own))
+    model._weight_conversions = conversions
