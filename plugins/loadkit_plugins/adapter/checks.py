@@ -8,7 +8,9 @@ from functools import partial
 
 from loadkit import Adapter, Adapters, Checkpoint, Context, Plan, Problem
 from loadkit.plugins import AdapterFacts, did_you_mean
-from loadkit_plugins.adapter.settings import LORA_OPTIONS, needs_weights
+from loadkit_plugins.adapter.field_checks import check_fields
+from loadkit_plugins.adapter.fields import LORA_OPTIONS
+from loadkit_plugins.adapter.settings import needs_weights
 
 __all__ = ["check"]
 
@@ -35,6 +37,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
             problems += _base(context, name, facts)
             problems += _shapes(context.checkpoint, plan, name, facts)
     else:
+        problems += check_fields(context, plan, plan.adapters.members[0])
         problems += _start(context, plan, plan.adapters.members[0])
     return problems
 

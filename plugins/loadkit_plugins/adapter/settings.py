@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from loadkit import (
     Adapter,
@@ -16,27 +15,14 @@ from loadkit import (
     PassedOver,
     Preparation,
     Quantization,
-    Request,
     Strength,
     Tokens,
 )
 from loadkit.plugins import AdapterFacts
-from loadkit_plugins.adapter.targets import unadaptable
+from loadkit_plugins.adapter.fields import Fields, adapter_type, merged
+from loadkit_plugins.adapter.targets import absent, unadaptable
 
-__all__ = ["LORA_OPTIONS", "existing_adapters", "needs_weights", "new_adapter", "declared_options"]
-
-LORA_OPTIONS: Mapping[str, str] = {
-    "lora_r": "r",
-    "lora_alpha": "lora_alpha",
-    "lora_dropout": "lora_dropout",
-    "lora_target_modules": "target_modules",
-    "lora_target_parameters": "target_parameters",
-    "lora_modules_to_save": "modules_to_save",
-    "use_rslora": "use_rslora",
-    "use_dora": "use_dora",
-    "init_lora_weights": "init_lora_weights",
-}
-"""Option to field of PEFT's LoraConfig."""
+__all__ = ["TASK_TYPES", "declared_options", "existing_adapters", "needs_weights", "new_adapter"]
 
 NEEDS_WEIGHTS = ("pissa", "corda", "mica", "loftq", "orthogonal")
 """Initialisations that read or change the base's weights in floating point (PEFT 0.21; "pissa" stands for pissa_niter_N too)."""
@@ -138,12 +124,18 @@ def new_adapter(
 ) -> Claim[Adapters | None]:
     """A new adapter, by plain options or a config."""
     request = context.request
-    whole = request.asked("peft_config")
-    fields = {k: v for k, v in (whole.value if whole else {}).items() if v is not None}
-    peft_type = str(fields.pop("peft_type", "LORA"))
+    peft_type = adapter_type(request)
     lora = peft_type == "LORA"
-    options = {**fields, **_lora(request, context)} if lora else fields
-    passed = [*_without_dropout(options, context), *_without_weights(options, quantization, context)]
+    fields = merged(context)
+    options = fields.options
+    passed = [
+        *fields.passed_over,
+        *_without_dropout(fields, context),
+        *_without_weights(fields, quantization),
+    ]
+    if lora:
+        _default_targets(fields, context)
+    passed += _without_absent(fields, context, architecture)
     if lora and options.get("target_modules") == "all-linear" and "exclude_modules" not in options:
         unfit = unadaptable(context)
         passed += [PassedOver(name, reason) for name, reason in unfit.items()]
@@ -169,21 +161,30 @@ def new_adapter(
     return Claim(value=value, because=because, strength=asked.strength, passed_over=tuple(passed))
 
 
-def _lora(request: Request, context: Context) -> dict[str, Any]:
-    """The plain options, over the architecture's own targets, over all linear layers."""
-    given = {field: request.value(name) for name, field in LORA_OPTIONS.items() if request.asked(name)}
-    registered = context.registered
-    targets = request.asked("lora_target_modules")
-    if registered and registered.lora_target_modules and not (targets and targets.demanded):
-        given["target_modules"] = list(registered.lora_target_modules)
-    if not request.asked("peft_config") and "target_parameters" not in given:
-        given.setdefault("target_modules", "all-linear")
-    return given
+def _default_targets(fields: Fields, context: Context) -> None:
+    """Where nobody demands targets: the architecture's own, else those of a profile or recipe, else all linear layers."""
+    registered, asked = context.registered, fields.by.get("target_modules")
+    if registered and registered.lora_target_modules and not (asked and asked.demanded):
+        fields.options["target_modules"] = list(registered.lora_target_modules)
+    if not context.request.asked("peft_config") and "target_parameters" not in fields.options:
+        fields.options.setdefault("target_modules", "all-linear")
 
 
-def _without_dropout(options: dict[str, Any], context: Context) -> list[PassedOver]:
+def _without_absent(fields: Fields, context: Context, architecture: ModelClass) -> list[PassedOver]:
+    """Leave out those of a profile's or recipe's targets that the model doesn't have, as long as it has one."""
+    asked, targets = fields.by.get("target_modules"), fields.options.get("target_modules")
+    if asked is None or asked.demanded or not isinstance(targets, list):
+        return []
+    missing = absent(targets, context, architecture)
+    if not missing or len(missing) == len(targets):
+        return []
+    fields.options["target_modules"] = [name for name in targets if name not in missing]
+    return [PassedOver(name, f"{asked.by} names it, and no module is called so") for name in missing]
+
+
+def _without_dropout(fields: Fields, context: Context) -> list[PassedOver]:
     """Leave a profile's dropout out where the experts are adapted as fused parameters, over which PEFT has none."""
-    asked = context.request.asked("lora_dropout")
+    asked, options = fields.by.get("lora_dropout"), fields.options
     config = context.checkpoint.text_config
     experts = any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
     if not experts or asked is None or asked.demanded or not options.get("lora_dropout"):
@@ -193,14 +194,12 @@ def _without_dropout(options: dict[str, Any], context: Context) -> list[PassedOv
     return [PassedOver(f"lora_dropout={wanted:g}", reason)]
 
 
-def _without_weights(
-    options: dict[str, Any], quantization: Quantization | None, context: Context
-) -> list[PassedOver]:
+def _without_weights(fields: Fields, quantization: Quantization | None) -> list[PassedOver]:
     """Leave a profile's or recipe's initialisation out where it needs weights that the base doesn't have."""
-    asked, init = context.request.asked("init_lora_weights"), options.get("init_lora_weights")
+    asked, init = fields.by.get("init_lora_weights"), fields.options.get("init_lora_weights")
     if asked is None or asked.demanded or quantization is None or not needs_weights(init):
         return []
-    del options["init_lora_weights"]
+    del fields.options["init_lora_weights"]
     return [
         PassedOver(
             f"init_lora_weights={init}", "it needs the base's unquantized weights, and the base is quantized"

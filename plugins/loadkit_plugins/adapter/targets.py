@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from loadkit import Context, LoadError
+from loadkit import Context, LoadError, ModelClass
 from loadkit.plugins import did_you_mean, input_embeddings, output_embeddings, tower_keys
 
-__all__ = ["check_targets", "new_token_rows", "towers", "unadaptable"]
+__all__ = ["absent", "check_targets", "new_token_rows", "paths", "towers", "unadaptable", "words"]
 
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Model types of which PEFT 0.21 refuses to adapt the output projection (`_check_lora_target_modules_mamba`)."""
@@ -34,6 +34,40 @@ def unadaptable(context: Context) -> dict[str, str]:
     if context.checkpoint.model_type in MAMBA:
         found["out_proj"] = "Mamba's fused kernels take its weight directly, so PEFT refuses to adapt it"
     return found
+
+
+def words(context: Context, architecture: ModelClass) -> frozenset[str]:
+    """What parts of the model's paths are called, by headers and source; empty where neither tells all of them."""
+    tensors = context.checkpoint.tensors
+    if not tensors or architecture.implementation == "plugin":
+        return frozenset()
+    stored = {part for name in tensors for part in name.split(".") if not part.isdigit()}
+    families = context.library.families.values()
+    made = {name for family in families for facts in family.modules.values() for name in facts.members}
+    return frozenset(stored | made)
+
+
+def absent(names: Iterable[str], context: Context, architecture: ModelClass) -> list[str]:
+    """Those of some names, paths or their last parts, that no module and no parameter can have.
+
+    Only the parts of a name are looked for: loading may put them together otherwise than the files.
+    """
+    known = words(context, architecture)
+    parts = {name: [part for part in name.split(".") if not part.isdigit()] for name in names}
+    return [name for name, own in parts.items() if known and not known.issuperset(own)]
+
+
+def paths(context: Context, architecture: ModelClass) -> list[str]:
+    """The paths of the modules that hold weights; empty where loading may call them otherwise than the files."""
+    checkpoint, library = context.checkpoint, context.library
+    kind, stacked = checkpoint.model_type, library.conversions
+    renamed = architecture.key_mapping or kind in stacked or kind in stacked.values()
+    if renamed or architecture.implementation == "plugin" or architecture.task != "causal-lm":
+        return []
+    if context.towers(architecture).paths:
+        return []
+    stored = {name.rpartition(".")[0] for name in checkpoint.tensors}
+    return sorted(stored | {f"{prefix}.{name}" for prefix in ("model", "transformer") for name in stored})
 
 
 def check_targets(model: Any, options: Mapping[str, Any]) -> None:
