@@ -22,6 +22,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
         dtype: dtype of its parameters.
         exclude_vision: leave the towers of a multimodal model other than the text one alone.
         new_tokens: for a new one: train the embedding rows of added tokens, but for the pad token's.
+        whole: tensors of the model that an existing adapter brings whole, such as a classifier's head.
         embedding_rows: rows of the embeddings that an existing adapter was saved with; 0 for no demand.
     """
 
@@ -35,6 +36,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     exclude_vision: bool = True
     new_tokens: bool = False
     embedding_rows: int = 0
+    whole: tuple[str, ...] = ()
 
 
 class Adapters(msgspec.Struct, frozen=True, kw_only=True):

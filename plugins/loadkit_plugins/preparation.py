@@ -122,6 +122,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
                 "leave gradient_checkpointing out",
             )
         )
+    problems += _nothing_trains(plan)
     kwargs = context.request.asked("gradient_checkpointing_kwargs")
     if kwargs is not None and kwargs.demanded and not plan.preparation.gradient_checkpointing:
         problems.append(
@@ -132,6 +133,38 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             )
         )
     return problems
+
+
+def _should_train(plan: Plan) -> bool:
+    """Whether something is to train as the model is loaded: adapter=False leaves that to a trainer with its own adapter."""
+    return plan.preparation.training and plan.request.value("adapter") is not False
+
+
+def _nothing_trains(plan: Plan) -> list[Problem]:
+    """A quantized base is frozen, and so is an adapter that isn't trainable."""
+    if not _should_train(plan):
+        return []
+    adapters = plan.adapters
+    trains = adapters is not None and any(a.trainable for a in adapters.members if a.name == adapters.active)
+    if (
+        trains
+        or (plan.quantization is None and adapters is None)
+        or (adapters is not None and adapters.merge)
+    ):
+        return []
+    frozen = (
+        "the quantized base is frozen"
+        if adapters is None
+        else f"the adapter {adapters.active!r} is frozen, and so is its base"
+    )
+    return [
+        _problem(
+            "nothing-trains",
+            f"the model is to train ({plan.why('preparation').because}), and nothing would: {frozen}",
+            "add adapter=True for a new adapter (adapter=False where the trainer brings its own), leave adapter_trainable=False "
+            "out, or leave training out",
+        )
+    ]
 
 
 @hookimpl
@@ -191,6 +224,18 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
         )
     if model.training != plan.preparation.training:
         findings.append(_finding("training-mode", "training mode", plan.preparation.training, model.training))
+    if _should_train(plan) and not any(p.requires_grad for p in model.parameters()):
+        findings.append(
+            Finding(
+                "preparation",
+                "preparation",
+                "nothing-trains",
+                "the model is loaded to train, and none of its parameters does",
+                planned="at least one parameter that trains",
+                effective=f"0 of {sum(1 for _ in model.parameters())} parameters",
+                remedy="add adapter=True, train an unquantized model whole, or leave training out",
+            )
+        )
     return findings
 
 

@@ -84,6 +84,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     kind, facts = plan.processing.kind, context.processing
     problems = []
     demanded = plan.why("processing").strength is not Strength.FALLBACK
+    problems += _other_tokenizer(context, kind)
     if demanded and kind != "none" and not _has(facts, kind):
         wanted = TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES
         problems.append(
@@ -93,7 +94,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
                 "leave processing_class out, or save one beside the model",
             )
         )
-    if kind == "none" and not demanded:
+    if kind == "none" and not demanded and not problems:
         problems.append(
             _problem(
                 "no-processing-class",
@@ -122,6 +123,31 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             )
         )
     return [*problems, *_template_problems(context, plan.processing)]
+
+
+def _other_tokenizer(context: Context, kind: str) -> list[Problem]:
+    """Another tokenizer was named, and nothing will come of it."""
+    asked, facts = context.request.asked("tokenizer"), context.beside.tokenizer
+    if asked is None or kind != "none":
+        return []
+    if facts is not None and not _has(facts, "tokenizer") and not _has(facts, "processor"):
+        return [
+            _problem(
+                "no-tokenizer",
+                f"tokenizer={asked.value!r} was asked for ({asked.because}), and it has none of {', '.join(TOKENIZER_FILES)}",
+                "name a folder or repository that has a tokenizer, or leave tokenizer out to use the model's own",
+            )
+        ]
+    given = context.request.asked("processing_class")
+    if given is None or not (given.demanded and asked.demanded):
+        return []
+    return [
+        _problem(
+            "processing-option-unused",
+            f"tokenizer={asked.value!r} was given, and processing_class={given.value!r} too, so that it isn't loaded",
+            "leave one of the two out",
+        )
+    ]
 
 
 def _template_problems(context: Context, processing: Processing) -> list[Problem]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from loadkit import Finding, LoadError, Plan, Vocabulary, hookimpl
 from loadkit.plugins import base_of, input_embeddings, output_embeddings
+from loadkit_plugins.model_types import EXTRA_ROWS
 
 _finding = partial(Finding, "tokens", "vocabulary")
 
@@ -67,8 +68,9 @@ def loadkit_audit_model(plan: Plan, model: Any, processing_class: Any) -> Sequen
                 "vocabulary-size", "the tokenizer has ids without an embedding", f"{size} ids", f"{rows} rows"
             )
         )
-    stated = getattr(base.config.get_text_config(), "vocab_size", rows)
-    if stated != rows:
+    text = base.config.get_text_config()
+    stated = getattr(text, "vocab_size", rows)
+    if stated not in (rows, rows - EXTRA_ROWS.get(getattr(text, "model_type", ""), 0)):
         findings.append(
             _finding("vocab-size-config", "vocab_size isn't what the embeddings have", f"{rows}", f"{stated}")
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from loadkit import (
@@ -95,6 +96,7 @@ def existing_adapters(context: Context, dtype: str, preparation: Preparation) ->
             trainable=trainable and name == active,
             dtype=dtype,
             embedding_rows=_rows(facts),
+            whole=_whole(facts),
         )
         for name, facts in found.items()
     )
@@ -210,6 +212,18 @@ def _without_weights(fields: Fields, quantization: Quantization | None) -> list[
 def needs_weights(init: object) -> bool:
     """Whether an initialisation works on unquantized weights only."""
     return isinstance(init, str) and init.lower().startswith(NEEDS_WEIGHTS)
+
+
+def _whole(facts: AdapterFacts) -> tuple[str, ...]:
+    """The model's tensors that an adapter holds, by the names that the model has for them."""
+    names = (
+        name.removeprefix("base_model.model.").replace(".modules_to_save", "")
+        for name in facts.tensors
+        if name.startswith("base_model.model.")
+    )
+    return tuple(
+        sorted(n for n in names if not re.search(r"\.(lora|ia3|hada|lokr|oft|boft|vera|token_adapter)_?", n))
+    )
 
 
 def _rows(facts: AdapterFacts) -> int:

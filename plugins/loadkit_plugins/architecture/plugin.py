@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from loadkit import Architecture, Asked, Claim, Context, ModelClass, Option, Plan, Problem, Strength, hookimpl
+from loadkit_plugins.architecture.labels import adapter_task, check_labels, label_claims
 from loadkit_plugins.architecture.tasks import TASKS
 
 _problem = partial(Problem, "architecture", "architecture")
@@ -37,8 +39,19 @@ def loadkit_options() -> Sequence[Option]:
             stage="architecture",
             choices=(*TASKS, TEXT),
             help='what the model is for; by default what its config says. "text": the language model alone',
-        )
+        ),
+        Option(
+            name="num_labels",
+            type="int",
+            stage="architecture",
+            help="labels of a classification head: 1 for a reward model; by default the checkpoint's or the adapter's",
+        ),
     ]
+
+
+@hookimpl
+def loadkit_contribute_kwargs(context: Context, plan: Plan) -> Mapping[str, list[Claim[Any]]]:
+    return label_claims(context, plan)
 
 
 @hookimpl
@@ -61,6 +74,7 @@ def loadkit_choose_architecture(context: Context) -> Claim[ModelClass] | Problem
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     problems = [*_code_selected(context), *_other_config(context, plan), *_other_task(context, plan)]
+    problems += check_labels(context, plan)
     if plan.model_class.implementation == "remote code":
         return [*problems, *_unpinned(context)]
     if context.request.value("trust_remote_code", False):
@@ -187,7 +201,11 @@ def _native(context: Context) -> Claim[ModelClass] | None:
     asked = context.request.asked("task")
     if asked is not None and asked.value == TEXT:
         return _text(context)
-    task, because = (asked.value, asked.because) if asked is not None else _inferred(context)
+    brought = "" if asked is not None else adapter_task(context)
+    if brought and _class(context, brought) is not None:
+        task, because = brought, "the adapter was made for it, and brings the head"
+    else:
+        task, because = (asked.value, asked.because) if asked is not None else _inferred(context)
     if not task:
         return None
     name = _class(context, task)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-__all__ = ["TASKS", "Task"]
+__all__ = ["HEADS", "TASKS", "Task"]
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -24,3 +24,6 @@ TASKS: Mapping[str, Task] = {
     "token-classification": Task("AutoModelForTokenClassification"),
 }
 """In the order in which they are tried where a checkpoint's `architectures` fits several."""
+
+HEADS: Mapping[str, str] = {"SEQ_CLS": "sequence-classification", "TOKEN_CLS": "token-classification"}
+"""PEFT's names of the tasks whose head an adapter brings."""

@@ -35,8 +35,8 @@ def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Fi
 
     allowed = plan.request.value("allow_weights", [])
     findings = [
-        *_missing(plan, _not(allowed, loading.missing)),
-        *_mismatched(plan, _not(allowed, loading.mismatched)),
+        *_missing(plan, _not([*allowed, *_brought(plan)], loading.missing)),
+        *_mismatched(plan, _not([*allowed, *_brought(plan)], loading.mismatched)),
         *_unexpected(plan, _not(allowed, loading.unexpected)),
         *values(model),
     ]
@@ -61,6 +61,12 @@ def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
         for pattern in patterns
         if (fault := _fault(pattern))
     ]
+
+
+def _brought(plan: Plan) -> list[str]:
+    """Patterns for the tensors that an adapter brings whole: they are its own, and not random."""
+    members = plan.adapters.members if plan.adapters else ()
+    return [rf"^(model\.)?{re.escape(name)}($|:)" for adapter in members for name in adapter.whole]
 
 
 def _fault(pattern: str) -> str:
