@@ -300,6 +300,14 @@ def test_the_mode_and_a_config_that_lies(tiny: Tiny) -> None:
 
     assert audited(tiny("mistral"), "full", Late()) == {"training-mode"}
 
+    class Freezing(Late):
+        @loadkit.hookimpl
+        def loadkit_audit_model(self, model: Any) -> list[loadkit.Finding]:
+            model.requires_grad_(False)
+            return []
+
+    assert audited(tiny("mistral"), "full", Freezing()) == {"nothing-trains"}
+
 
 def test_a_tower_with_another_attention_is_caught(tiny: Tiny) -> None:
     """TRAPS 13: sub-configs don't follow."""

@@ -51,6 +51,7 @@ def check_fields(context: Context, plan: Plan, adapter: Adapter) -> list[Problem
         *_of_another_kind(context, adapter),
         *_out_of_range(context, adapter),
         *_together(adapter),
+        *_frozen(context, plan, adapter),
         *_another_task(context, plan, adapter),
         *_named(context, plan, adapter),
     ]
@@ -212,6 +213,16 @@ def _together(adapter: Adapter) -> Iterator[Problem]:
             "init-needs-config",
             "init_lora_weights='loftq' was asked for, and nothing says to how many bits",
             'give it in a config: peft_config={"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}, …}',
+        )
+
+
+def _frozen(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]:
+    if plan.preparation.training and adapter.options.get("inference_mode"):
+        yield _problem(
+            "nothing-trains",
+            f"{_said(context, adapter, 'inference_mode')}, which freezes the adapter, and the model is to train "
+            f"({plan.why('preparation').because})",
+            "give inference_mode=False: a config that was saved with an adapter has True in it",
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from loadkit import Finding, Loading, Option, Plan, Problem, hookimpl
+from loadkit import Context, Finding, Loading, Option, Plan, Problem, hookimpl
 from loadkit.plugins import HEADED_TASKS
 
 _finding = partial(Finding, "weights", "weights")
@@ -48,9 +48,11 @@ def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Fi
 
 
 @hookimpl
-def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    from loadkit_plugins.weights.config_checks import check_config
+
     patterns = plan.request.value("allow_weights", [])
-    return [
+    bad = [
         Problem(
             "weights",
             "weights",
@@ -61,6 +63,7 @@ def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
         for pattern in patterns
         if (fault := _fault(pattern))
     ]
+    return [*bad, *check_config(context, plan)]
 
 
 def _brought(plan: Plan) -> list[str]:
