@@ -21,6 +21,7 @@ from loadkit.schema.dtypes import FLOATS, ITEM_SIZES
 from loadkit.schema.loading_aids import LoadingAid, Shortcut, Stored
 from loadkit.schema.values import HEADED_TASKS
 from loadkit.text.suggest import did_you_mean, nearest_name, some_of
+from loadkit.text.templates import template_fault
 from loadkit.text.units import size, span
 
 __all__ = [
@@ -28,5 +29,5 @@ __all__ = [
     "HEADED_TASKS", "ITEM_SIZES", "InferenceMode", "Library", "LoadingAid", "ModelFacts", "ModuleFacts",
     "ProcessingFacts", "Record", "Shortcut", "Stored", "Template", "TensorHeader", "Towers", "base_of",
     "checksum", "checksums", "configs", "did_you_mean", "file_checksums", "input_embeddings", "is_packed",
-    "nearest_name", "output_embeddings", "pause_gc", "size", "some_of", "span", "tower_keys",
+    "nearest_name", "output_embeddings", "pause_gc", "size", "some_of", "span", "template_fault", "tower_keys",
 ]

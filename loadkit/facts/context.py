@@ -8,6 +8,8 @@ import msgspec
 
 from loadkit.facts.checkpoint.checkpoint import Checkpoint, ProcessingFacts
 from loadkit.facts.checkpoint.companions import Beside
+from loadkit.facts.checkpoint.vocabulary import vocabulary_of
+from loadkit.facts.library.experts import experts_implementations
 from loadkit.facts.library.library import Library
 from loadkit.facts.library.peft_configs import PeftField, peft_fields, peft_task_types, peft_types
 from loadkit.facts.library.towers import Towers, read_towers
@@ -58,6 +60,16 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     def tp_plan(self, architecture: ModelClass) -> dict[str, str]:
         """How tensor parallelism splits the class, as `tp_plan` changes it; empty where no plan is known."""
         return read_tp_plan(self.library, architecture, self.request.value("tp_plan", "auto"))
+
+    @property
+    def vocabulary(self) -> frozenset[str] | None:
+        """Every token of the tokenizer; None where that isn't known before loading it."""
+        return vocabulary_of(self.processing)
+
+    @property
+    def experts_implementations(self) -> tuple[str, ...]:
+        """What the installed transformers has to run experts with; empty where that isn't known."""
+        return experts_implementations()
 
     @property
     def peft_types(self) -> tuple[str, ...]:

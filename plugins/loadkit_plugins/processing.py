@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from loadkit import Claim, Context, ModelClass, Option, Plan, Problem, Processing, Strength, hookimpl
-from loadkit.plugins import ProcessingFacts, Template
+from loadkit.plugins import ProcessingFacts, Template, template_fault
 
 _problem = partial(Problem, "processing", "processing")
 
@@ -156,6 +156,15 @@ def _template_problems(context: Context, processing: Processing) -> list[Problem
     if processing.kind == "none":
         return []
     if processing.chat_template is not None:
+        asked = context.request.asked("chat_template")
+        if asked is not None and (fault := template_fault(processing.chat_template)):
+            return [
+                _problem(
+                    "bad-template",
+                    f"chat_template={asked.value[:60]!r} was asked for ({asked.because}), and it isn't a chat template in Jinja: {fault}",
+                    "correct it, or leave chat_template out",
+                )
+            ]
         if own is None or own == processing.chat_template:
             return []
         asked = context.request.asked("chat_template")

@@ -22,7 +22,7 @@ from loadkit import (
     Tokens,
     hookimpl,
 )
-from loadkit.plugins import ProcessingFacts
+from loadkit.plugins import ProcessingFacts, did_you_mean
 
 _problem = partial(Problem, "tokens", "tokens")
 
@@ -120,6 +120,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
             )
         )
         return problems
+    problems += _unknown_tokens(context, tokens)
     pad, eos = request.asked("pad_token"), tokens.eos_token or facts.special_token("eos_token")
     if plan.preparation.training and pad is not None and pad.demanded and pad.value == eos:
         problems.append(
@@ -155,6 +156,29 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
                 "pad_to_multiple_of was given, but no token is added, so the embeddings keep their size",
                 "leave it out",
                 severity="warning",
+            )
+        )
+    return problems
+
+
+def _unknown_tokens(context: Context, tokens: Tokens) -> list[Problem]:
+    """Tokens that were asked for, and that the tokenizer doesn't have and nobody adds."""
+    facts = context.processing
+    problems = []
+    for role in ("eos_token", "pad_token"):
+        asked, token = context.request.asked(role), getattr(tokens, role)
+        if asked is None or token != asked.value or token in facts.added_tokens or token in tokens.additional:
+            continue
+        known = context.vocabulary
+        if known is None or token in known:
+            continue
+        special = [t for t in known if t[:1] in "<[" and t[-1:] in ">]"]
+        problems.append(
+            _problem(
+                "unknown-token",
+                f"{role}={token!r} was asked for ({asked.because}), and the tokenizer of {facts.location!r} has no such token"
+                + did_you_mean(token, special or known),
+                f"name a token of its vocabulary, or add it: additional_special_tokens=[{token!r}]",
             )
         )
     return problems
