@@ -107,3 +107,38 @@ def test_a_note_of_a_recipe_hides_no_missing_model(tmp_path: Path) -> None:
     with pytest.raises(loadkit.PlanError) as caught:
         loadkit.plan(recipe=recipe)
     assert [p for p in caught.value.problems if p.severity == "error"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 17179869184 bytes"),
+    ],
+)
+def test_memory_that_runs_out_has_a_remedy_of_its_own(
+    tiny: Tiny, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fails)
+    with pytest.raises(loadkit.LoadError, match="memory ran out") as caught:
+        loadkit.load(tiny("mistral"))
+    assert "of memory for the model" in str(caught.value)
+    assert "load_in_4bit=True" in str(caught.value)
+
+
+def test_memory_that_runs_out_in_a_phase(tiny: Tiny) -> None:
+    class Large:
+        @loadkit.hookimpl
+        def loadkit_attach_adapters(self, model: Any) -> Any:
+            raise MemoryError
+
+    manager = loadkit.PluginManager(environ={})
+    manager.register(Large(), "aaa-large")
+    with pytest.raises(loadkit.LoadError, match="memory ran out while attaching the adapter"):
+        loadkit.load(tiny("mistral"), "lora", plugin_manager=manager)
