@@ -26,6 +26,9 @@ _problem = partial(Problem, "quantization", METHOD)
 ENDS = ("embeddings", "head")
 """What no method of bitsandbytes' kind is expected to quantize."""
 
+PLAIN: dict[str, type | tuple[type, ...]] = {"bool": bool, "float": (int, float)}
+"""What a type of option is as plain data; of the others the choices tell."""
+
 MOST_UNQUANTIZED = 0.5
 """Share of the weight bytes, embeddings and head aside, above which staying in 16 bits is told."""
 
@@ -37,11 +40,11 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
 
 def _fields(context: Context) -> Iterable[Problem]:
     """Fields of a quantization config that transformers would drop or fail over, and those said otherwise by an option."""
-    for config, option in twice(context.request):
+    for config, spelt in twice(context.request):
         yield _problem(
             "option-twice",
-            f"you gave {config} and {option}, which are one setting",
-            f"keep {config} or {option}",
+            f"you gave {config} and {spelt}, which are one setting",
+            f"keep {config} or {spelt}",
         )
     whole = context.request.asked("quantization_config")
     if whole is None or whole.value.get("quant_method", METHOD) != METHOD:
@@ -64,7 +67,7 @@ def _fields(context: Context) -> Iterable[Problem]:
                 f"{said}({name}={value!r}){did_you_mean(str(value), option.choices)}",
                 f"choose one of {', '.join(option.choices)}",
             )
-        elif not isinstance(value, {"bool": bool, "float": int | float}.get(option.type, object)):
+        elif not isinstance(value, PLAIN.get(option.type, object)):
             yield _problem(
                 "bad-field",
                 f"{said}({name}={value!r}), a {type(value).__name__}; the field takes a {option.type}",
