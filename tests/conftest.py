@@ -22,8 +22,10 @@ collect_ignore = ["benchmarks"]  # run by hand, on a quiet machine
 # while collecting.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="loadkit-modules-")
 
-# OpenMP's threads spin while they wait, by default: with another process on the same cores a step then takes
-# 50 times longer.
+# Models are tiny, and workers as many as cores: with a second thread of OpenMP's each step would wait for a
+# core that another process has, 50 times as long as it takes. Where a test asks for threads, they sleep while
+# they wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A hundred processes start here: compiling loadkit would be half of what they cost.

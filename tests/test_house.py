@@ -35,7 +35,6 @@ LONG = {LOADKIT / "hooks" / "hookspecs.py"}
 
 
 # --- What lies where
-# -------------------------------------------------------------------------------------------------
 
 
 def children(package: Path) -> set[str]:
@@ -77,7 +76,6 @@ def test_every_room_has_its_tests(place: str) -> None:
 
 
 # --- Contracts name every room
-# -----------------------------------------------------------------------------------------
 
 
 def contract(**fields: object) -> dict[str, Any]:
@@ -105,7 +103,6 @@ def test_every_plugin_is_independent() -> None:
 
 
 # --- No circles
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +155,6 @@ def test_a_circle_is_seen(graph: grimp.ImportGraph) -> None:
 
 
 # --- Modules
-# -----------------------------------------------------------------------------------------------------------
 
 
 def modules() -> dict[Path, int]:

@@ -84,7 +84,7 @@ def _sample(files: Sequence[Path], model: Any) -> Iterator[Sampled]:
             named[stored] = (name, parameter)
     chosen = _spread(sorted(named))
     for path in files:
-        here = [stored for stored in chosen if homes[stored] == path]
+        here = sorted(stored for stored in chosen if homes[stored] == path)
         if not here:
             continue
         with safe_open(path, framework="pt") as file:

@@ -99,7 +99,7 @@ def recipe_of(model_args: Any, training_args: Any = None) -> Recipe:
     """
     options = from_model_config(model_args)
     if training_args is not None:
-        options |= _of_trainer(training_args)
+        options |= {**_of_reward(training_args), **_of_trainer(training_args)}
         options["use_cache"] = not _checkpoints_activations(training_args)
     return Recipe(
         path=type(model_args).__name__, dialect="trl", source=_model_id(model_args), options=options
@@ -110,6 +110,12 @@ def _of_trainer(training_args: Any) -> dict[str, Any]:
     """What a trainer's config says of model and tokenizer; False, TRL's default for code, says nothing."""
     found = given(training_args, TRAINING_FIELDS)
     return {name: value for name, value in found.items() if value is not False}
+
+
+def _of_reward(training_args: Any) -> dict[str, Any]:
+    """What TRL's reward script loads: a classifier with one label."""
+    rewards = any(kind.__name__ == "RewardConfig" for kind in type(training_args).__mro__)
+    return {"task": "sequence-classification", "num_labels": 1} if rewards else {}
 
 
 def _checkpoints_activations(training_args: Any) -> bool:

@@ -168,7 +168,6 @@ def test_the_right_loader_passes(tiny: Tiny) -> None:
 
 
 # --- Phases that do something wrong
-# -------------------------------------------------------------------------------------
 
 
 def phase(name: str, wrong: Callable[..., Any]) -> object:
@@ -381,7 +380,6 @@ def test_special_tokens_that_disagree_are_caught(tiny: Tiny, tmp_path: Path) -> 
 
 
 # --- Strict weights
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_tensors_without_a_place_are_an_error_unless_allowed(tiny: Tiny, tmp_path: Path) -> None:

@@ -20,6 +20,18 @@ def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_it_is_written_beside_its_place_under_a_hidden_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file on another disk couldn't be moved into its place at once."""
+    real, moved = os.replace, []
+    monkeypatch.setattr(os, "replace", lambda a, b: (moved.append(Path(a)), real(a, b)))
+    write_whole(tmp_path / "x", b"1")
+    (beside,) = moved
+    assert beside.parent == tmp_path
+    assert beside.name.startswith(".x.")
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(OSError):

@@ -25,6 +25,12 @@ def tensor(start: Any, stop: Any) -> dict[str, Any]:
     return {"dtype": "U8", "shape": [4], "data_offsets": [start, stop]}
 
 
+def test_the_checksum_is_the_one_that_caches_hold() -> None:
+    """Another would make every entry that was written before look damaged."""
+    assert checksum(b"") == "99aa06d3014798d86001c324468d497f"
+    assert checksum(memoryview(b"")) == checksum(b"") != checksum(b"1")
+
+
 def test_every_tensor_and_the_header_have_one_of_their_own(tmp_path: Path) -> None:
     header = {
         "__metadata__": {"format": "pt"},
@@ -38,12 +44,14 @@ def test_every_tensor_and_the_header_have_one_of_their_own(tmp_path: Path) -> No
     assert file_checksums(str(path), workers=1) == expected
 
 
-def test_with_one_worker_no_thread_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_one_worker_no_thread_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None can be, as an interpreter ends."""
     parts = {"a": lambda: b"1", "b": lambda: b"2"}
     several = checksums(parts)
     monkeypatch.setattr("loadkit.cache.checksums.ThreadPoolExecutor", None)
     assert checksums(parts, workers=1) == several == {"a": checksum(b"1"), "b": checksum(b"2")}
+    path, head = file(tmp_path / "x", {})
+    assert file_checksums(path, workers=1) == {"": checksum(head)}
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567"])
@@ -56,9 +64,10 @@ def test_a_file_without_a_length_is_too_short(content: bytes, tmp_path: Path) ->
 def test_a_file_that_ends_within_its_header(tmp_path: Path) -> None:
     path, head = file(tmp_path / "x", {}, b"")
     assert file_checksums(path) == {"": checksum(head)}
-    path.write_bytes(head[:-1])
-    with pytest.raises(ValueError, match="x is shorter than its header says"):
-        file_checksums(path)
+    for content in (head[:-1], bytes(7) + b"\1{}"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="x is shorter than its header says"):
+            file_checksums(path)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 17), (-1, 4), (9, 8), (17, 17)])

@@ -56,7 +56,8 @@ def test_what_isnt_a_size_is_quoted(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [("0%", 0), ("2.5%", 25), ("100 %", 1000), ("101%", 1000)])
 def test_a_share_is_of_the_whole_disk(text: str, expected: int, tmp_path: Path, disk: None) -> None:
-    assert size_limit(text, tmp_path) == expected
+    found = size_limit(text, tmp_path)
+    assert (found, type(found)) == (expected, int)
 
 
 def test_the_disk_asked_is_that_of_the_nearest_folder_that_is_there(

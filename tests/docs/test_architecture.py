@@ -37,7 +37,6 @@ def entry(tree: str, folder: Path, base: Path) -> str:
 
 
 # --- The tree
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", ["loadkit", "plugins/loadkit_plugins"])
@@ -91,7 +90,6 @@ def test_a_page_without_the_marks_is_noticed(script: Script, tmp_path: Path) -> 
 
 
 # --- The picture
-# ---------------------------------------------------------------------------------------------------------
 
 
 def words() -> list[str]:
@@ -139,7 +137,6 @@ def test_rooms_of_the_picture_are_there() -> None:
 
 
 # --- Where to change what
-# ------------------------------------------------------------------------------------------------
 
 CHANGES = [
     [cell.strip() for cell in line.strip("|").split("|")]

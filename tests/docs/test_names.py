@@ -114,7 +114,6 @@ def test_what_is_gone_would_be_noticed() -> None:
 
 
 # --- Traps
-# ---------------------------------------------------------------------------------------------------
 
 TRAPS = text_of(ROOT / "docs" / "explanation" / "traps.md")
 SECTIONS = re.split(r"^## (?=\d+\. )", TRAPS, flags=re.MULTILINE)[1:]

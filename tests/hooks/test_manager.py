@@ -346,7 +346,6 @@ def test_loadkits_own_plugins_are_asked_last() -> None:
 
 
 # --- Plugins from other times
-# ------------------------------------------------------------------------------------------------
 
 
 def test_a_plugin_for_newer_hooks_is_told_apart_from_a_broken_one() -> None:

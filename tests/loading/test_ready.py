@@ -179,7 +179,6 @@ def test_an_evaluation_between_training_steps_leaves_the_gradients_right(tiny: T
 
 
 # --- The reference
-# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("profile", ["lora", "qlora"])

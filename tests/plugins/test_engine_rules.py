@@ -52,7 +52,6 @@ def split_over(size: int, engine: Any = "tensor-parallel") -> Topology:
 
 
 # --- DDP
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2"])
@@ -77,7 +76,6 @@ def test_two_processes_never_share_a_device() -> None:
 
 
 # --- FSDP and ZeRO-3
-# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("topology", SHARDING)
@@ -168,7 +166,6 @@ def test_zero3_wants_its_config_alive() -> None:
 
 
 # --- gradient checkpointing
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,7 +209,6 @@ def test_nothing_is_recomputed_twice() -> None:
 
 
 # --- tensor parallelism
-# ----------------------------------------------------------------------------------------------
 
 
 def test_layers_are_split_by_the_architectures_plan() -> None:

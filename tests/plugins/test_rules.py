@@ -56,7 +56,6 @@ LLAVA = {
 
 
 # --- architecture
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -276,7 +275,6 @@ def test_a_registered_chat_template_is_for_a_tokenizer_without_one() -> None:
 
 
 # --- dtype
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -321,7 +319,6 @@ def test_dtype_that_cant_be_had_is_refused_to_you_and_falls_back_for_a_profile(t
 
 
 # --- attention
-# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -407,7 +404,6 @@ def test_experimental_support_is_never_chosen() -> None:
 
 
 # --- quantization
-# ----------------------------------------------------------------------------------------------------
 
 
 CPU_GPTQ = msgspec.structs.replace(
@@ -546,7 +542,6 @@ def test_a_quantized_checkpoint_needs_no_quantizers_plugin() -> None:
 
 
 # --- device map
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -604,7 +599,6 @@ def test_devices_asked_for() -> None:
 
 
 # --- preparation and cache
-# -------------------------------------------------------------------------------------------
 
 
 def test_preparation_by_profile() -> None:
@@ -646,7 +640,6 @@ def test_the_cache_follows_the_preparation() -> None:
 
 
 # --- processing
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -732,7 +725,6 @@ def test_an_adapter_brings_its_own_tokenizer() -> None:
 
 
 # --- tokens
-# ----------------------------------------------------------------------------------------------------------
 
 
 def with_tokens(pad: str | None, *added: str, **more: object) -> Checkpoint:

@@ -243,7 +243,6 @@ def test_a_mutant_is_caught_by_its_check_alone(code: str, monkeypatch: pytest.Mo
 
 
 # --- Those that need a distribution of their own
-# ---------------------------------------------------------------------------
 
 
 HEAD = "from loadkit import Context, Option, Plan, Problem, hookimpl\n"
@@ -299,7 +298,6 @@ def test_every_check_has_a_mutant() -> None:
 
 
 # --- Those that keep the rules
-# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -348,7 +346,6 @@ def test_what_is_said_of_own_classes_counts_where_they_serve() -> None:
 
 
 # --- Levels, expectations, names
-# ---------------------------------------------------------------------------------------------
 
 
 def strict(subject: Subject, scenario: Scenario) -> None:

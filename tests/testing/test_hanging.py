@@ -99,7 +99,6 @@ def test_under_pytest_the_others_run(tmp_path: Path) -> None:
 
 
 # --- The command line, which has a process to end
-# ----------------------------------------------------------------------------
 
 LIMIT = 12
 """Seconds a check may take: LK104 starts a process that plans, which a busy machine makes slow."""

@@ -1,4 +1,4 @@
-"""The towers of a model: its parts for images and sound, told by the config that each is made from.
+"""The towers of a model: its parts for images and sound, known by the config that each is made from.
 
 At load time such a part is a submodule whose `config` is a sub-config other than the text one. Here the
 source of transformers tells the same: from the model's class down, which attribute is made from which

@@ -101,9 +101,7 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
             made.add_adapter(adapter.name, config, autocast_adapter_dtype=False)
         _drop_out(made, adapter.name, dropout)
         return made
-    except (
-        Exception
-    ) as error:  # PEFT's dispatchers raise whatever a module without what they look for leads to
+    except Exception as error:  # PEFT's dispatchers let any error of a module through
         raise LoadError(
             f"PEFT couldn't attach the {adapter.peft_type} adapter with {options!r}: {error} "
             f"(asked for because {plan.why('adapter').because})"

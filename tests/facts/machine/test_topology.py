@@ -142,7 +142,6 @@ def test_nonsense_stops_a_plan(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # --- the engine
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_engines_of_accelerate(tmp_path: Path) -> None:
@@ -241,7 +240,6 @@ def test_an_accelerator_that_exists(state: dict[str, Any], expected: str) -> Non
 
 
 # --- what is really set
-# ----------------------------------------------------------------------------------------------
 
 TELL = """
 import os, sys, json

@@ -64,7 +64,6 @@ def edited(adapter: Path, target: Path, **tensors: Any) -> Path:
 
 
 # --- New ones
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_target_that_matches_nothing_is_an_error(tiny: Tiny) -> None:
@@ -186,7 +185,6 @@ def test_rows_of_new_tokens_train_and_come_back(tiny: Tiny, tmp_path: Path, arch
 
 
 # --- Existing ones
-# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
@@ -324,7 +322,6 @@ def test_adapter_and_base_from_the_hub_each_at_its_revision(
 
 
 # --- Merging
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_merging_gives_a_bare_model(tiny: Tiny, adapter: Path, tmp_path: Path) -> None:

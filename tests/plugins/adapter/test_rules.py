@@ -40,7 +40,6 @@ def attached(plan: Plan) -> Adapters:
 
 
 # --- New ones
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_adapter_by_plain_options() -> None:
@@ -127,7 +126,7 @@ def test_dropout_stays_off_fused_experts_alone() -> None:
     ],
 )
 def test_the_dtype_of_an_adapter_has_a_reason(options: dict[str, Any], dtype: str, words: str) -> None:
-    """TRAPS 35: GradScaler refuses float16 gradients."""
+    """GradScaler refuses float16 gradients."""
     decision = planned(checkpoint({"model_type": "mistral"}), "lora", **options).why("adapter")
     assert decision.value.members[0].dtype == dtype
     assert words in decision.because
@@ -164,7 +163,6 @@ def test_rows_of_new_tokens_train_with_a_new_adapter() -> None:
 
 
 # --- Existing ones
-# -----------------------------------------------------------------------------------------------------
 
 
 def test_the_source_is_an_adapter() -> None:
@@ -261,7 +259,6 @@ def test_rows_that_an_adapter_brings() -> None:
 
 
 # --- Merging
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_merging_into_quantized_weights_is_refused() -> None:

@@ -330,7 +330,6 @@ def test_somebody_elses_kernel_is_left_in_place(folder: Path) -> None:
 
 
 # --- Compiled code that is kept
-# --------------------------------------------------------------------------------------
 
 SERVE = """
 import logging, sys, pathlib, warnings
@@ -389,7 +388,6 @@ def test_code_that_cannot_be_kept_is_compiled_in_memory(tmp_path: Path, in_a_pro
 
 
 # --- The plugin
-# ------------------------------------------------------------------------------------------------------
 
 
 def line(plan: Plan) -> str:

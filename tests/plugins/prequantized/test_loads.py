@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import HubServer
 from stored_formats import store_compressed, store_fp8, store_gguf, store_mxfp4
 
 import loadkit
@@ -221,3 +222,12 @@ def test_an_adapter_trains_over_a_gguf_file(gguf_file: Path) -> None:
     assert loaded.plan.memory is not None
     ids = torch.ones(1, 4, dtype=torch.long)
     loaded.model(input_ids=ids, labels=ids).loss.backward()
+
+
+@gguf
+@pytest.mark.filterwarnings("ignore")
+def test_a_gguf_file_of_a_repository(hub: HubServer, gguf_file: Path) -> None:
+    hub.add("owner/name", gguf_file.parent)
+    loaded = loadkit.load("owner/name", gguf_file="tiny.gguf")
+    assert loaded.plan.checkpoint.commit
+    assert nbytes(loaded.model) == planned_bytes(loaded)

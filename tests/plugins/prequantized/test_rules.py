@@ -45,7 +45,7 @@ def found(facts: Checkpoint, machine: Machine, profile: str | None = None, **opt
     ],
 )
 def test_stored_kept_or_turned_back(method: str, machine: Machine, dtype: str, because: str) -> None:
-    """TRAPS 33."""
+    """TRAPS 31."""
     made = found(of(method), machine)
     assert (made.dtype, made.because) == (dtype, because)
 
@@ -94,7 +94,7 @@ def test_what_is_turned_back_trains_like_any_other() -> None:
 
 
 def test_training_over_a_method_that_cannot_is_refused() -> None:
-    """TRAPS 34."""
+    """TRAPS 32."""
     told = problems(of("mxfp4"), "qlora", machine=H100_KERNELS)["format-cannot-train"]
     assert "dequantize=True" in told
     assert "unquantized checkpoint" in told

@@ -328,6 +328,7 @@ LORA = {"adapter": True, "lora_dropout": 0.0, "lora_vision": True, "adapter_dtyp
         ("adapter: lora\nlora_target_modules: all-linear\npeft_autocast_adapter_dtype: false", {**LORA, "adapter_dtype": "auto", "lora_target_modules": "all-linear"}),
         ("adapter: lora\nlora_exclude_modules: [k_proj]\nunfrozen_parameters: [lm_head]", {**LORA, "lora_exclude_modules": ["k_proj"]}),
         ("unfrozen_parameters:\n- ^model.layers.[0-3].+\n- lm_head", {"train_only": ["^model\\.layers\\.[0-3].+", "lm_head"]}),
+        ("model_quantization_config: Mxfp4Config\nmodel_quantization_config_kwargs: {dequantize: true}", {"dequantize": True}),
         ("freeze_mm_modules: true", {"frozen_parts": ["towers", "projector"]}),
         ("special_tokens: {eos_token: <e>, pad_token: <p>}", {"eos_token": "<e>", "pad_token": "<p>", "additional_special_tokens": ["<e>", "<p>"]}),
         ("adapter: qlora\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", {**LORA, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}),
