@@ -25,10 +25,12 @@ def test_the_zoo(model_type: str, tmp_path: Path) -> None:
     unexpected = {p: o for p, o in found.items() if o.verdict != "works" and p not in wanted}
     assert unexpected == {}, "add it to expected.toml, with the reason"
     for profile, want in wanted.items():
-        outcome = found[profile]
-        assert (outcome.verdict, want.says in outcome.said) == (want.verdict, True), (profile, want, outcome)
-    off = {profile: outcome.off[0] for profile, outcome in found.items() if abs(outcome.off[0]) > MOST_OFF}
-    assert bool(off) == bool(known_off(model_type)), (off, "see estimates.toml")
+        assert found[profile].verdict == want.verdict, (profile, want, found[profile])
+        assert want.says in found[profile].said, (profile, want)
+    off = {profile: outcome.off[0] for profile, outcome in found.items()}
+    most = max(off.values(), key=abs)
+    known = known_off(model_type)
+    assert most == pytest.approx(known, abs=0.001 if known else MOST_OFF), (off, "see estimates.toml")
     verdicts = {profile: outcome.verdict for profile, outcome in found.items()}
     assert row(model_type, verdicts) in TABLE.read_text(encoding="utf-8").splitlines(), (
         "python tests/zoo/table.py"
@@ -42,7 +44,8 @@ def test_nothing_is_expected_of_what_is_not_there() -> None:
     here = Path(__file__)
     raw = msgspec.toml.decode(here.with_name("expected.toml").read_bytes())
     off = msgspec.toml.decode(here.with_name("estimates.toml").read_bytes())
-    assert set(raw) | {name for names in off.values() for name in names} <= set(model_types())
+    assert set(raw) | {name for types in off.values() for name in types} <= set(model_types())
+    assert all(abs(share) > MOST_OFF for types in off.values() for share in types.values())
     for name in raw:
         for profile, found in expected(name).items():
             assert profile in ("made", "full", "lora", "qlora", "qlora-8bit", "inference"), (name, profile)
