@@ -28,6 +28,7 @@ from loadkit.schema.dtypes import FLOATS, ITEM_SIZES, canonical_dtype
 from loadkit.schema.loading_aids import LoadingAid, Shortcut, Stored
 from loadkit.schema.values import HEADED_TASKS
 from loadkit.text.suggest import did_you_mean, nearest_name, some_of
+from loadkit.text.templates import template_fault
 from loadkit.text.units import size, span
 
 __all__ = [
@@ -36,5 +37,5 @@ __all__ = [
     "ProcessingFacts", "Record", "Shortcut", "Stored", "Template", "TensorHeader", "Towers", "base_of",
     "canonical_dtype", "checksum", "checksums", "configs", "did_you_mean", "file_checksums",
     "input_embeddings", "is_packed", "is_projector", "nearest_name", "output_embeddings", "pause_gc",
-    "size", "some_of", "span", "tower_keys", "towers",
+    "size", "some_of", "span", "template_fault", "tower_keys", "towers",
 ]

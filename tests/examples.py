@@ -95,7 +95,13 @@ def checkpoint(config: Mapping[str, Any] = MISTRAL, *, stored: str = "BF16", **m
         "lm_head",
         *(f"model.layers.{i}.{n}" for i in (0, 1) for n in LINEARS),
     ]
-    tensors = {f"{n}.weight": TensorHeader(stored, (64, 64), 64 * 64 * 2, "model.safetensors") for n in names}
+    packed = LINEARS if config.get("quantization_config") else ()
+    tensors = {
+        f"{n}.weight": TensorHeader(
+            "U8" if n.endswith(tuple(packed)) else stored, (64, 64), 64 * 64 * 2, "model.safetensors"
+        )
+        for n in names
+    }
     files = (File(name="config.json"), File(name="model.safetensors"), File(name="tokenizer.json"))
     facts: dict[str, Any] = {
         "source": "a/b",

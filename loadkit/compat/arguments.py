@@ -39,6 +39,8 @@ TRAINING_FIELDS: Mapping[str, str] = {
     "chat_template_path": "chat_template",
     "eos_token": "eos_token",
     "pad_token": "pad_token",
+    "trust_remote_code": "trust_remote_code",
+    "num_labels": "num_labels",
 }
 """Field of a trainer's config to loadkit's option."""
 
@@ -62,6 +64,9 @@ def from_model_config(model_args: Any) -> dict[str, Any]:
         options |= given(model_args, FOUR_BIT_FIELDS)
     if getattr(model_args, "lora_task_type", None) == "SEQ_CLS":
         options["task"] = "sequence-classification"
+    labels = getattr(model_args, "num_labels", None)
+    if isinstance(labels, int) and not isinstance(labels, bool):
+        options["num_labels"] = labels
     return {name: value for name, value in options.items() if value is not False}
 
 
@@ -70,12 +75,16 @@ def from_training_arguments(training_args: Any) -> dict[str, Any]:
 
         loaded = loadkit.load("owner/model", "qlora", **from_training_arguments(training_args))
 
-    They are training, gradient checkpointing and its settings, and what is said of template and tokens.
+    They are training, gradient checkpointing and its settings, the optimizer (for the estimate of memory),
+    and what is said of template, tokens, labels and the checkpoint's own code.
 
     Parameters:
         training_args: `transformers.TrainingArguments` or one of TRL's configs.
     """
-    options: dict[str, Any] = {"training": True, **given(training_args, TRAINING_FIELDS)}
+    options: dict[str, Any] = {"training": True, **_of_trainer(training_args)}
+    optim = getattr(training_args, "optim", None)
+    if optim is not None:
+        options["optim"] = getattr(optim, "value", optim)
     options["gradient_checkpointing"] = _checkpoints_activations(training_args)
     kwargs = _either(training_args, "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
     if kwargs and options["gradient_checkpointing"]:
@@ -90,17 +99,23 @@ def recipe_of(model_args: Any, training_args: Any = None) -> Recipe:
     """
     options = from_model_config(model_args)
     if training_args is not None:
-        options |= {**given(training_args, TRAINING_FIELDS), **_of_reward(training_args)}
+        options |= {**_of_reward(training_args), **_of_trainer(training_args)}
         options["use_cache"] = not _checkpoints_activations(training_args)
     return Recipe(
         path=type(model_args).__name__, dialect="trl", source=_model_id(model_args), options=options
     )
 
 
+def _of_trainer(training_args: Any) -> dict[str, Any]:
+    """What a trainer's config says of model and tokenizer; False, TRL's default for code, says nothing."""
+    found = given(training_args, TRAINING_FIELDS)
+    return {name: value for name, value in found.items() if value is not False}
+
+
 def _of_reward(training_args: Any) -> dict[str, Any]:
     """What TRL's reward script loads: a classifier with one label."""
     rewards = any(kind.__name__ == "RewardConfig" for kind in type(training_args).__mro__)
-    return {"task": "sequence-classification", "model_kwargs": {"num_labels": 1}} if rewards else {}
+    return {"task": "sequence-classification", "num_labels": 1} if rewards else {}
 
 
 def _checkpoints_activations(training_args: Any) -> bool:

@@ -24,9 +24,14 @@ def get_model(model_args: Any, training_args: Any = None) -> Any:
         training_args: the trainer's config: gradient checkpointing turns the key-value cache off.
 
     Returns:
-        The `transformers.PreTrainedModel`, quantized where asked for. The trainer injects the adapter.
+        The `transformers.PreTrainedModel`, quantized where asked for: the trainer injects the adapter;
+        for an adapter's repository its base with that adapter, as the originals return it.
     """
-    return load(recipe=recipe_of(model_args, training_args), adapter=False, training=False).model
+    recipe = recipe_of(model_args, training_args)
+    plan = make_plan(recipe=recipe, training=False)
+    if plan.adapters is None or not plan.adapters.members[0].source:
+        return load(recipe=recipe, adapter=False, training=False).model
+    return load(plan).model
 
 
 def get_tokenizer(model_args: Any, training_args: Any = None) -> Any:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from loadkit.facts.checkpoint.checkpoint import Checkpoint, ProcessingFacts
 from loadkit.facts.checkpoint.companions import Beside
+from loadkit.facts.checkpoint.vocabulary import vocabulary_of
+from loadkit.facts.library.experts import experts_implementations
 from loadkit.facts.library.library import Library
+from loadkit.facts.library.peft_configs import PeftField, peft_fields, peft_task_types, peft_types
 from loadkit.facts.library.towers import Towers, read_towers
 from loadkit.facts.library.tp_plan import read_tp_plan
 from loadkit.facts.library.weight_roles import Weight, read_weights
@@ -55,6 +60,30 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     def tp_plan(self, architecture: ModelClass) -> dict[str, str]:
         """How tensor parallelism splits the class, as `tp_plan` changes it; empty where no plan is known."""
         return read_tp_plan(self.library, architecture, self.request.value("tp_plan", "auto"))
+
+    @property
+    def vocabulary(self) -> frozenset[str] | None:
+        """Every token of the tokenizer; None where that isn't known before loading it."""
+        return vocabulary_of(self.processing)
+
+    @property
+    def experts_implementations(self) -> tuple[str, ...]:
+        """What the installed transformers has to run experts with; empty where that isn't known."""
+        return experts_implementations()
+
+    @property
+    def peft_types(self) -> tuple[str, ...]:
+        """The adapter types that the installed PEFT has; none where that isn't known."""
+        return tuple(peft_types())
+
+    @property
+    def peft_task_types(self) -> tuple[str, ...]:
+        """The task types that the installed PEFT has; none where that isn't known."""
+        return peft_task_types()
+
+    def peft_fields(self, peft_type: str) -> Mapping[str, PeftField]:
+        """The fields of the config of one of PEFT's adapter types; empty where that isn't known."""
+        return peft_fields(peft_type)
 
     @property
     def processing(self) -> ProcessingFacts:

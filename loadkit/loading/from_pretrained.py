@@ -15,6 +15,7 @@ from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.loading.download import HUB_KWARGS, explain, fetch_weights, may_ask, plan_kwargs
 from loadkit.loading.loaded import BareModel
+from loadkit.loading.out_of_memory import is_out_of_memory, memory_remedy
 from loadkit.loading.skip_modules import modules_to_skip
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.loading.speed.page_release import released_while_loading
@@ -207,6 +208,12 @@ def _explained(plan: Plan, what: str) -> Iterator[None]:
                 f"{what} of {checkpoint.source!r}{at} couldn't be loaded: {problem.message}\n"
                 f"    fix: {problem.remedy}  [{problem.code}]"
             ) from (None if problem.code == "bad-token" else error)  # the HTTP library's may quote the token
+        if is_out_of_memory(error):
+            raise LoadError(
+                f"memory ran out while {what} of {checkpoint.source!r}{at} was loaded "
+                f"({plan.model_class.model_class}, {plan.dtype}): {type(error).__name__}: {error}\n"
+                f"    fix: {memory_remedy(plan)}"
+            ) from error
         raise LoadError(
             f"{what} of {checkpoint.source!r}{at} couldn't be loaded as planned "
             f"({plan.model_class.model_class}, {plan.dtype}): {type(error).__name__}: {error}\n"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from loadkit.errors import LoadError
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
+from loadkit.loading.out_of_memory import is_out_of_memory, memory_remedy
 from loadkit.loading.parameter_changes import compare, take
 from loadkit.schema.adapters import Adapters
 from loadkit.schema.plans import Plan
@@ -98,7 +99,16 @@ def run_phases(
         before = take(model)
         given = {"plan": plan, "model": model, "vocabulary": vocabulary, "adapters": adapters}
         with clock(phase.name):
-            done = manager.first(phase.hook, **given)
+            try:
+                done = manager.first(phase.hook, **given)
+            except Exception as error:
+                cause = error.__cause__ or error
+                if not is_out_of_memory(cause):
+                    raise
+                raise LoadError(
+                    f"memory ran out while {phase.about} for {plan.checkpoint.source!r}: {type(cause).__name__}: {cause}\n"
+                    f"    fix: {memory_remedy(plan)}"
+                ) from cause
         if done is None:
             name = phase.hook.__name__
             raise LoadError(

@@ -112,7 +112,8 @@ def plan_load(
     manager = plugin_manager or default_manager()
     request, problems = make_request(source, profile, options, manager, recipe)
     if not request.source:
-        raise PlanError("", [*problems, *([] if problems else [no_source(request)])])
+        told = any(problem.severity == "error" for problem in problems)  # a recipe's note doesn't tell it
+        raise PlanError("", [*problems, *([] if told else [no_source(request)])])
     reads = Reads()
     with reads.during("facts"):
         target = find_target(

@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from functools import partial
 
 from loadkit.errors import Problem
+from loadkit.facts.checkpoint.checkpoint import Checkpoint
 from loadkit.facts.context import Context
 from loadkit.request.options import SKIPPING
 from loadkit.schema.request import Request
 from loadkit.schema.values import Quantization
-from loadkit.text.suggest import did_you_mean
+from loadkit.text.suggest import did_you_mean, some_of
 
 __all__ = ["asked_to_skip", "check_quantization"]
+
+ONLINE = ("bitnet",)
+"""Methods that can quantize floating-point files anew with every forward pass (transformers 5.23)."""
 
 _problem = partial(Problem, "quantization", "loadkit")
 
@@ -27,10 +31,34 @@ def asked_to_skip(request: Request) -> tuple[str, ...]:
 def check_quantization(context: Context, decided: Quantization | None) -> list[Problem]:
     """What was asked about quantizing, and nobody took up."""
     return [
+        *_stored_otherwise(context.checkpoint),
         *_unserved(context.request, decided),
         *_nothing_to_skip(context.request, decided),
         *_unmatched(context, decided),
     ]
+
+
+def _stored_otherwise(checkpoint: Checkpoint) -> Iterator[Problem]:
+    """A config that says quantized over files that aren't, and the reverse: hollow layers, or random ones."""
+    stored, config = checkpoint.looks_quantized, checkpoint.quantization_config
+    if stored is None or stored == bool(config):
+        return
+    method = config.get("quant_method")
+    if method in ONLINE:
+        return
+    if config:
+        yield _problem(
+            "quantized-config-differs",
+            f"config.json says that the weights are stored quantized ({method!r}), and every tensor of the files is in "
+            f"{checkpoint.stored_dtype}, without scales",
+            "remove quantization_config from config.json, and quantize while loading; or fetch the quantized files",
+        )
+    else:
+        yield _problem(
+            "quantized-config-differs",
+            f"the files hold quantized weights ({some_of(checkpoint.quantized_tensors, 2)}), and config.json has no quantization_config",
+            "restore the config.json that was saved with them",
+        )
 
 
 def _unserved(request: Request, decided: Quantization | None) -> Iterator[Problem]:

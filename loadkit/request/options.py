@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import math
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -229,6 +230,10 @@ def ask(
             found = f"{by} gave {name}={value!r}, a {type(value).__name__}; it takes a {option.type}"
             problems.append(problem("bad-option", found, f"{name}: {option.help}"))
             continue
+        if any(math.isnan(number) for number in _floats(clean)):
+            found = f"{by} gave {name}={value!r}, and NaN isn't a number"
+            problems.append(problem("bad-option", found, f"give a number; {name}: {option.help}"))
+            continue
         earlier = asked.get(option.name)
         if option.choices and clean not in option.choices:
             found = f"{by} gave {name}={clean!r}{did_you_mean(str(clean), option.choices)}"
@@ -241,6 +246,18 @@ def ask(
             value = Fields(option.name, clean) if isinstance(clean, dict) else clean
             asked[option.name] = Asked(name=option.name, value=value, by=by, strength=strength)
     return asked, problems
+
+
+def _floats(value: Any) -> Iterator[float]:
+    match value:
+        case float():
+            yield value
+        case dict():
+            for each in value.values():
+                yield from _floats(each)
+        case list():
+            for each in value:
+                yield from _floats(each)
 
 
 def _undeclared(

@@ -23,6 +23,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
         exclude_vision: leave the towers of a multimodal model other than the text one alone.
         frozen_parts: parts of a multimodal model that it leaves alone too: "projector", "language-model".
         new_tokens: for a new one: train the embedding rows of added tokens, but for the pad token's.
+        whole: tensors of the model that an existing adapter brings whole, such as a classifier's head.
         embedding_rows: rows of the embeddings that an existing adapter was saved with; 0 for no demand.
     """
 
@@ -37,6 +38,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     frozen_parts: tuple[str, ...] = ()
     new_tokens: bool = False
     embedding_rows: int = 0
+    whole: tuple[str, ...] = ()
 
 
 class Adapters(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,7 +70,7 @@ STAGES: tuple[Stage, ...] = (
         name="attention",
         type=str | dict[str, str],
         option="attn_implementation",
-        owns=("attn_implementation",),
+        owns=("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
         kwargs=lambda value: {"attn_implementation": value},
     ),
     Stage(
@@ -100,6 +100,8 @@ OWNED_KWARGS: Mapping[str, str] = {
     **{key: stage.name for stage in STAGES for key in stage.owns},
     **dict.fromkeys(("config", "state_dict", "gguf_file", "subfolder", "variant"), "checkpoint"),
     **dict.fromkeys(("revision", "use_safetensors", "weights_only"), "checkpoint"),
+    **dict.fromkeys(("architectures", "auto_map", "model_type", "tie_word_embeddings"), "checkpoint"),
+    **dict.fromkeys(("_name_or_path", "transformers_weights"), "checkpoint"),
     **dict.fromkeys(("device_mesh", "tp_plan", "tp_size"), "engine"),
     **dict.fromkeys(("output_loading_info", "ignore_mismatched_sizes", "token"), "load"),
 }

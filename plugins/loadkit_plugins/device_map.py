@@ -21,12 +21,16 @@ from loadkit import (
     Strength,
     hookimpl,
 )
+from loadkit.plugins import did_you_mean
 
 _problem = partial(Problem, "device_map", "device-map")
 _finding = partial(Finding, "device_map", "device-map")
 
 SPREADING = Placement.SPREADING
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu)(:\d+)?|meta|disk|\d+")
+
+LIMITED = ("cpu", "mps", "disk")
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*[KMGT]i?B", re.IGNORECASE)
 
 
 @hookimpl
@@ -94,6 +98,8 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             f"max_memory was given, but device_map={device_map!r} doesn't spread",
             "give device_map='auto' with it, or leave max_memory out",
         )
+    yield from _limits(context)
+    yield from _modules(context, plan)
     names = [device_map] if isinstance(device_map, str) else list((device_map or {}).values())
     for name in names:
         if reason := _unknown(str(name), machine):
@@ -101,6 +107,66 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
                 "no-such-device",
                 f"device {str(name)!r} was asked for, but {reason}",
                 "name a device that is here, or leave device_map out",
+            )
+
+
+def _limits(context: Context) -> Iterator[Problem]:
+    """Limits of memory that accelerate would fail over, or take for none."""
+    asked, machine = context.request.asked("max_memory"), context.machine
+    if asked is None:
+        return
+    if not asked.value:
+        yield _problem(
+            "bad-max-memory",
+            f"max_memory={asked.value!r} was asked for ({asked.because}), which names no device",
+            'give the most that each may take, such as {"0": "20GiB", "cpu": "60GiB"}, or leave max_memory out',
+        )
+    for device, size in asked.value.items():
+        if not (str(device).isdigit() or device in LIMITED):
+            fault = f"the key {device!r} is no device: a GPU's number, {', '.join(LIMITED)} are"
+        elif str(device).isdigit() and int(device) >= len(machine.accelerators):
+            fault = f"there is no GPU {device}: this machine has {machine.describe()}"
+        elif (number := _amount(size)) is None:
+            fault = f"{size!r} is no size"
+        elif number <= 0:
+            fault = f"{size!r} leaves no room"
+        else:
+            continue
+        yield _problem(
+            "bad-max-memory",
+            f"max_memory={asked.value!r} was asked for ({asked.because}), and {fault}",
+            'write it as {"0": "20GiB", "cpu": "60GiB"}',
+        )
+
+
+def _amount(size: int | str) -> float | None:
+    """The number of a size; None where it isn't one."""
+    if isinstance(size, int):
+        return size
+    match = SIZE.fullmatch(size.strip())
+    return float(match[1]) if match else None
+
+
+def _modules(context: Context, plan: Plan) -> Iterator[Problem]:
+    """A device map that is empty, or places what isn't there."""
+    device_map, tensors = plan.placement.device_map, context.checkpoint.tensors
+    if not isinstance(device_map, dict):
+        return
+    if not device_map:
+        yield _problem(
+            "empty-device-map",
+            f"device_map={device_map!r} was asked for, which places nothing",
+            "name a device, or leave device_map out",
+        )
+    families = context.library.families.values()
+    made = {name for family in families for facts in family.modules.values() for name in facts.members}
+    known = {part for name in tensors for part in name.split(".")} | made
+    for module in device_map if tensors and plan.model_class.implementation == "transformers" else ():
+        if wrong := [part for part in module.split(".") if part and not part.isdigit() and part not in known]:
+            yield _problem(
+                "device-map-matches-nothing",
+                f"device_map places {module!r}, and no module is called {wrong[0]!r}{did_you_mean(wrong[0], known)}",
+                "name modules by their paths in the model",
             )
 
 
@@ -159,9 +225,7 @@ def _unknown(name: str, machine: Machine) -> str:
     if name in SPREADING:
         return ""
     if not DEVICE.fullmatch(name):
-        return (
-            f"it isn't a device; devices are {', '.join((*SPREADING, 'cpu', 'cuda:0', 'mps'))} and the like"
-        )
+        return f"it isn't a device{did_you_mean(name, (*SPREADING, 'cpu', 'cuda', 'cuda:0', 'mps', 'meta', 'disk'))}; devices are {', '.join((*SPREADING, 'cpu', 'cuda:0', 'mps'))} and the like"
     kind, _, index = ("cuda:" + name if name.isdigit() else name).partition(":")
     if kind in ("cpu", "meta", "disk"):
         return ""

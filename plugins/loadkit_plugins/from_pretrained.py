@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from loadkit import Claim, Context, hookimpl
+from loadkit import Claim, Context, Plan, Problem, hookimpl
+from loadkit.plugins import did_you_mean
+
+_problem = partial(Problem, "kwargs", "from-pretrained")
 
 PASSED_ON = ("cache_dir", "local_files_only")
 
@@ -19,3 +23,20 @@ def loadkit_contribute_kwargs(context: Context) -> Mapping[str, list[Claim[Any]]
             claim = Claim(value=value, because=f"{given.because} in model_kwargs", strength=given.strength)
             kwargs.setdefault(name, []).append(claim)
     return kwargs
+
+
+@hookimpl
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    given: Mapping[str, Any] = context.request.value("model_kwargs", {})
+    wanted, known = given.get("experts_implementation"), context.experts_implementations
+    named = list(wanted.values()) if isinstance(wanted, dict) else [wanted]
+    wrong = [name for name in named if name is not None and known and name not in known]
+    return [
+        _problem(
+            "unknown-experts-implementation",
+            f"experts_implementation={name!r} was asked for in model_kwargs, and transformers {context.library.version} has none of "
+            f"that name{did_you_mean(str(name), known)}",
+            f"choose one of {', '.join(known)}",
+        )
+        for name in wrong
+    ]

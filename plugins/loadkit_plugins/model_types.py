@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["OVER_A_CACHE"]
+__all__ = ["EXTRA_ROWS", "OVER_A_CACHE"]
+
+EXTRA_ROWS = {"mllama": 8, "mllama_text_model": 8}
+"""Model types whose input embeddings have rows beyond `vocab_size` by design, the image token's
+(transformers 5.23, modeling_mllama)."""
 
 OVER_A_CACHE = ("pi0",)
 """Model types whose forward pass attends to a cache that it has just filled: without one it fails."""

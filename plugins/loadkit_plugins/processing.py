@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from loadkit import Claim, Context, ModelClass, Option, Plan, Problem, Processing, Strength, hookimpl
-from loadkit.plugins import ProcessingFacts, Template
+from loadkit.plugins import ProcessingFacts, Template, template_fault
 
 _problem = partial(Problem, "processing", "processing")
 
@@ -77,6 +77,8 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     kind, facts = plan.processing.kind, context.processing
     demanded = plan.why("processing").strength is not Strength.FALLBACK
+    beside = list(_other_tokenizer(context, kind))
+    yield from beside
     if demanded and kind != "none" and not _has(facts, kind):
         wanted = TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES
         yield _problem(
@@ -84,7 +86,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             f"a {kind} was asked for, and {facts.location} has none of {', '.join(wanted)}",
             "leave processing_class out, or save one beside the model",
         )
-    if kind == "none" and not demanded:
+    if kind == "none" and not demanded and not beside:
         yield _problem(
             "no-processing-class",
             f"{facts.location} has no tokenizer and no processor, so processing_class is None",
@@ -109,15 +111,43 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     yield from _template_problems(context, plan.processing)
 
 
+def _other_tokenizer(context: Context, kind: str) -> Iterator[Problem]:
+    """Another tokenizer was named, and nothing will come of it."""
+    asked, facts = context.request.asked("tokenizer"), context.beside.tokenizer
+    if asked is None or kind != "none":
+        return
+    if facts is not None and not _has(facts, "tokenizer") and not _has(facts, "processor"):
+        yield _problem(
+            "no-tokenizer",
+            f"tokenizer={asked.value!r} was asked for ({asked.because}), and it has none of {', '.join(TOKENIZER_FILES)}",
+            "name a folder or repository that has a tokenizer, or leave tokenizer out to use the model's own",
+        )
+        return
+    given = context.request.asked("processing_class")
+    if given is not None and given.demanded and asked.demanded:
+        yield _problem(
+            "processing-option-unused",
+            f"tokenizer={asked.value!r} was given, and processing_class={given.value!r} too, so that it isn't loaded",
+            "leave one of the two out",
+        )
+
+
 def _template_problems(context: Context, processing: Processing) -> Iterator[Problem]:
     """What the user should know of the chat template: that it is replaced, or that there is none."""
     own, chat = context.processing.chat_template, context.request.asked("chat")
     if processing.kind == "none":
         return
     if processing.chat_template is not None:
+        asked = context.request.asked("chat_template")
+        if asked is not None and (fault := template_fault(processing.chat_template)):
+            yield _problem(
+                "bad-template",
+                f"chat_template={asked.value[:60]!r} was asked for ({asked.because}), and it isn't a chat template in Jinja: {fault}",
+                "correct it, or leave chat_template out",
+            )
+            return
         if own is None or own == processing.chat_template:
             return
-        asked = context.request.asked("chat_template")
         yield _problem(
             "template-replaced",
             f"{context.processing.location} has a chat template, which is replaced: {asked.because if asked else 'a plugin chose another'}",

@@ -22,7 +22,7 @@ from loadkit import (
     Tokens,
     hookimpl,
 )
-from loadkit.plugins import ProcessingFacts
+from loadkit.plugins import ProcessingFacts, did_you_mean
 
 _problem = partial(Problem, "tokens", "tokens")
 
@@ -116,6 +116,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             f"leave {' and '.join(demanded)} out, or name a tokenizer with tokenizer=…",
         )
         return
+    yield from _unknown_tokens(context, tokens)
     pad, eos = request.asked("pad_token"), tokens.eos_token or facts.special_token("eos_token")
     if plan.preparation.training and pad is not None and pad.demanded and pad.value == eos:
         yield _problem(
@@ -144,6 +145,25 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             "pad_to_multiple_of was given, but no token is added, so the embeddings keep their size",
             "leave it out",
             severity="warning",
+        )
+
+
+def _unknown_tokens(context: Context, tokens: Tokens) -> Iterator[Problem]:
+    """Tokens that were asked for, and that the tokenizer doesn't have and nobody adds."""
+    facts = context.processing
+    for role in ("eos_token", "pad_token"):
+        asked, token = context.request.asked(role), getattr(tokens, role)
+        if asked is None or token != asked.value or token in facts.added_tokens or token in tokens.additional:
+            continue
+        known = context.vocabulary
+        if known is None or token in known:
+            continue
+        special = [t for t in known if t[:1] in "<[" and t[-1:] in ">]"]
+        yield _problem(
+            "unknown-token",
+            f"{role}={token!r} was asked for ({asked.because}), and the tokenizer of {facts.location!r} has no such token"
+            + did_you_mean(token, special or known),
+            f"name a token of its vocabulary, or add it: additional_special_tokens=[{token!r}]",
         )
 
 

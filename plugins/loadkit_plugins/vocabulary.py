@@ -9,6 +9,7 @@ from typing import Any
 
 from loadkit import Finding, LoadError, Plan, Vocabulary, hookimpl
 from loadkit.plugins import base_of, input_embeddings, output_embeddings
+from loadkit_plugins.model_types import EXTRA_ROWS
 
 _finding = partial(Finding, "tokens", "vocabulary")
 
@@ -67,8 +68,9 @@ def _findings(plan: Plan, model: Any, processing_class: Any) -> Iterator[Finding
     if size > rows:
         message = "the tokenizer has ids without an embedding"
         yield _finding("vocabulary-size", message, f"{size} ids", f"{rows} rows")
-    stated = getattr(base.config.get_text_config(), "vocab_size", rows)
-    if stated != rows:
+    text = base.config.get_text_config()
+    stated = getattr(text, "vocab_size", rows)
+    if stated not in (rows, rows - EXTRA_ROWS.get(getattr(text, "model_type", ""), 0)):
         message = "vocab_size isn't what the embeddings have"
         yield _finding("vocab-size-config", message, f"{rows}", f"{stated}")
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id

@@ -223,7 +223,7 @@ def forgotten_tensor(plan: Any, model: Any) -> Any:
 
 PHASES: dict[str, tuple[str, str, Callable[..., Any], set[str]]] = {
     "the adapter is forgotten": ("lora", "loadkit_attach_adapters", lambda plan, model: None, {"adapter"}),
-    "the adapter is frozen": ("lora", "loadkit_attach_adapters", frozen_adapter, {"trainable"}),
+    "the adapter is frozen": ("lora", "loadkit_attach_adapters", frozen_adapter, {"trainable", "nothing-trains"}),
     "the base trains too": ("lora", "loadkit_attach_adapters", thawed_base, {"trainable"}),
     "the adapter is in float32": ("lora", "loadkit_attach_adapters", adapter_in_float32, {"adapter-dtype"}),
     "checkpointing is left off": ("full", "loadkit_checkpoint_activations", lambda plan, model: None, {"gradient-checkpointing"}),
@@ -300,6 +300,14 @@ def test_the_mode_and_a_config_that_lies(tiny: Tiny) -> None:
             return []
 
     assert audited(tiny("mistral"), "full", Late()) == {"training-mode"}
+
+    class Freezing(Late):
+        @loadkit.hookimpl
+        def loadkit_audit_model(self, model: Any) -> list[loadkit.Finding]:
+            model.requires_grad_(False)
+            return []
+
+    assert audited(tiny("mistral"), "full", Freezing()) == {"nothing-trains"}
 
 
 def test_a_tower_with_another_attention_is_caught(tiny: Tiny) -> None:

@@ -24,6 +24,7 @@ from loadkit.compat import (
     get_quantization_config,
     get_tokenizer,
 )
+from loadkit.testing.checkpoints import make_adapter
 
 Tiny = Callable[..., Path]
 # trl 1.16 sets gradient_checkpointing, which transformers 5.23 calls activation_checkpointing.
@@ -66,6 +67,15 @@ class Training:
 
 def ids() -> torch.Tensor:
     return torch.arange(8, 20).reshape(2, 6)
+
+
+def test_get_model_on_an_adapter_is_the_base_with_it(tiny: Tiny, tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "adapter", tiny("mistral"))
+    ours = get_model(trl.ModelConfig(model_name_or_path=str(adapter), dtype="float32"), Training())
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny("mistral"), dtype=torch.float32)
+    plain = peft.PeftModel.from_pretrained(base, adapter)
+    inputs = {"input_ids": ids()}
+    assert torch.equal(logits(ours, inputs), logits(plain.eval(), inputs))
 
 
 @pytest.mark.parametrize("config", [trl.ModelConfig, OldModelConfig])
@@ -160,7 +170,9 @@ def test_get_tokenizer(tiny: Tiny, tmp_path: Path) -> None:
         plain.chat_template,
         plain.pad_token,
     )
-    assert get_tokenizer(model_args, Training(chat_template="{{ 1 }}")).chat_template == "{{ 1 }}"
+    assert (
+        get_tokenizer(model_args, Training(chat_template="{{ messages }}")).chat_template == "{{ messages }}"
+    )
     sft = trl.SFTConfig(
         output_dir=str(tmp_path),
         chat_template_path=str(tiny("llama")),
@@ -214,11 +226,19 @@ def test_arguments_become_options(tmp_path: Path, tiny: Tiny) -> None:
     options = from_training_arguments(args)
     assert options == {
         "training": True, "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True},
+        "optim": "adamw_torch_fused",
     }  # fmt: skip
     plan = loadkit.plan(tiny("mistral"), "qlora", **options)
     assert plan.preparation.gradient_checkpointing_kwargs == {"use_reentrant": True}
     plain = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    assert from_training_arguments(plain) == {"training": True, "gradient_checkpointing": False}
+    assert from_training_arguments(plain) == {
+        "training": True, "gradient_checkpointing": False, "optim": "adamw_torch_fused",
+    }  # fmt: skip
+    assert from_training_arguments(
+        trl.RewardConfig(
+            output_dir=str(tmp_path), trust_remote_code=True, optim="sgd", use_cpu=True, bf16=False
+        )
+    )["trust_remote_code"]
     with pytest.raises(loadkit.LoadkitError, match="names no model"):
         get_model(trl.ModelConfig(), Training())
     assert isinstance(get_peft_config(trl.ModelConfig(use_peft=True)), peft.LoraConfig)

@@ -80,7 +80,7 @@ def test_the_source_is_yours_else_the_recipes(manager: PluginManager) -> None:
 
 def test_a_recipes_file_is_read_and_what_is_wrong_with_it_is_said(tmp_path: Path) -> None:
     manager, path = PluginManager(environ={}), tmp_path / "recipe.yaml"
-    path.write_text("model_name_or_path: a/b\nlearning_rate: 1.0e-4\n", encoding="utf-8")
+    path.write_text("model_name_or_path: a/b\ndtype: bfloat16\nlearning_rate: 1.0e-4\n", encoding="utf-8")
     request, problems = make_request(None, None, {}, manager, path)
     assert (request.source, request.recipe, request.trainer_keys) == ("a/b", str(path), ("learning_rate",))
     assert problems == []

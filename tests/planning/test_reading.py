@@ -69,7 +69,13 @@ def test_what_wasnt_asked_for_is_left_to_the_readers_defaults(readers: Readers) 
     access = {"token": None, "cache_dir": None, "local_files_only": False, "progress": None}
     assert readers.given == {
         "source": "a/b",
-        "checkpoint": {"revision": "", "adapter_revision": "", "allow_pickle": False, **access},
+        "checkpoint": {
+            "revision": "",
+            "adapter_revision": "",
+            "allow_pickle": False,
+            "gguf_file": "",
+            **access,
+        },
         "beside": {"allow_pickle": False, **access},
     }
     assert (plan.machine, plan.topology, plan.elsewhere) == (CPU.describe(), "", "")
@@ -84,7 +90,13 @@ def test_what_was_asked_for_reaches_the_readers(readers: Readers) -> None:
     access = {"token": "t", "cache_dir": "c", "local_files_only": True, "progress": said.append}
     assert readers.given == {
         "source": "a/b",
-        "checkpoint": {"revision": "r", "adapter_revision": "ar", "allow_pickle": True, **access},
+        "checkpoint": {
+            "revision": "r",
+            "adapter_revision": "ar",
+            "allow_pickle": True,
+            "gguf_file": "",
+            **access,
+        },
         "beside": {"allow_pickle": True, **access},
     }
     assert readers.library_progress == said.append

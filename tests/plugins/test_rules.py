@@ -693,8 +693,8 @@ def test_a_chat_template_is_never_replaced_silently() -> None:
     kept = planned()
     assert kept.processing.chat_template is None
     assert "it keeps its chat template" in kept.why("processing").because
-    replaced = planned(chat_template="{{ 1 }}")
-    assert replaced.processing.chat_template == "{{ 1 }}"
+    replaced = planned(chat_template="{{ messages[0] }}")
+    assert replaced.processing.chat_template == "{{ messages[0] }}"
     assert [w.code for w in replaced.warnings] == ["template-replaced"]
     same = planned(chat_template=TOKENIZER.chat_template)
     assert same.warnings == ()

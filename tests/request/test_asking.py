@@ -138,6 +138,7 @@ def test_the_cores_own_options() -> None:
         ("adapter_revision", "str", "checkpoint"),
         ("trust_remote_code", "bool", "architecture"),
         ("allow_pickle", "bool", "checkpoint"),
+        ("gguf_file", "str", "checkpoint"),
         ("optim", "str", "memory"),
         ("check_memory", "bool", "memory"),
         ("tp_plan", "mapping or str", "engine"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -10,6 +11,15 @@ import msgspec
 from loadkit.schema.dtypes import SAFETENSORS_FLOATS
 
 __all__ = ["AdapterFacts", "Checkpoint", "File", "ProcessingFacts", "TensorHeader"]
+
+
+QUANTIZED = re.compile(
+    r"\.(absmax|quant_map|nested_absmax|SCB|qweight|qzeros|weight_scale|weight_scale_inv|weight_packed)$|\.quant_state\."
+    r"|_proj_(blocks|scales)$"
+)
+"""Names that only quantized weights have: of bitsandbytes, GPTQ, AWQ, fp8, compressed-tensors, mxfp4."""
+
+WHOLE_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +151,21 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
             if isinstance(found, dict) and found:
                 return found
         return {}
+
+    @property
+    def quantized_tensors(self) -> tuple[str, ...]:
+        """Tensors that only quantized weights have: packed ones, and scales."""
+        return tuple(sorted(name for name in self.tensors if QUANTIZED.search(name)))
+
+    @property
+    def looks_quantized(self) -> bool | None:
+        """Whether the headers are those of quantized weights; None where there are none, or none tells."""
+        if not self.tensors:
+            return None
+        if self.quantized_tensors:
+            return True
+        odd = any(h.dtype not in WHOLE_FLOATS for h in self.tensors.values() if len(h.shape) > 1)
+        return None if odd or any("scale" in name for name in self.tensors) else False
 
     @property
     def stored_dtype(self) -> str:

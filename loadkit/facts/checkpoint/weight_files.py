@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -126,6 +127,16 @@ def _read_shards(
             tensors[name] = headers[shard][name]  # the index decides where several shards hold a tensor
         elif shard in headers and name not in tensors:
             lost.append(name)
+    homes = Counter(name for shard in present for name in headers.get(shard, {}))
+    if several := sorted(name for name, count in homes.items() if count > 1):
+        where = ", ".join(shard for shard in present if several[0] in headers.get(shard, {}))
+        message = (
+            f"{some_of(several)}: in more than one weight file ({where}), of which only one can be loaded"
+        )
+        remedy = (
+            f"remove it from the file that {index} doesn't name, or fetch all files again, from one commit"
+        )
+        problems.append(checkpoint_problem("tensor-twice", message, remedy))
     if lost:
         message = f"{index} lists {len(lost)} tensors that no weight file holds: {some_of(lost)}"
         remedy = (

@@ -87,6 +87,8 @@ def _of_fields(key: str, value: Any, meaning: Key) -> Meant:
             notes.append(f"{key}.{field} has no counterpart here, and is left to the trainer")
         elif home is None and meaning.fields["*"]:
             options.setdefault(meaning.fields["*"], {})[field] = item
+        elif home is not None and home in meaning.adds.values() and isinstance(item, list):
+            options[home] = [*options.get(home, ()), *item]
         else:
             options[home or str(field)] = item
         if (list_of := meaning.adds.get(field)) and isinstance(item, str):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loadkit import Adapter, Adapters, LoadError, Plan, Vocabulary
-from loadkit_plugins.adapter.settings import LORA_OPTIONS
+from loadkit_plugins.adapter.fields import LORA_OPTIONS
 from loadkit_plugins.adapter.targets import (
     BY_TYPE,
     EVERY_LINEAR,
@@ -145,8 +145,14 @@ def _resolve(model: Any, adapter: Adapter, options: dict[str, Any]) -> None:
 
 def _preferred(plan: Plan) -> list[str]:
     """The fields whose lists a profile or recipe gave: PEFT takes of them what is there, and so do we."""
-    asked = {field: plan.request.asked(name) for name, field in LORA_OPTIONS.items()}
-    return [field for field, each in asked.items() if each is not None and not each.demanded]
+    whole = plan.request.asked("peft_config")
+    found = []
+    for name, field in LORA_OPTIONS.items():
+        given = whole if whole is not None and whole.value.get(field) is not None else None
+        by = [each for each in (plan.request.asked(name), given) if each is not None]
+        if by and not any(each.demanded for each in by):
+            found.append(field)
+    return found
 
 
 def _add_existing(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -> Any:

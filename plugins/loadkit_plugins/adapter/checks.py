@@ -8,7 +8,9 @@ from functools import partial
 
 from loadkit import Adapter, Adapters, Checkpoint, Context, Plan, Problem
 from loadkit.plugins import AdapterFacts, did_you_mean
-from loadkit_plugins.adapter.settings import LORA_OPTIONS, needs_weights
+from loadkit_plugins.adapter.field_checks import check_fields
+from loadkit_plugins.adapter.fields import LORA_OPTIONS
+from loadkit_plugins.adapter.settings import needs_weights
 
 __all__ = ["check"]
 
@@ -38,6 +40,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             yield from _base(context, name, facts, guarded)
             yield from _shapes(context.checkpoint, plan, name, facts)
     if not plan.adapters.members[-1].source:
+        yield from check_fields(context, plan, plan.adapters.members[-1])
         yield from _start(context, plan, plan.adapters.members[-1])
 
 

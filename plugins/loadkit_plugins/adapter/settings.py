@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,23 +24,10 @@ from loadkit import (
     Tokens,
 )
 from loadkit.plugins import AdapterFacts, canonical_dtype
+from loadkit_plugins.adapter.fields import Fields, adapter_type, merged
 from loadkit_plugins.adapter.targets import EVERY_LINEAR, absent, unadaptable
 
-__all__ = ["LORA_OPTIONS", "existing_adapters", "needs_weights", "new_adapter", "declared_options", "stacked"]
-
-LORA_OPTIONS: Mapping[str, str] = {
-    "lora_r": "r",
-    "lora_alpha": "lora_alpha",
-    "lora_dropout": "lora_dropout",
-    "lora_target_modules": "target_modules",
-    "lora_target_parameters": "target_parameters",
-    "lora_modules_to_save": "modules_to_save",
-    "lora_exclude_modules": "exclude_modules",
-    "use_rslora": "use_rslora",
-    "use_dora": "use_dora",
-    "init_lora_weights": "init_lora_weights",
-}
-"""Option to field of PEFT's LoraConfig."""
+__all__ = ["TASK_TYPES", "declared_options", "existing_adapters", "needs_weights", "new_adapter", "stacked"]
 
 NEEDS_WEIGHTS = ("pissa", "corda", "mica", "loftq", "orthogonal")
 """Beginnings of initialisations that read or change the base's weights in floating point (PEFT 0.21)."""
@@ -129,6 +117,7 @@ def existing_adapters(
             trainable=trainable and name == active,
             dtype=dtype,
             embedding_rows=_rows(facts),
+            whole=_whole(facts),
         )
         for name, facts in found.items()
     )
@@ -183,13 +172,14 @@ def new_adapter(
 ) -> Claim[Adapters | None]:
     """A new adapter, by plain options or a config."""
     request = context.request
-    whole = request.asked("peft_config")
-    fields = {k: v for k, v in (whole.value if whole else {}).items() if v is not None}
-    peft_type = str(fields.pop("peft_type", "LORA"))
+    peft_type = adapter_type(request)
     lora = peft_type == "LORA"
-    options = {**fields, **_lora(request, context)} if lora else fields
-    passed = _without_weights(options, quantization, context)
-    passed += _absent(options, context, architecture)
+    fields = merged(context)
+    options = fields.options
+    passed = [*fields.passed_over, *_without_weights(fields, quantization)]
+    if lora:
+        _default_targets(fields, context)
+    passed += _absent(fields, context, architecture)
     dtype, why_dtype, more = _dtype(context, dtype, trains=preparation.training)
     passed += more
     wide = _every(options) or options.get("target_modules") == "all-linear"
@@ -226,16 +216,13 @@ def _dequantizes(request: Request, quantization: Quantization | None) -> bool:
     return bool(request.value("dequantize", False)) and (quantization is None or quantization.packed)
 
 
-def _lora(request: Request, context: Context) -> dict[str, Any]:
-    """The plain options, before the architecture's own targets, before all linear layers."""
-    given = {field: request.value(name) for name, field in LORA_OPTIONS.items() if request.asked(name)}
-    registered = context.registered
-    targets = request.asked("lora_target_modules")
-    if registered and registered.lora_target_modules and not (targets and targets.demanded):
-        given["target_modules"] = list(registered.lora_target_modules)
-    if not request.asked("peft_config") and "target_parameters" not in given:
-        given.setdefault("target_modules", "all-linear")
-    return given
+def _default_targets(fields: Fields, context: Context) -> None:
+    """Where nobody demands targets: the architecture's own, a profile's or recipe's, all linear layers."""
+    registered, asked = context.registered, fields.by.get("target_modules")
+    if registered and registered.lora_target_modules and not (asked and asked.demanded):
+        fields.options["target_modules"] = list(registered.lora_target_modules)
+    if not context.request.asked("peft_config") and "target_parameters" not in fields.options:
+        fields.options.setdefault("target_modules", "all-linear")
 
 
 def _dtype(context: Context, dtype: str, *, trains: bool) -> tuple[str, str, tuple[PassedOver, ...]]:
@@ -263,16 +250,16 @@ def _every(options: Mapping[str, Any]) -> bool:
     return EVERY_LINEAR in ([given] if isinstance(given, str) else given or ())
 
 
-def _absent(options: Mapping[str, Any], context: Context, architecture: ModelClass) -> list[PassedOver]:
+def _absent(fields: Fields, context: Context, architecture: ModelClass) -> list[PassedOver]:
     """Names of a profile's or recipe's list that the model doesn't have: PEFT takes what is there."""
-    asked = context.request.asked("lora_target_modules")
+    asked = fields.by.get("target_modules")
     if asked is None or asked.demanded:
         return []
     weights = [w.module for w in context.weights(architecture) if w.kind != "experts"]
     members = [
         m for f in context.library.families.values() for facts in f.modules.values() for m in facts.members
     ]
-    missing = absent(options.get("target_modules"), [*weights, *members]) if weights else []
+    missing = absent(fields.options.get("target_modules"), [*weights, *members]) if weights else []
     return [PassedOver(name, "the model has no module of that name") for name in missing]
 
 
@@ -281,11 +268,9 @@ def _has_experts(context: Context) -> bool:
     return any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
 
 
-def _without_weights(
-    options: dict[str, Any], quantization: Quantization | None, context: Context
-) -> list[PassedOver]:
+def _without_weights(fields: Fields, quantization: Quantization | None) -> list[PassedOver]:
     """Leave a profile's or recipe's initialisation out where it needs weights that the base doesn't have."""
-    asked, init = context.request.asked("init_lora_weights"), options.get("init_lora_weights")
+    asked, init = fields.by.get("init_lora_weights"), fields.options.get("init_lora_weights")
     if (
         asked is None
         or asked.demanded
@@ -294,17 +279,28 @@ def _without_weights(
         or not needs_weights(init)
     ):
         return []
-    del options["init_lora_weights"]
+    del fields.options["init_lora_weights"]
+    spelt = "peft_config.init_lora_weights" if asked.name == "peft_config" else asked.name
     return [
-        PassedOver(
-            f"init_lora_weights={init}", "it needs the base's unquantized weights, and the base is quantized"
-        )
+        PassedOver(f"{spelt}={init}", "it needs the base's unquantized weights, and the base is quantized")
     ]
 
 
 def needs_weights(init: object) -> bool:
     """Whether an initialisation works on unquantized weights only."""
     return isinstance(init, str) and init.lower().startswith(NEEDS_WEIGHTS)
+
+
+def _whole(facts: AdapterFacts) -> tuple[str, ...]:
+    """The model's tensors that an adapter holds, by the names that the model has for them."""
+    names = (
+        name.removeprefix("base_model.model.").replace(".modules_to_save", "")
+        for name in facts.tensors
+        if name.startswith("base_model.model.")
+    )
+    return tuple(
+        sorted(n for n in names if not re.search(r"\.(lora|ia3|hada|lokr|oft|boft|vera|token_adapter)_?", n))
+    )
 
 
 def _rows(facts: AdapterFacts) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from loadkit import Adapter, Context, LoadError
+from loadkit import Adapter, Context, LoadError, ModelClass
 from loadkit.plugins import did_you_mean, input_embeddings, is_projector, output_embeddings, towers
 
 __all__ = [
@@ -17,8 +17,11 @@ __all__ = [
     "kept_apart",
     "linear_names",
     "new_token_rows",
+    "nowhere",
+    "stored_paths",
     "unadaptable",
     "unfit",
+    "words",
 ]
 
 EVERY_LINEAR = "every-linear"
@@ -95,6 +98,40 @@ def absent(given: Any, names: Sequence[str]) -> list[str]:
     """Of a list of targets, those that end no name."""
     listed = [each for each in given if each != EVERY_LINEAR] if isinstance(given, list | tuple) else []
     return [each for each in listed if not any(n == each or n.endswith(f".{each}") for n in names)]
+
+
+def words(context: Context, architecture: ModelClass) -> frozenset[str]:
+    """What parts of the model's paths are called, by headers and source; empty where neither tells all."""
+    tensors = context.checkpoint.tensors
+    if not tensors or architecture.implementation == "plugin":
+        return frozenset()
+    stored = {part for name in tensors for part in name.split(".") if not part.isdigit()}
+    families = context.library.families.values()
+    made = {name for family in families for facts in family.modules.values() for name in facts.members}
+    return frozenset(stored | made)
+
+
+def nowhere(names: Iterable[str], context: Context, architecture: ModelClass) -> list[str]:
+    """Those of some names, paths or their last parts, that no module and no parameter can have.
+
+    Only the parts of a name are looked for: loading may put them together otherwise than the files.
+    """
+    known = words(context, architecture)
+    parts = {name: [part for part in name.split(".") if not part.isdigit()] for name in names}
+    return [name for name, own in parts.items() if known and not known.issuperset(own)]
+
+
+def stored_paths(context: Context, architecture: ModelClass) -> list[str]:
+    """The paths of the modules that hold weights; empty where loading may call them otherwise."""
+    checkpoint, library = context.checkpoint, context.library
+    kind, stacked = checkpoint.model_type, library.conversions
+    renamed = architecture.key_mapping or kind in stacked or kind in stacked.values()
+    if renamed or architecture.implementation == "plugin" or architecture.task != "causal-lm":
+        return []
+    if context.towers(architecture).paths:
+        return []
+    stored = {name.rpartition(".")[0] for name in checkpoint.tensors}
+    return sorted(stored | {f"{prefix}.{name}" for prefix in ("model", "transformer") for name in stored})
 
 
 def check_targets(model: Any, options: Mapping[str, Any], *, partly: Sequence[str] = ()) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from loadkit import Context, Plan, Problem
+from loadkit_plugins.architecture.labels import check_labels
 from loadkit_plugins.architecture.tasks import TASKS, asked_task, class_for, model_type_of
 
 __all__ = ["check", "explain"]
@@ -20,6 +21,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
         *_code_selected(context),
         *_other_config(context, plan),
         *_other_task(context, plan),
+        *check_labels(context, plan),
         *(_unpinned(context) if remote else _consent_unused(context, plan)),
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loadkit import Asked, Claim, Context, ModelClass, Strength
+from loadkit_plugins.architecture.labels import adapter_task
 from loadkit_plugins.architecture.tasks import TASKS, TEXT, class_for, model_type_of
 
 __all__ = ["native"]
@@ -25,7 +26,11 @@ def native(context: Context) -> Claim[ModelClass] | None:
     asked = context.request.asked("task")
     if asked is not None and asked.value == TEXT:
         return _text(context, asked)
-    task, because = (asked.value, asked.because) if asked is not None else _inferred(context)
+    brought = "" if asked is not None else adapter_task(context)
+    if brought and class_for(context, brought) is not None:
+        task, because = brought, "the adapter was made for it, and brings the head"
+    else:
+        task, because = (asked.value, asked.because) if asked is not None else _inferred(context)
     name = class_for(context, task) if task else None
     if name is None:
         return None

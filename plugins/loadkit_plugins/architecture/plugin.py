@@ -7,11 +7,13 @@ with the user's consent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from loadkit import Claim, Context, ModelClass, Option, Plan, Problem, hookimpl
 from loadkit_plugins.architecture.brought import registered, remote
 from loadkit_plugins.architecture.checks import check, explain
+from loadkit_plugins.architecture.labels import label_claims
 from loadkit_plugins.architecture.native import native
 from loadkit_plugins.architecture.tasks import TASKS, TEXT
 
@@ -25,8 +27,19 @@ def loadkit_options() -> Sequence[Option]:
             stage="architecture",
             choices=(*TASKS, TEXT),
             help='what the model is for; by default what its config says. "text": the language model alone',
-        )
+        ),
+        Option(
+            name="num_labels",
+            type="int",
+            stage="architecture",
+            help="labels of a classification head: 1 for a reward model; by default the checkpoint's or the adapter's",
+        ),
     ]
+
+
+@hookimpl
+def loadkit_contribute_kwargs(context: Context, plan: Plan) -> Mapping[str, list[Claim[Any]]]:
+    return label_claims(context, plan)
 
 
 @hookimpl

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loadkit import Context
 
-__all__ = ["TASKS", "TEXT", "asked_task", "class_for", "model_type_of"]
+__all__ = ["HEADS", "TASKS", "TEXT", "asked_task", "class_for", "model_type_of"]
 
 TASKS: Mapping[str, str] = {
     "causal-lm": "AutoModelForCausalLM",
@@ -16,6 +16,9 @@ TASKS: Mapping[str, str] = {
     "token-classification": "AutoModelForTokenClassification",
 }
 """Task to Auto class, in the order in which they are tried where `architectures` fits several."""
+
+HEADS: Mapping[str, str] = {"SEQ_CLS": "sequence-classification", "TOKEN_CLS": "token-classification"}
+"""PEFT's names of the tasks whose head an adapter brings."""
 
 TEXT = "text"
 """The task that means: the language model alone, of a vision-language checkpoint too."""

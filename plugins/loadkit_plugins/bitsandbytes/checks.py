@@ -7,7 +7,17 @@ from functools import partial
 from typing import Any
 
 from loadkit import Context, Plan, Problem, Quantization
-from loadkit_plugins.bitsandbytes.settings import EIGHT_BIT, FOUR_BIT, METHOD, UNSET, settings
+from loadkit.plugins import did_you_mean
+from loadkit_plugins.bitsandbytes.settings import (
+    EIGHT_BIT,
+    FIELDS,
+    FOUR_BIT,
+    METHOD,
+    UNSET,
+    declared_options,
+    settings,
+    twice,
+)
 
 __all__ = ["check"]
 
@@ -16,12 +26,56 @@ _problem = partial(Problem, "quantization", METHOD)
 ENDS = ("embeddings", "head")
 """What no method of bitsandbytes' kind is expected to quantize."""
 
+PLAIN: dict[str, type | tuple[type, ...]] = {"bool": bool, "float": (int, float)}
+"""What a type of option is as plain data; of the others the choices tell."""
+
 MOST_UNQUANTIZED = 0.5
 """Share of the weight bytes, embeddings and head aside, above which staying in 16 bits is a warning."""
 
 
 def check(context: Context, plan: Plan) -> Sequence[Problem]:
     """Every problem of the plan's quantization that bitsandbytes or a quantized checkpoint makes."""
+    return [*_fields(context), *_planned(context, plan)]
+
+
+def _fields(context: Context) -> Iterator[Problem]:
+    """Fields of a quantization config that transformers drops or fails over, or an option contradicts."""
+    for config, spelt in twice(context.request):
+        yield _problem(
+            "option-twice",
+            f"you gave {config} and {spelt}, which are one setting",
+            f"keep {config} or {spelt}",
+        )
+    whole = context.request.asked("quantization_config")
+    if whole is None or whole.value.get("quant_method", METHOD) != METHOD:
+        return
+    said = f"{'you' if whole.demanded else whole.by} gave quantization_config"
+    declared = {option.name: option for option in declared_options()}
+    for name, value in whole.value.items():
+        option = declared.get(name)
+        if name not in FIELDS:
+            yield _problem(
+                "unknown-field",
+                f"{said}({name}={value!r}), and a config of {METHOD} has no such field{did_you_mean(name, FIELDS)}",
+                f"its fields are {', '.join(f for f in FIELDS if not f.startswith('_'))}; another method's config names its quant_method",
+            )
+        elif option is None or value is None:
+            continue
+        elif option.choices and value not in option.choices:
+            yield _problem(
+                "bad-field",
+                f"{said}({name}={value!r}){did_you_mean(str(value), option.choices)}",
+                f"choose one of {', '.join(option.choices)}",
+            )
+        elif not isinstance(value, PLAIN.get(option.type, object)):
+            yield _problem(
+                "bad-field",
+                f"{said}({name}={value!r}), a {type(value).__name__}; the field takes a {option.type}",
+                f"{name}: {option.help}",
+            )
+
+
+def _planned(context: Context, plan: Plan) -> Sequence[Problem]:
     wishes = settings(context.request)
     demanded = {name: asked.value for name, asked in wishes.items() if asked.demanded}
     quantization = plan.quantization

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loadkit import Asked, Context, Option, Request
@@ -11,11 +11,13 @@ __all__ = [
     "EIGHT_BIT",
     "FOUR_BIT",
     "METHOD",
+    "FIELDS",
     "UNSET",
     "declared_options",
     "eight_bit",
     "four_bit",
     "settings",
+    "twice",
     "width",
 ]
 
@@ -24,6 +26,12 @@ FOUR_BIT = (
     "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"
 )  # fmt: skip
 EIGHT_BIT = ("llm_int8_threshold", "llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight")
+SKIPPING = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
+FIELDS = (
+    "quant_method", "load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit", *FOUR_BIT, *EIGHT_BIT, *SKIPPING,
+)  # fmt: skip
+"""What a BitsAndBytesConfig holds (transformers 5.23 drops any other without a word), and skip_modules by its
+other names."""
 UNSET: Mapping[str, Any] = {
     "bnb_4bit_quant_type": "fp4",
     "bnb_4bit_compute_dtype": "float32",
@@ -77,16 +85,43 @@ def settings(request: Request) -> dict[str, Asked]:
     whole = request.asked("quantization_config")
     if whole is None or whole.value.get("quant_method", METHOD) != METHOD:
         return found
-    other_width = EIGHT_BIT if whole.value.get("load_in_4bit") else FOUR_BIT
+    four_bits = bool(whole.value.get("load_in_4bit"))
+    other_width = EIGHT_BIT if four_bits else FOUR_BIT
     for field, value in whole.value.items():
-        name = "skip_modules" if field == "llm_int8_skip_modules" else field
-        if name not in names or value is None or value is False:
+        name = "skip_modules" if field in SKIPPING else field
+        if name not in names or value is None:
+            continue
+        if value is False and not (four_bits and name == "bnb_4bit_use_double_quant"):
             continue
         if name in other_width and value == UNSET.get(name):
             continue
-        if name not in found or found[name].strength.rank < whole.strength.rank:
+        if name == "skip_modules" and name in found:
+            found[name] = _united(found[name], value, whole)
+        elif name not in found or found[name].strength.rank < whole.strength.rank:
             found[name] = Asked(name=name, value=value, by=whole.by, strength=whole.strength)
     return found
+
+
+def twice(request: Request) -> Iterator[tuple[str, str]]:
+    """Settings that the caller gave twice with different values: in the config, and as an option."""
+    whole = request.asked("quantization_config")
+    if whole is None or not whole.demanded or whole.value.get("quant_method", METHOD) != METHOD:
+        return
+    an_object = "_load_in_4bit" in whole.value
+    for name in ("load_in_4bit", "load_in_8bit", *FOUR_BIT, *EIGHT_BIT):
+        asked, value = request.asked(name), whole.value.get(name)
+        if asked is None or not asked.demanded or value is None or value == asked.value:
+            continue
+        if not (an_object and value in (False, UNSET.get(name))):  # a default of the class's, not a demand
+            yield f"quantization_config({name}={value!r})", f"{name}={asked.value!r}"
+
+
+def _united(one: Asked, more: Any, whole: Asked) -> Asked:
+    """Modules to skip from both places: each list adds to the automatic one."""
+    listed = [more] if isinstance(more, str) else list(more)
+    stronger = max((one, whole), key=lambda asked: asked.strength.rank)
+    value = list(dict.fromkeys((*one.value, *listed)))
+    return Asked(name=one.name, value=value, by=stronger.by, strength=stronger.strength)
 
 
 def width(wishes: Mapping[str, Asked]) -> Asked | None:

@@ -140,15 +140,6 @@ def audit(plan: Plan, model: Any) -> Iterator[Finding]:
     base = base_of(model)
     wanted = _training(plan, base)
     found = Finding("preparation", "preparation", "frozen", "other weights train than planned")
-    if not any(wanted.values()):
-        yield Finding(
-            "preparation",
-            "preparation",
-            "nothing-trains",
-            "nothing trains",
-            planned="some weights",
-            effective="none",
-        )
     for name, parameter in base.named_parameters():
         if parameter.is_floating_point() and parameter.requires_grad != wanted[name]:
             said = "trains" if parameter.requires_grad else "is frozen"

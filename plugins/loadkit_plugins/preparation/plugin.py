@@ -138,6 +138,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             f"gradient_checkpointing=True was asked for, but {reason}",
             "leave gradient_checkpointing out",
         )
+    yield from _nothing_trains(plan)
     kwargs = context.request.asked("gradient_checkpointing_kwargs")
     if kwargs is not None and kwargs.demanded and not plan.preparation.gradient_checkpointing:
         yield _problem(
@@ -145,6 +146,32 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             "gradient_checkpointing_kwargs was given, but gradient checkpointing is off",
             "give gradient_checkpointing=True with it, or leave it out",
         )
+
+
+def _should_train(plan: Plan) -> bool:
+    """Whether something is to train as it is loaded: adapter=False leaves that to a trainer's adapter."""
+    brought = plan.request.value("adapter") is False and not plan.preparation.freezes
+    return plan.preparation.training and not brought
+
+
+def _nothing_trains(plan: Plan) -> Iterator[Problem]:
+    """A quantized base is frozen, and so is an adapter that isn't trainable."""
+    adapters = plan.adapters
+    whole = plan.quantized is None if adapters is None else adapters.merge
+    trains = adapters is not None and any(a.trainable for a in adapters.members if a.name == adapters.active)
+    if whole or trains or not _should_train(plan):
+        return
+    frozen = (
+        "the quantized base is frozen"
+        if adapters is None
+        else f"the adapter {adapters.active!r} is frozen, and so is its base"
+    )
+    yield _problem(
+        "nothing-trains",
+        f"the model is to train ({plan.why('preparation').because}), and nothing would: {frozen}",
+        "add adapter=True for a new adapter (adapter=False where the trainer brings its own), leave adapter_trainable=False "
+        "out, or leave training out",
+    )
 
 
 @hookimpl
@@ -206,6 +233,16 @@ def _findings(plan: Plan, model: Any) -> Iterator[Finding]:
         yield _finding("gradient-checkpointing", "gradient checkpointing", planned, checkpointing)
     if model.training != plan.preparation.training:
         yield _finding("training-mode", "training mode", plan.preparation.training, model.training)
+    if _should_train(plan) and not any(p.requires_grad for p in model.parameters()):
+        yield Finding(
+            "preparation",
+            "preparation",
+            "nothing-trains",
+            "the model is loaded to train, and none of its parameters does",
+            planned="at least one parameter that trains",
+            effective=f"0 of {sum(1 for _ in model.parameters())} parameters",
+            remedy="add adapter=True, train an unquantized model whole, or leave training out",
+        )
 
 
 def norms(model: Any) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""What can't work with a checkpoint that is stored quantized, told before anything is loaded. Not a plugin
-itself."""
+"""What can't work with a checkpoint that is stored quantized, told before anything is loaded."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from loadkit import Finding, Loading, Option, Plan, Problem, hookimpl
+from loadkit import Context, Finding, Loading, Option, Plan, Problem, hookimpl
 from loadkit.plugins import HEADED_TASKS, some_of
 
 _problem = partial(Problem, "weights", "weights")
@@ -36,8 +36,8 @@ def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Fi
 
     allowed = plan.request.value("allow_weights", [])
     findings = [
-        *_missing(plan, _not(allowed, loading.missing)),
-        *_mismatched(plan, _not(allowed, loading.mismatched)),
+        *_missing(plan, _not([*allowed, *_brought(plan)], loading.missing)),
+        *_mismatched(plan, _not([*allowed, *_brought(plan)], loading.mismatched)),
         *_unexpected(plan, _not(allowed, loading.unexpected)),
         *values(model),
     ]
@@ -48,9 +48,11 @@ def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Fi
 
 
 @hookimpl
-def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
+def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    from loadkit_plugins.weights.config_checks import check_config
+
     patterns = plan.request.value("allow_weights", [])
-    return [
+    bad = [
         _problem(
             "bad-pattern",
             f"allow_weights names {pattern!r}, which isn't a regular expression: {fault}",
@@ -59,6 +61,13 @@ def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
         for pattern in patterns
         if (fault := _fault(pattern))
     ]
+    return [*bad, *check_config(context, plan)]
+
+
+def _brought(plan: Plan) -> list[str]:
+    """Patterns for the tensors that an adapter brings whole: they are its own, and not random."""
+    members = plan.adapters.members if plan.adapters else ()
+    return [rf"^(model\.)?{re.escape(name)}($|:)" for adapter in members for name in adapter.whole]
 
 
 def _fault(pattern: str) -> str:

@@ -506,7 +506,10 @@ def test_the_index_decides_which_of_two_shards_a_tensor_is_in(tmp_path: Path) ->
     index = {"metadata": {}, "weight_map": {"layers.1.weight": first.name, "layers.2.weight": second.name}}
     write_json(tmp_path / INDEX, index)
     checkpoint, problems = read(tmp_path)
-    assert list(problems) == ["index-mismatch"]
+    assert set(problems) == {
+        "index-mismatch",
+        "tensor-twice",
+    }  # which of the two is loaded, the index doesn't decide
     assert checkpoint.tensors["layers.1.weight"].file == first.name
 
 

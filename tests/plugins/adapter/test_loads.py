@@ -67,22 +67,48 @@ def edited(adapter: Path, target: Path, **tensors: Any) -> Path:
 
 
 def test_a_target_that_matches_nothing_is_an_error(tiny: Tiny) -> None:
-    """PEFT is content where one of several targets is found."""
-    with pytest.raises(loadkit.LoadError, match=r"target_modules names 'k_projj'.*did you mean 'k_proj'"):
-        loadkit.load(tiny("mistral"), "lora", lora_target_modules=["q_proj", "k_projj"])
-    with pytest.raises(
-        loadkit.LoadError, match=r"modules_to_save names 'lm_haed'.*did you mean 'lm_head'"
-    ) as caught:
+    """PEFT is content where one of several targets is found; the plan can tell, before weights are read."""
+
+    def refused(**options: Any) -> str:
+        with pytest.raises(loadkit.PlanError) as caught:
+            loadkit.plan(tiny("mistral"), "lora", **options)
+        return str(caught.value)
+
+    assert "is called 'k_projj' (did you mean 'k_proj'?)" in refused(
+        lora_target_modules=["q_proj", "k_projj"]
+    )
+    both = refused(lora_target_modules=["q_porj"], lora_modules_to_save=["lm_haed"])
+    assert "'lm_haed' (did you mean 'lm_head'?)" in both
+    assert "'q_porj' (did you mean" in both  # all at once
+    assert "no module's whole path matches it" in refused(lora_target_modules="q_pr.j")
+    assert "a list means the ends of paths: ['q_proj']" in refused(lora_target_modules="q_proj")
+    assert "isn't a regular expression" in refused(lora_target_modules="(q_proj")
+    assert "lora_target_parameters=['mlp.gate']" in refused(lora_target_parameters=["mlp.gate"])
+    assert "'self_atn.q_proj'" in refused(peft_config={"r": 2, "target_modules": ["self_atn.q_proj"]})
+    assert "rank_pattern" in refused(
+        peft_config={"target_modules": ["q_proj"], "rank_pattern": {"q_porj": 4}}
+    )
+    with pytest.raises(loadkit.LoadError, match=r"the pattern .* matches nothing"):
         loadkit.load(
-            tiny("mistral"), "lora", lora_target_modules=["q_porj"], lora_modules_to_save=["lm_haed"]
+            tiny("mixtral"), "lora", lora_target_modules=r"layers\.7\..*q_proj"
+        )  # PEFT's own to tell
+
+
+@pytest.mark.parametrize("profile", [None, "lora", "qlora"])
+@pytest.mark.parametrize("as_object", [True, False], ids=["object", "dict"])
+def test_a_peft_config_is_met_field_by_field(tiny: Tiny, profile: str | None, as_object: bool) -> None:
+    """TRAPS 31: a profile's LoRA doesn't go over the user's config."""
+    wanted = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q_proj"]}
+    given: Any = peft.LoraConfig(task_type="CAUSAL_LM", **wanted) if as_object else wanted
+    loaded = loadkit.load(tiny("mistral"), profile, peft_config=given)
+    held = loaded.model.peft_config["default"]
+    assert {**{k: getattr(held, k) for k in wanted}, "target_modules": sorted(held.target_modules)} == wanted
+    if profile:
+        gave_way = [p.value for p in loaded.plan.why("adapter").passed_over]
+        assert (
+            f"lora_r=16 by profile {'lora'!r}" in gave_way or f"lora_r=16 by profile {profile!r}" in gave_way
         )
-    assert "q_porj" in str(caught.value)  # all at once
-    with pytest.raises(loadkit.LoadError, match=r"the pattern 'q_pr.j' matches nothing"):
-        loadkit.load(tiny("mistral"), "lora", lora_target_modules="q_pr.j")
-    with pytest.raises(loadkit.LoadError, match=r"target_parameters names 'mlp\.gate'"):
-        loadkit.load(tiny("mistral"), "lora", lora_target_parameters=["mlp.gate"])
-    with pytest.raises(loadkit.LoadError, match=r"did you mean 'self_attn\.q_proj'"):
-        loadkit.load(tiny("mistral"), peft_config={"r": 2, "target_modules": ["self_atn.q_proj"]})
+        assert "instead of lora_r=16" in str(loaded.plan)
 
 
 def test_targets_by_pattern_path_and_parameter(tiny: Tiny) -> None:

@@ -56,14 +56,14 @@ def test_a_new_adapter_by_plain_options() -> None:
     assert plan.adapter.dtype == plan.dtype
     assert plan.adapter.exclude_vision
     more = planned(
-        adapter=True, lora_modules_to_save=["lm_head"], lora_target_parameters=["mlp.experts.gate_up_proj"],
+        adapter=True, lora_modules_to_save=["lm_head"], lora_target_parameters=["mlp.gate_proj.weight"],
         use_dora=True, init_lora_weights="gaussian", lora_vision=True,
     ).adapter  # fmt: skip
     assert more is not None
     assert not more.exclude_vision
     assert more.options == {
         "modules_to_save": ["lm_head"],
-        "target_parameters": ["mlp.experts.gate_up_proj"],
+        "target_parameters": ["mlp.gate_proj.weight"],
         "use_dora": True,
         "init_lora_weights": "gaussian",
         "task_type": "CAUSAL_LM",

@@ -1,0 +1,88 @@
+"""How many labels a classification head has, and what an adapter says of task and head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from loadkit import Claim, Context, Plan, Problem, Strength
+from loadkit.plugins import HEADED_TASKS, AdapterFacts
+from loadkit_plugins.architecture.tasks import HEADS
+
+__all__ = ["adapter_task", "check_labels", "label_claims"]
+
+_problem = partial(Problem, "architecture", "architecture")
+
+LAST_LAYERS = ("score", "classifier", "out_proj", "classification_head")
+
+
+def adapter_task(context: Context) -> str:
+    """The task of a classification adapter that is to be attached; "" for any other."""
+    tasks = {HEADS.get(str(facts.config.get("task_type")), "") for facts in _attached(context).values()}
+    return tasks.pop() if len(tasks) == 1 else ""
+
+
+def label_claims(context: Context, plan: Plan) -> Mapping[str, list[Claim[Any]]]:
+    """`num_labels` for the config, by whoever knows it."""
+    if plan.model_class.task not in HEADED_TASKS:
+        return {}
+    claims = []
+    asked, rows = context.request.asked("num_labels"), _labels(context)
+    if asked is not None:
+        claims.append(Claim(value=asked.value, because=asked.because, strength=asked.strength))
+    if rows:
+        because = f"the adapter's head has {rows} output{'s' if rows > 1 else ''}"
+        claims.append(Claim(value=rows, because=because, strength=Strength.FALLBACK))
+    return {"num_labels": claims} if claims else {}
+
+
+def check_labels(context: Context, plan: Plan) -> Iterator[Problem]:
+    """Labels without a head, and heads of another size."""
+    asked, task, rows = context.request.asked("num_labels"), plan.model_class.task, _labels(context)
+    if asked is not None and asked.value < 1:
+        yield _problem(
+            "bad-num-labels", f"num_labels={asked.value} was asked for: {asked.because}", "give 1 or more"
+        )
+    elif asked is not None and task not in HEADED_TASKS and asked.demanded:
+        yield _problem(
+            "num-labels-unused",
+            f"you asked for num_labels={asked.value}, and the model is loaded for {task}, which has no classification head",
+            "give task='sequence-classification' with it, or leave num_labels out",
+        )
+    elif asked is not None and task in HEADED_TASKS and rows and rows != asked.value:
+        yield _problem(
+            "num-labels-differ",
+            f"num_labels={asked.value} was asked for ({asked.because}), and the adapter's head has {rows}",
+            "leave num_labels out to load the adapter's head",
+        )
+    for name, facts in _attached(context).items():
+        theirs = HEADS.get(str(facts.config.get("task_type")), "")
+        if theirs and theirs != task:
+            yield _problem(
+                "adapter-task-differs",
+                f"the adapter {facts.source!r} ({name}) was made for {theirs}, and the model is loaded for {task} "
+                f"({plan.why('architecture').because})",
+                f"leave task out, or give task={theirs!r}; adapter=False loads the base alone",
+            )
+
+
+def _attached(context: Context) -> Mapping[str, AdapterFacts]:
+    return {} if context.request.value("adapter") is False else context.beside.adapters
+
+
+def _labels(context: Context) -> int:
+    """Outputs of the head that an adapter brings; 0 where none does."""
+    for facts in _attached(context).values():
+        if str(facts.config.get("task_type")) not in HEADS:
+            continue
+        for name, header in facts.tensors.items():
+            parts = name.replace(".modules_to_save", "").split(".")
+            if (
+                parts[-1] == "weight"
+                and parts[-2] in LAST_LAYERS
+                and "lora" not in name
+                and len(header.shape) == 2
+            ):
+                return header.shape[0]
+    return 0

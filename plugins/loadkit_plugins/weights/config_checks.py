@@ -1,0 +1,89 @@
+"""Whether config.json describes the tensors of the files, as far as headers tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from loadkit import Context, Plan, Problem
+from loadkit_plugins.model_types import EXTRA_ROWS
+
+__all__ = ["check_config"]
+
+_problem = partial(Problem, "weights", "weights")
+
+LAYER = re.compile(r"(?P<stack>(?:.*\.)?(?:layers|h|blocks|layer|block))\.(?P<number>\d+)\.")
+EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|embed_in)\.weight")
+OTHER_WIDTHS = ("embedding_size", "word_embed_proj_dim", "d_embed", "embedding_dim", "embed_dim")
+"""Config fields by which embeddings are of another width than what follows."""
+
+REMEDY = "restore the config.json that was saved with these weights; allow_weights lets pass what you mean to train anew or leave out"
+
+
+def check_config(context: Context, plan: Plan) -> Iterator[Problem]:
+    """Layers and embeddings that config.json counts otherwise than the files have them."""
+    if plan.model_class.implementation == "plugin":
+        return
+    towers = context.towers(plan.model_class)
+    names = [name for name in context.checkpoint.tensors if not towers.holds(name)]
+    config = {**context.checkpoint.text_config, **context.request.value("model_kwargs", {})}
+    allowed = [p for p in context.request.value("allow_weights", []) if _compiles(p)]
+    names = [name for name in names if not any(re.search(p, name) for p in allowed)]
+    yield from _layers(
+        names, config, allowed, plain=not towers.paths and plan.model_class.task == "causal-lm"
+    )
+    yield from _embeddings(context, names, config)
+
+
+def _layers(
+    names: list[str], config: dict[str, Any], allowed: list[str], *, plain: bool
+) -> Iterator[Problem]:
+    said = config.get("num_hidden_layers")
+    stacks: dict[str, int] = {}
+    for name in names:
+        if match := LAYER.match(name):
+            stack, number = match["stack"], int(match["number"]) + 1
+            stacks[stack] = max(number, stacks.get(stack, 0))
+    if not isinstance(said, int) or isinstance(said, bool) or not stacks:
+        return
+    stack, found = max(stacks.items(), key=lambda item: item[1])
+    missing = said > found and not any(re.search(p, f"{stack}.{found}.weight") for p in allowed)
+    predicting = any(
+        "nextn" in key or "mtp" in key for key in config
+    )  # layers that predict further tokens come after
+    left_over = plain and said < found and len(stacks) == 1 and not predicting
+    if missing or left_over:
+        what = f"the other {said - found:,} would be random" if missing else "the others would be left out"
+        yield _problem(
+            "config-differs",
+            f"config.json has num_hidden_layers={said:,}, and the weight files have {found:,} layers ({stack}.0 to {found - 1}): {what}",
+            REMEDY,
+        )
+
+
+def _embeddings(context: Context, names: list[str], config: dict[str, Any]) -> Iterator[Problem]:
+    found = [name for name in names if EMBEDDING.fullmatch(name)]
+    if len(found) != 1 or len(shape := context.checkpoint.tensors[found[0]].shape) != 2:
+        return
+    rows, width = config.get("vocab_size"), config.get("hidden_size")
+    extra = EXTRA_ROWS.get(context.checkpoint.model_type, 0)
+    if context.checkpoint.tensors[found[0]].dtype not in ("BF16", "F16", "F32", "F64"):
+        return
+    fits_rows = not isinstance(rows, int) or shape[0] in (rows, rows + extra)
+    fits_width = not isinstance(width, int) or shape[1] == width or any(key in config for key in OTHER_WIDTHS)
+    if not (fits_rows and fits_width):
+        yield _problem(
+            "config-differs",
+            f"config.json has vocab_size={rows} and hidden_size={width}, and {found[0]} is {shape[0]} × {shape[1]}",
+            REMEDY,
+        )
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
