@@ -24,7 +24,7 @@ from loadkit.facts.library.towers import Towers, is_projector, tower_keys
 from loadkit.loading.inference_mode import InferenceMode
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.manifest.manifest import FileProof
-from loadkit.schema.dtypes import FLOATS, ITEM_SIZES, canonical_dtype
+from loadkit.schema.dtypes import FLOATS, ITEM_SIZES, SHORT_DTYPES, canonical_dtype
 from loadkit.schema.loading_aids import LoadingAid, Shortcut, Stored
 from loadkit.schema.values import HEADED_TASKS
 from loadkit.text.suggest import did_you_mean, nearest_name, some_of
@@ -34,8 +34,8 @@ from loadkit.text.units import size, span
 __all__ = [
     "AdapterFacts", "Beside", "ConfigFacts", "Entries", "Entry", "FLOATS", "Family", "File", "FileProof",
     "HEADED_TASKS", "ITEM_SIZES", "InferenceMode", "Library", "LoadingAid", "ModelFacts", "ModuleFacts",
-    "ProcessingFacts", "Record", "Shortcut", "Stored", "Template", "TensorHeader", "Towers", "base_of",
-    "canonical_dtype", "checksum", "checksums", "configs", "did_you_mean", "file_checksums",
-    "input_embeddings", "is_packed", "is_projector", "nearest_name", "output_embeddings", "pause_gc",
-    "size", "some_of", "span", "template_fault", "tower_keys", "towers",
+    "ProcessingFacts", "Record", "SHORT_DTYPES", "Shortcut", "Stored", "Template", "TensorHeader",
+    "Towers", "base_of", "canonical_dtype", "checksum", "checksums", "configs", "did_you_mean",
+    "file_checksums", "input_embeddings", "is_packed", "is_projector", "nearest_name", "output_embeddings",
+    "pause_gc", "size", "some_of", "span", "template_fault", "tower_keys", "towers",
 ]

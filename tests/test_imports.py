@@ -97,22 +97,22 @@ def test_loading_imports_what_a_decision_uses(tiny: Callable[..., Path], kernels
 
 
 PUBLIC = """
-    Accelerator Adapter Adapters Architecture Asked AuditError Change Checkpoint Claim Context Decision
-    Difference Experimental Finding LoadError Loaded Loading LoadkitError LoadkitWarning Machine
-    Manifest Measurements Memory ModelClass Opened Option Overruled Packed PassedOver Placement Plan
-    PlanError PluginError PluginInfo PluginManager PluginWarning Preparation Problem Processing Profile
-    Quantization RankError RankMemory Recipe ReplayError ReplayWarning Report Request Severity Strength
-    Support Supported Tokens Topology Unsupported Vocabulary Weight differences hookimpl load
-    load_processing_class plan read_profile read_profiles read_recipe
+    Accelerator Adapter Adapters Architecture Asked AuditError Change Checkpoint Claim Context
+    Decision Difference Experimental Finding LoadError Loaded Loading LoadkitError LoadkitWarning
+    Machine Manifest Measurements Memory ModelClass Opened Option Overruled Packed PassedOver
+    Placement Plan PlanError PluginError PluginInfo PluginManager PluginWarning Preparation Problem
+    Processing Profile Quantization RankError RankMemory Recipe ReplayError ReplayWarning Report
+    Request Severity StoredFormat Strength Support Supported Tokens Topology Unsupported Vocabulary
+    Weight differences hookimpl load load_processing_class plan read_profile read_profiles read_recipe
 """
 """What users and plugin authors need."""
 
 FOR_PLUGINS = """
     AdapterFacts Beside ConfigFacts Entries Entry FLOATS Family File FileProof HEADED_TASKS ITEM_SIZES
-    InferenceMode Library LoadingAid ModelFacts ModuleFacts ProcessingFacts Record Shortcut Stored
-    Template TensorHeader Towers base_of canonical_dtype checksum checksums configs did_you_mean
-    file_checksums input_embeddings is_packed is_projector nearest_name output_embeddings pause_gc size
-    some_of span tower_keys towers
+    InferenceMode Library LoadingAid ModelFacts ModuleFacts ProcessingFacts Record SHORT_DTYPES
+    Shortcut Stored Template TensorHeader Towers base_of canonical_dtype checksum checksums configs
+    did_you_mean file_checksums input_embeddings is_packed is_projector nearest_name output_embeddings
+    pause_gc size some_of span template_fault tower_keys towers
 """
 """What plugins need beyond it."""
 
@@ -171,6 +171,8 @@ KNOWN_BY_NAME = {
     "cli/doctor_report.py": "versions of the libraries that loadkit itself requires, and what is known of them",
     "cli/known_issues.py": "versions that are known not to work together, of any libraries",
     "compat": "the trainers' own arguments, by their names",
+    "facts/checkpoint/checkpoint.py": "names of tensors that only quantized weights have",
+    "loading/out_of_memory.py": "a hint: the option that most people have",
     "manifest/manifest.py": "versions of loadkit's own dependencies",
     "planning/memory/optimizers.py": "optimizers, by the trainers' names for them",
     "planning/memory/fit_check.py": "a hint: the option that most people have",

@@ -41,7 +41,8 @@ class Reads:
 def unread(request: Request, reads: Reads, declared: Mapping[str, tuple[str, Option]]) -> list[Problem]:
     """A problem for everything demanded that nobody read, so that nothing of it can be in the plan.
 
-    A profile's or recipe's wish that nobody read is told in the ledger.
+    A profile's or recipe's wish that nobody read is told in the ledger, and so is a field that asks for
+    nothing: config objects come with all of theirs.
     """
     return [
         _problem(
@@ -53,7 +54,7 @@ def unread(request: Request, reads: Reads, declared: Mapping[str, tuple[str, Opt
         for asked in request.options.values()
         if asked.demanded and asked.value is not None
         for name, value in _parts(asked)
-        if not reads.covers(asked.name, name)
+        if not reads.covers(asked.name, name) and (name == asked.name or value not in (False, [], {}, ""))
     ]
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["FLOATS", "ITEM_SIZES", "SAFETENSORS_FLOATS", "SAFETENSORS_NAMES", "canonical_dtype"]
+__all__ = [
+    "FLOATS",
+    "ITEM_SIZES",
+    "SAFETENSORS_FLOATS",
+    "SAFETENSORS_NAMES",
+    "SHORT_DTYPES",
+    "canonical_dtype",
+]
 
 ITEM_SIZES: Mapping[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one value, for the dtypes that loading casts to."""
@@ -32,7 +39,7 @@ SAFETENSORS_NAMES: Mapping[str, str] = {
 }
 """Safetensors' names of dtypes to torch's."""
 
-SHORT = {
+SHORT_DTYPES = {
     "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32",
     "fp64": "float64", "double": "float64",
 }  # fmt: skip
@@ -42,4 +49,4 @@ SHORT = {
 def canonical_dtype(name: str) -> str:
     """A dtype's name in torch: "bf16" and "torch.bfloat16" are "bfloat16"."""
     bare = name.removeprefix("torch.")
-    return SHORT.get(bare, bare)
+    return SHORT_DTYPES.get(bare, bare)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from loadkit import Claim, Context, Finding, Option, PassedOver, Plan, Problem, Strength, hookimpl
-from loadkit.plugins import FLOATS, base_of, canonical_dtype, did_you_mean, is_packed
+from loadkit.plugins import FLOATS, SHORT_DTYPES, base_of, canonical_dtype, did_you_mean, is_packed
 
 _problem = partial(Problem, "dtype", "dtype")
 _finding = partial(Finding, "dtype", "dtype")
@@ -56,7 +56,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     decision = plan.why("dtype")
     by = "you asked for" if decision.strength is Strength.YOU else f"plugin {decision.plugin!r} chose"
     if decision.value not in FLOATS:
-        near = did_you_mean(str(decision.value), [*FLOATS, "auto"])
+        near = did_you_mean(str(decision.value), [*FLOATS, *SHORT_DTYPES, "auto"])
         fix = f"choose auto or one of {', '.join(FLOATS)}"
         return [_problem("unknown-dtype", f"{by} dtype {decision.value!r}{near}", fix)]
     if not (reason := missing(decision.value, context)):

@@ -323,6 +323,15 @@ def test_a_tower_with_another_attention_is_caught(tiny: Tiny) -> None:
     assert "attention" in audited(tiny("gemma3"), None, Tower(lambda model: None))
 
 
+def test_a_part_that_trains_though_it_was_to_be_frozen_is_caught(tiny: Tiny) -> None:
+    class Melting:
+        @loadkit.hookimpl
+        def loadkit_freeze(self, plan: loadkit.Plan, model: Any) -> Any:
+            return model
+
+    assert audited(tiny("gemma3"), "full", Melting(), frozen_parts=["towers"]) == {"frozen"}
+
+
 def test_what_the_loader_could_not_convert_is_an_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     from loadkit.loading import from_pretrained
 
@@ -351,7 +360,8 @@ def test_every_check_has_a_mutant() -> None:
         "conversion-errors",
         "missing-weights",
         "mismatched-weights",
-    }  # test_load.py, test_weights below
+        "other-method",
+    }  # test_load.py, test_weights below, prequantized/test_audit.py
     codes = set()
     sources = [Path(loadkit_plugins.__file__).parent, Path(loadkit.__file__).parent / "audit"]
     for path in (file for folder in sources for file in sorted(folder.rglob("*.py"))):

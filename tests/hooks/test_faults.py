@@ -37,6 +37,7 @@ LOADING = {
         "adapter": "made",
     },
     "loadkit_prepare_quantized": {"profile": "qlora"},
+    "loadkit_freeze": {"profile": "full", "trainable_dtype": "float32"},
     "loadkit_checkpoint_activations": {"profile": "full"},
     "loadkit_enable_input_gradients": {"profile": "qlora"},
     "loadkit_attach_adapters": {"profile": "lora"},

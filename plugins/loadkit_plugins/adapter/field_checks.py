@@ -33,6 +33,9 @@ TYPES: Mapping[str, type | tuple[type, ...]] = {
 RANKS = ("r", "init_r", "target_r")
 DROPOUTS = ("lora_dropout", "rank_dropout", "module_dropout", "dropout")
 NAMING = ("target_modules", "modules_to_save", "target_parameters", "exclude_modules")
+BLOCKS = ("OFT", "BOFT")
+"""PEFT's types whose rank of 0 means that the size of the blocks is given instead."""
+
 KEYED = ("rank_pattern", "alpha_pattern")
 NITER = re.compile(r"pissa_niter_\d+", re.IGNORECASE)
 OTHER_INITS = ("lora_ga",)
@@ -163,7 +166,9 @@ def _out_of_range(context: Context, adapter: Adapter) -> Iterator[Problem]:
         for number in _numbers(value):
             if not math.isfinite(number):
                 fault, fix = "isn't a finite number", "give a number"
-            elif (name in RANKS or name == "rank_pattern") and number < 1:
+            elif (name in RANKS or name == "rank_pattern") and number < (
+                0 if adapter.peft_type in BLOCKS else 1
+            ):
                 fault, fix = "a rank is 1 or more", "give 8, 16 or 64; adapter=False loads without an adapter"
             elif name in DROPOUTS and not 0 <= number < 1:
                 fault, fix = "a dropout is 0 or more, and less than 1", "give 0.0, 0.05 or 0.1"

@@ -139,18 +139,11 @@ def audit(plan: Plan, model: Any) -> Iterator[Finding]:
         return
     base = base_of(model)
     wanted = _training(plan, base)
-    found = Finding("preparation", "preparation", "frozen", "other weights train than planned")
     for name, parameter in base.named_parameters():
         if parameter.is_floating_point() and parameter.requires_grad != wanted[name]:
             said = "trains" if parameter.requires_grad else "is frozen"
-            yield Finding(
-                found.stage,
-                found.plugin,
-                found.code,
-                found.message,
-                planned="" if wanted[name] else "frozen",
-                effective=f"{name} {said}",
-            )
+            planned, what = "" if wanted[name] else "frozen", "other weights train than planned"
+            yield Finding("preparation", "preparation", "frozen", what, planned, f"{name} {said}")
             return
 
 

@@ -16,7 +16,14 @@ _problem = partial(Problem, "weights", "weights")
 
 LAYER = re.compile(r"(?P<stack>(?:.*\.)?(?:layers|h|blocks|layer|block))\.(?P<number>\d+)\.")
 EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|embed_in)\.weight")
-OTHER_WIDTHS = ("embedding_size", "word_embed_proj_dim", "d_embed", "embedding_dim", "embed_dim")
+OTHER_WIDTHS = (
+    "embedding_size",
+    "word_embed_proj_dim",
+    "d_embed",
+    "embedding_dim",
+    "embed_dim",
+    "input_embedding_size",
+)
 """Config fields by which embeddings are of another width than what follows."""
 
 REMEDY = "restore the config.json that was saved with these weights; allow_weights lets pass what you mean to train anew or leave out"
@@ -46,7 +53,10 @@ def _layers(
         if match := LAYER.match(name):
             stack, number = match["stack"], int(match["number"]) + 1
             stacks[stack] = max(number, stacks.get(stack, 0))
-    if not isinstance(said, int) or isinstance(said, bool) or not stacks:
+    repeated = any(
+        "layers_per" in key or key.endswith("_cycles") for key in config
+    )  # layers run several times
+    if not isinstance(said, int) or isinstance(said, bool) or not stacks or repeated:
         return
     stack, found = max(stacks.items(), key=lambda item: item[1])
     missing = said > found and not any(re.search(p, f"{stack}.{found}.weight") for p in allowed)

@@ -138,3 +138,11 @@ def test_every_field_of_every_type_is_read_as_peft_has_it() -> None:
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         assert {f.name for f in dataclasses.fields(config) if f.init} == set(peft_fields(kind.value))
     assert "SEQ_CLS" in peft_task_types()
+
+
+def test_a_rank_of_0_is_a_block_size_in_oft() -> None:
+    """PEFT's own default of OFT."""
+    plan = planned(
+        peft_config={"peft_type": "OFT", "target_modules": ["q_proj"], "r": 0, "oft_block_size": 32}
+    )
+    assert plan.adapter is not None

@@ -1,0 +1,23 @@
+"""What the audit says of a stored format that isn't what was planned, without loading one."""
+
+from __future__ import annotations
+
+import pytest
+
+import loadkit
+from loadkit_plugins.prequantized.audit import _kept
+
+STORED = loadkit.Quantization(method="awq", bits=4, prequantized=True)
+
+
+@pytest.mark.parametrize(
+    ("packed", "method", "codes"),
+    [
+        (["layers.0.weight"], "awq", []),
+        ([], "awq", ["not-quantized"]),
+        (["layers.0.weight"], "gptq", ["other-method"]),
+        (["layers.0.weight"], "", ["other-method"]),
+    ],
+)
+def test_a_format_that_is_kept(packed: list[str], method: str, codes: list[str]) -> None:
+    assert [finding.code for finding in _kept(STORED, packed, method)] == codes
