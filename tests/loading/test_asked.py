@@ -81,7 +81,7 @@ def test_a_training_load_in_which_nothing_trains(tiny: Tiny) -> None:
 
 
 def test_an_mllama_has_more_rows_by_design(tiny: Tiny, tmp_path: Path) -> None:
-    """TRAPS 43: its embedding has the image token's rows beside vocab_size."""
+    """Its embedding has the image token's rows beside vocab_size."""
     import transformers
 
     text = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -172,7 +172,7 @@ def test_a_token_that_isnt_in_the_vocabulary_is_refused_before_the_weights_are_r
     tiny: Tiny, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny("mistral"), tmp_path / "m"))
-    with pytest.raises(loadkit.LoadError, match=r"no such token \(did you mean '<reserved_0>'\?\)") as caught:
+    with pytest.raises(loadkit.PlanError, match=r"no such token \(did you mean '<reserved_0>'\?\)") as caught:
         loadkit.load(folder, eos_token="<reserve_0>")
     assert "additional_special_tokens=['<reserve_0>']" in str(caught.value)
     both = loadkit.load(folder, eos_token="<|end|>", additional_special_tokens=["<|end|>"])

@@ -97,6 +97,14 @@ def test_who_owns_each_keyword_argument() -> None:
         "output_loading_info": "load",
         "ignore_mismatched_sizes": "load",
         "token": "load",
+        "_attn_implementation": "attention",
+        "_attn_implementation_internal": "attention",
+        "architectures": "checkpoint",
+        "auto_map": "checkpoint",
+        "model_type": "checkpoint",
+        "tie_word_embeddings": "checkpoint",
+        "_name_or_path": "checkpoint",
+        "transformers_weights": "checkpoint",
     }
 
 
