@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.distributed as dist
 from ranks.launch import report
 
 import loadkit
@@ -23,3 +24,5 @@ def hold(out: str, *paths: str) -> None:
         assert plan.memory.per_rank is not None
         found[path] = (held, plan.memory.per_rank.weights, plan.memory.model)
     report(out, found)
+    dist.barrier()  # the first process keeps the store that the other's last group still needs
+    dist.destroy_process_group()
