@@ -16,7 +16,8 @@ from loadkit.audit.model_access import (
     towers,
 )
 from loadkit.cache.checksums import checksum, checksums, file_checksums
-from loadkit.cache.entries import Entries, Entry, Record
+from loadkit.cache.entries import Entries
+from loadkit.cache.records import Entry, Record
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, File, ProcessingFacts, TensorHeader
 from loadkit.facts.checkpoint.companions import Beside, Template
 from loadkit.facts.library.library import ConfigFacts, Family, Library, ModelFacts, ModuleFacts

@@ -14,9 +14,12 @@ from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.schema.plans import Plan
 
-__all__ = ["SAMPLED", "VALUES", "compare_with_files"]
+__all__ = ["OTHER_VALUES", "SAMPLED", "VALUES", "compare_with_files"]
 
 _finding = partial(Finding, "weights", "loadkit")
+
+OTHER_VALUES = "other-values"
+"""The code of what doesn't hold what the files have."""
 
 SAMPLED, VALUES = 16, 32_768
 """How many tensors are compared, and how many first values of each: about a megabyte in all."""

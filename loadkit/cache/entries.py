@@ -9,94 +9,33 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from loadkit.cache.atomic_write import sync, write_whole
 from loadkit.cache.cache_folder import cache_folder
-from loadkit.cache.checksums import checksum, file_checksums
 from loadkit.cache.disk_space import SHARE, lacking, size_limit
+from loadkit.cache.ownership import MARK, is_key, is_marked, mark, open_to_all
+from loadkit.cache.records import RECORD, Entry, Record, is_of_another_version, read_record
+from loadkit.cache.refusals import Refusals
+from loadkit.cache.seals import seal
 from loadkit.text.units import size
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["Entries", "Entry", "Record"]
+__all__ = ["Entries"]
 
-REFUSAL_SECONDS = 3600.0
-"""How long a failed writing is remembered, so that waiting processes don't repeat it one after the other."""
+KEY_LENGTH = 32
+"""Of the keys that loadkit's own plugin makes, in digits."""
 
-RECORD = "entry.json"
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written beside an entry's files, last of all.
-
-    Parameters:
-        key: the entry's name.
-        created: seconds since 1970.
-        files: file name to bytes.
-        digests: file name to its checksum; for a safetensors file, those of its tensors and its header.
-        about: what it was made from, for people.
-        more: what whoever wrote it needs to know again.
-    """
-
-    key: str
-    created: float
-    files: dict[str, int]
-    digests: dict[str, str] = {}
-    about: dict[str, str] = {}
-    more: dict[str, Any] = {}
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry that is whole, as far as names and sizes tell.
-
-    Parameters:
-        folder: where its files are.
-        record: what was written beside them.
-        used: when it was last loaded, in seconds since 1970; never later than now.
-    """
-
-    folder: str
-    record: Record
-    used: float
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of its files."""
-        return sum(self.record.files.values())
-
-    @property
-    def age(self) -> float:
-        """Seconds since it was made; 0 where the clock was put back."""
-        return max(0.0, time.time() - self.record.created)
-
-    def damage(self) -> str:
-        """What isn't as it was written; "" for nothing. Every byte is read."""
-        folder, digests = Path(self.folder), self.record.digests
-        found: dict[str, str] = {}
-        try:
-            for name in self.record.files:
-                if name.endswith(".safetensors"):
-                    found |= file_checksums(folder / name)
-                else:
-                    found[name] = checksum((folder / name).read_bytes())
-        except (OSError, ValueError) as error:
-            return str(error)
-        wrong = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
-        return f"{wrong[0] or 'the header'} has another checksum" if wrong else ""
-
-
-class _Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    reason: str
-    at: float
-    lasting: bool = False
+OURS = 0o775
+"""The mode of what is made here, less the process's mask: never to be written by everybody."""
 
 
 class Entries:
     """The entries under one folder. Reading never fails: what can't be read isn't there.
+
+    Only what loadkit made is ever removed: folders with its mark, or with a record of their own name.
 
     Parameters:
         root: the folder; by default "quantized" in loadkit's cache.
@@ -110,7 +49,9 @@ class Entries:
         env = os.environ if environ is None else environ
         self.root = (cache_folder(env) / "quantized") if root is None else root
         off = env.get("LOADKIT_QUANTIZED_CACHE", "").strip().lower()
-        self.off = f"LOADKIT_QUANTIZED_CACHE={off}" if off in ("0", "false", "no", "off") else ""
+        said = f"LOADKIT_QUANTIZED_CACHE={off}" if off in ("0", "false", "no", "off") else ""
+        self.off = said or open_to_all(self.root)
+        self.refusals = Refusals(self.root)
         self._limit = env.get("LOADKIT_CACHE_MAX", "").strip() or SHARE
         size_limit(self._limit, self.root)
 
@@ -122,15 +63,16 @@ class Entries:
     def find(self, key: str) -> Entry | None:
         """The entry of that key, if all its files are there with the bytes that they had."""
         folder = self.root / key
+        record = read_record(folder)
+        if record is None or open_to_all(folder):
+            return None
         try:
             found = (folder / RECORD).stat()
-            record = msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
             sizes = {name: (folder / name).stat().st_size for name in record.files}
-        except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        except (OSError, ValueError):
             return None
-        if sizes != record.files or record.key != key:
-            return None
-        return Entry(folder=str(folder), record=record, used=min(found.st_mtime, time.time()))
+        used = min(found.st_mtime, time.time())
+        return Entry(folder=str(folder), record=record, used=used) if sizes == record.files else None
 
     def __iter__(self) -> Iterator[Entry]:
         """Every whole entry, the most recently used first."""
@@ -138,8 +80,14 @@ class Entries:
         yield from sorted((e for e in found if e is not None), key=lambda e: -e.used)
 
     def broken(self) -> list[str]:
-        """Folders that are no whole entry: of writings that were cut off, or damaged."""
-        return [name for name in self._names() if _hidden(name) or self.find(name) is None]
+        """Folders of loadkit's that are no whole entry: of writings that were cut off, or damaged."""
+        made = [name for name in self._names() if self._made(name)]
+        others = {name for name in made if is_of_another_version(self.root / name)}
+        return [n for n in made if n not in others and (_hidden(n) or self.find(n) is None)]
+
+    def strangers(self) -> list[str]:
+        """Folders that loadkit didn't make: they are left alone."""
+        return [name for name in self._names() if not self._made(name)]
 
     @property
     def bytes(self) -> int:
@@ -163,7 +111,7 @@ class Entries:
         from filelock import FileLock
 
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self._make_root()
             probe = self.root / f".{key}.lock"
             with probe.open("a"):
                 pass
@@ -179,9 +127,11 @@ class Entries:
             OSError: it can't be made.
         """
         self.drop(key)
+        self._remove(f".{key}.partial")
+        self._make_root()
         folder = self.root / f".{key}.partial"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=OURS)
+        mark(folder)
         return folder
 
     def sync(self, partial: Path) -> None:
@@ -199,34 +149,28 @@ class Entries:
         try:
             for name in record.files:
                 sync(partial / name)
-            write_whole(partial / RECORD, msgspec.json.encode(record))
+            write_whole(partial / RECORD, seal(record))
             sync(partial / RECORD)
             sync(partial)
             place = self.root / record.key
             os.rename(partial, place)
             sync(self.root)
         except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._remove(partial.name)
             raise
-        with suppress(OSError):
-            (self.root / f".{record.key}.refused").unlink()
+        self.refusals.clear(record.key)
         self.prune(keep=record.key)
         return Entry(folder=str(place), record=record, used=record.created)
 
     def abandon(self, key: str, reason: str, *, lasting: bool = False) -> None:
         """Remove what was begun, and let others know that it can't be kept: for an hour unless lasting."""
-        shutil.rmtree(self.root / f".{key}.partial", ignore_errors=True)
-        refusal = _Refusal(reason=reason, at=time.time(), lasting=lasting)
-        with suppress(OSError):
-            write_whole(self.root / f".{key}.refused", msgspec.json.encode(refusal))
+        self._remove(f".{key}.partial")
+        self.refusals.add(key, reason, lasting=lasting)
 
     def refused(self, key: str) -> str:
         """Why this entry can't be kept; "" where nothing is known against it."""
-        try:
-            found = msgspec.json.decode((self.root / f".{key}.refused").read_bytes(), type=_Refusal)
-        except (OSError, msgspec.DecodeError):
-            return ""
-        return found.reason if found.lasting or abs(time.time() - found.at) < REFUSAL_SECONDS else ""
+        found = self.refusals.of(key)
+        return found.reason if found is not None else ""
 
     def touch(self, key: str) -> None:
         """Note that an entry was used, where that can be noted."""
@@ -235,9 +179,12 @@ class Entries:
 
     def drop(self, key: str) -> None:
         """Remove an entry: its record first, so that nobody takes it for whole meanwhile."""
+        if not self._made(key):
+            return
         with suppress(OSError):
+            mark(self.root / key)  # what was made before there were marks is known by its record alone
             (self.root / key / RECORD).unlink()
-        shutil.rmtree(self.root / key, ignore_errors=True)
+        self._remove(key)
 
     def prune(self, limit: int | None = None, keep: str = "") -> list[Entry]:
         """Remove the least recently used entries over the limit, and remains of writings that were cut off.
@@ -271,10 +218,40 @@ class Entries:
                 lock.acquire(timeout=0)
                 try:
                     if self.find(key) is None:
-                        shutil.rmtree(self.root / key, ignore_errors=True)
-                    shutil.rmtree(self.root / f".{key}.partial", ignore_errors=True)
+                        self.drop(key)
+                    self._remove(f".{key}.partial")
                 finally:
                     lock.release()
+
+    def _made(self, name: str) -> bool:
+        """Whether loadkit made the folder of that name.
+
+        Before it marked them a record said so, or the name of a writing that was cut off.
+        """
+        key = name.removeprefix(".").removesuffix(".partial")
+        if not is_key(key) or name not in (key, f".{key}.partial"):
+            return False
+        if is_marked(self.root / name) or read_record(self.root / name) is not None:
+            return True
+        return _hidden(name) and len(key) == KEY_LENGTH and not (self.root / name).is_symlink()
+
+    def _remove(self, name: str) -> None:
+        """Remove a folder, if loadkit made it; the mark goes last, so that the next try knows the rest."""
+        folder = self.root / name
+        if not self._made(name):
+            return
+        with suppress(OSError):
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == MARK):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            folder.rmdir()
+
+    def _make_root(self) -> None:
+        if not self.root.is_dir():
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=OURS, exist_ok=True)
 
     def _names(self) -> list[str]:
         """Folders, those of writings under way among them."""

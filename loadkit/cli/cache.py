@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import click
 
 from loadkit.cache.disk_space import size_limit
-from loadkit.cache.entries import Entries, Entry
+from loadkit.cache.entries import Entries
+from loadkit.cache.records import Entry
 from loadkit.cli.json_output import json_option, print_json
 from loadkit.errors import LoadkitError
 from loadkit.text.units import size, span
@@ -38,12 +40,21 @@ def path() -> None:
 @command.command("list")
 @json_option()
 def list_(as_json: bool) -> None:
-    """List the entries, the most recently used first."""
+    """List the entries, the most recently used first, and what can't be kept, with the reason."""
     entries = Entries()
-    found = list(entries)
+    found, refused, strangers = list(entries), list(entries.refusals), entries.strangers()
     if as_json:
-        listed = [_plain(e) for e in found]
-        print_json({"folder": str(entries.root), "limit": entries.limit, "entries": listed})
+        print_json(
+            {
+                "folder": str(entries.root),
+                "limit": entries.limit,
+                "entries": [_plain(e) for e in found],
+                "refusals": [
+                    {"key": key, "reason": r.reason, "at": r.at, "lasting": r.lasting} for key, r in refused
+                ],
+                "strangers": strangers,
+            }
+        )
         return
     if found:
         _print(found)
@@ -51,6 +62,12 @@ def list_(as_json: bool) -> None:
     click.echo(f"{held} of at most {size(entries.limit)} in {entries.root}")
     if broken := len(entries.broken()):
         click.echo(f"{broken} unfinished or damaged; `loadkit cache prune` removes what nobody is writing")
+    for key, refusal in refused:
+        until = f"until `loadkit cache prune {key[:12]}`" if refusal.lasting else "for an hour"
+        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(refusal.at))
+        click.echo(f"{key[:12]} isn't kept since {at}, {until}: {refusal.reason}")
+    if strangers:
+        click.echo(f"not loadkit's, and left alone: {', '.join(strangers)}")
     if entries.off:
         click.echo(f"turned off: {entries.off}")
 
@@ -89,12 +106,15 @@ def verify(key: str, as_json: bool) -> None:
 @json_option()
 def prune(key: str, limit: str | None, everything: bool, as_json: bool) -> None:
     """Remove the least recently used entries over the limit and what unfinished writings left; or those whose
-    key begins with KEY."""
+    key begins with KEY. With KEY or --all, what couldn't be kept is tried again."""
     entries = Entries()
     if sum((bool(key), limit is not None, everything)) > 1:
         raise LoadkitError("prune was given several of KEY, --max and --all: give one")
+    cleared = [name for name, _ in entries.refusals if everything or (key and name.startswith(key))]
+    for name in cleared:
+        entries.refusals.clear(name)
     if key:
-        removed = _chosen(entries, key)
+        removed = [] if cleared and not _beginning(entries, key) else _chosen(entries, key)
         for entry in removed:
             entries.drop(entry.record.key)
     else:
@@ -108,14 +128,20 @@ def prune(key: str, limit: str | None, everything: bool, as_json: bool) -> None:
         click.echo(
             f"removed {entry.record.key[:12]}  {size(entry.bytes)}  {entry.record.about.get('source', '')}"
         )
+    for name in cleared:
+        click.echo(f"{name[:12]} may be kept again")
     click.echo(f"{size(sum(e.bytes for e in removed))} freed, {size(entries.bytes)} stay")
 
 
 def _chosen(entries: Entries, key: str) -> list[Entry]:
-    found = [e for e in entries if e.record.key.startswith(key)]
+    found = _beginning(entries, key)
     if key and not found:
         raise LoadkitError(f"no entry's key begins with {key!r}; `loadkit cache list` shows them")
     return found
+
+
+def _beginning(entries: Entries, key: str) -> list[Entry]:
+    return [e for e in entries if e.record.key.startswith(key)]
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
@@ -130,8 +156,6 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 
 def _print(found: list[Entry]) -> None:
-    import time
-
     from loadkit.cli.terminal import console, plain_table
 
     table = plain_table()

@@ -13,7 +13,7 @@ from loadkit.facts.machine.machine import Machine, this_machine
 from loadkit.facts.machine.topology import Topology, read_topology
 from loadkit.schema.plans import Plan
 
-__all__ = ["Listings", "LoadFacts", "listings_of", "read_load_facts"]
+__all__ = ["Listings", "LoadFacts", "fingerprint_of", "listings_of", "read_load_facts"]
 
 Listings = Mapping[tuple[str, str], tuple[str, ...]]
 """Repository id and commit to the names of its files, as the Hub listed them."""
@@ -38,14 +38,19 @@ def read_load_facts(
     plan: Plan, topology: Topology | None = None, listings: Listings | None = None
 ) -> LoadFacts:
     """Read what a load of the plan needs on this machine, but for what has been read already."""
-    about = plan.checkpoint
     return LoadFacts(
         machine=this_machine(),
         topology=topology or read_topology(),
-        fingerprint=fingerprint(about.location, about.commit, about.weight_files),
+        fingerprint=fingerprint_of(plan),
         weight_files=tuple(local_weight_files(plan)),
         listings=listings or {},
     )
+
+
+def fingerprint_of(plan: Plan) -> str:
+    """What tells the weights and configs of the plan's checkpoint, as they are now, from any others."""
+    about = plan.checkpoint
+    return fingerprint(about.location, about.commit, about.weight_files)
 
 
 def listings_of(context: Context) -> Listings:

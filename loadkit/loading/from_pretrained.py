@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from loadkit.audit.model_access import configs
-from loadkit.errors import LoadError, LoadkitError
-from loadkit.facts.load_facts import LoadFacts
+from loadkit.errors import Finding, LoadError, LoadkitError
+from loadkit.facts.load_facts import LoadFacts, fingerprint_of
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.loading.download import HUB_KWARGS, explain, fetch_weights, may_ask, plan_kwargs
@@ -44,17 +44,26 @@ def load_model(
     token: Token = None,
     progress: Progress | None = None,
     aids: Aids = NO_AIDS,
+    compare: Callable[[BareModel], Sequence[Finding]] = lambda loaded: (),
     first_on_node: FirstOnNode = lambda _, fetching: fetching(),
 ) -> BareModel:
-    """Load the model that the plan names; `first_on_node` lets one process of a machine fetch first."""
+    """Load the model that the plan names, and hold it against its files.
+
+    Parameters:
+        compare: what a model's weights are, held against the files.
+        first_on_node: lets one process of a machine fetch first.
+    """
     other = manager.first(hooks.loadkit_load_model, plan=plan)
     if other is not None:
-        return BareModel(other, Loading(), {}, facts.weight_files)
+        bare = BareModel(other, Loading(), {}, facts.weight_files)
+        return bare._replace(findings=tuple(compare(bare)))
     return with_aids(
         aids,
         fetch=lambda: first_on_node("the weights", lambda: fetch_weights(plan, facts, token, progress)),
         load=lambda files: _load(plan, manager, token, files),
         read=lambda stored: _load(plan, manager, token, facts.weight_files, stored),
+        compare=compare,
+        changed=lambda: facts.fingerprint != fingerprint_of(plan),
     )
 
 

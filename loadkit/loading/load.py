@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from loadkit.audit.audit import audit
 from loadkit.audit.measurements import measure, peak_memory
 from loadkit.audit.weight_comparison import compare_with_files
-from loadkit.errors import AuditError, LoadError, LoadkitError
+from loadkit.errors import AuditError, Finding, LoadError, LoadkitError
 from loadkit.facts.machine.topology import read_topology
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.loading import from_pretrained
 from loadkit.loading.download import fetch_adapters, fetch_small_files
-from loadkit.loading.loaded import Loaded, LoadkitWarning
+from loadkit.loading.loaded import BareModel, Loaded, LoadkitWarning
 from loadkit.loading.phases import run_phases
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.loading.speed.prefetch import ReadAhead
@@ -121,19 +121,24 @@ def _run(
         ranks.first_on_node("the small files", lambda: fetch_small_files(plan, facts.listings, token))
         processing_class = from_pretrained.load_processing_class(plan, token)
         vocabulary = finish_processing(plan, processing_class)
+
+    def comparing(bare: BareModel) -> Sequence[Finding]:
+        with clock("comparison"):
+            return compare_with_files(plan, bare.weight_files, bare.model, manager)
+
     say(f"loading {plan.model_class.model_class}")
     with clock("load"), ranks.same_random_numbers("loading"):
-        bare = from_pretrained.load_model(plan, facts, manager, token, say, aids, ranks.first_on_node)
+        bare = from_pretrained.load_model(
+            plan, facts, manager, token, say, aids, comparing, ranks.first_on_node
+        )
     model, loading = bare.model, bare.loading
     save_own_use_cache(model, bare.own_use_cache)
-    with clock("comparison"):
-        compared = compare_with_files(plan, bare.weight_files, model, manager)
     adapters = ranks.first_on_node("the adapters", lambda: fetch_adapters(plan, facts.listings, token))
     with _missing_named(plan, loading), ranks.same_random_numbers("phases"), pause_gc():
         model, changes = run_phases(plan, model, vocabulary, adapters, manager, clock, say)
     say("auditing")
     with clock("audit"):
-        findings = ranks.finish(audit(plan, model, loading, processing_class, manager, compared))
+        findings = ranks.finish(audit(plan, model, loading, processing_class, manager, bare.findings))
         measurements = measure(plan, model, manager)
     report = Report(
         measurements=measurements,
@@ -222,14 +227,17 @@ def _judged(loaded: Loaded, strict: bool) -> Loaded:
 
 
 class _Clock:
-    """Seconds by phase, in order; a phase in several parts adds up."""
+    """Seconds by phase, in order; a phase in several parts adds up, and one within another is its own."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._counted = 0.0
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, counted = time.perf_counter(), self._counted
+        self.seconds.setdefault(phase, 0.0)
         yield
-        before = self.seconds.get(phase, 0.0)
-        self.seconds[phase] = round(before + time.perf_counter() - start, 4)
+        own = time.perf_counter() - start - (self._counted - counted)
+        self._counted += own
+        self.seconds[phase] = round(self.seconds[phase] + own, 4)

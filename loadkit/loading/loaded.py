@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loadkit.errors import Finding
 from loadkit.loading.inference_mode import InferenceMode
 from loadkit.manifest.manifest import Manifest, make_manifest
 from loadkit.schema.plans import Plan
@@ -26,6 +27,7 @@ class BareModel(NamedTuple):
         loading: what `from_pretrained` said of its weights.
         own_use_cache: path of a nested config ("" for the outermost) to the checkpoint's own `use_cache`.
         shortcuts: what came of the loading aids, a line each.
+        findings: what its weights are, held against the files.
     """
 
     model: Any
@@ -33,6 +35,7 @@ class BareModel(NamedTuple):
     own_use_cache: dict[str, bool]
     weight_files: tuple[Path, ...]
     shortcuts: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 class LoadkitWarning(UserWarning):

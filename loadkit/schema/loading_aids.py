@@ -69,7 +69,19 @@ class LoadingAid:
         return not (loading.missing or loading.unexpected or loading.mismatched or loading.errors)
 
     def failed(self, error: Exception) -> None:
-        """What was stored couldn't be loaded; the checkpoint is loaded instead."""
+        """What was stored couldn't be loaded; the checkpoint is loaded instead.
+
+        Not called where memory ran out or an import failed, which says nothing of what is stored: the load
+        fails then.
+        """
+
+    def disproved(self, difference: str) -> None:
+        """What was stored was loaded whole, and doesn't hold what the checkpoint's files have; they are
+        loaded instead.
+
+        Parameters:
+            difference: which tensors differ, and how.
+        """
 
     def __enter__(self) -> Self:
         """Just before `from_pretrained` reads the checkpoint."""

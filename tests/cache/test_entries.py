@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loadkit import LoadkitError
-from loadkit.cache import entries as store
+from loadkit.cache import refusals
 from loadkit.cache.disk_space import size_limit
 from loadkit.plugins import Entries, Record, checksum
 
@@ -120,7 +120,7 @@ def test_a_failed_writing_is_remembered_for_a_while(
     entries.abandon("a1", "the disk was full")
     assert entries.refused("a1") == "the disk was full"
     entries.abandon("b2", "it loads otherwise", lasting=True)
-    later = time.time() + store.REFUSAL_SECONDS + 1
+    later = time.time() + refusals.REFUSAL_SECONDS + 1
     monkeypatch.setattr(time, "time", lambda: later)
     assert entries.refused("a1") == ""
     assert entries.refused("b2") == "it loads otherwise"

@@ -14,6 +14,7 @@ import pytest
 from cache.test_entries import put
 
 from loadkit.cache.checksums import checksum, file_checksums
+from loadkit.cache.ownership import MARK, mark
 from loadkit.plugins import Entries, Record
 
 
@@ -174,7 +175,7 @@ def test_beginning_removes_what_was_there(entries: Entries) -> None:
     (entries.begin("a1") / "half").write_bytes(b"1")
     assert keys(entries) == set()
     folder = entries.begin("a1")
-    assert (folder, list(folder.iterdir())) == (entries.root / ".a1.partial", [])
+    assert (folder, list(folder.iterdir())) == (entries.root / ".a1.partial", [folder / MARK])
     assert entries.broken() == [".a1.partial"]
 
 
@@ -209,11 +210,16 @@ def test_a_refusal_holds_for_an_hour_before_and_after(
     assert entries.refused("a1") == entries.refused("never there") == ""
 
 
+def made(folder: Path) -> None:
+    folder.mkdir()
+    mark(folder)
+
+
 def test_sweeping_leaves_whole_entries_and_what_is_locked(entries: Entries) -> None:
     put(entries, "a1")
     for key in ("a1", "b2", "c3"):
-        (entries.root / f".{key}.partial").mkdir()
-    (entries.root / "d4").mkdir()
+        made(entries.root / f".{key}.partial")
+    made(entries.root / "d4")
     lock = entries.lock("b2")
     assert lock is not None
     with lock:

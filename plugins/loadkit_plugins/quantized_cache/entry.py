@@ -83,16 +83,25 @@ class Cached(LoadingAid):
             self.line = "what was stored doesn't load as it was: quantized anew, and not kept"
             return False
         self._entries.touch(self._key)
-        self.line = f"{size(self._entry.bytes)} quantized before, from the cache ({self._key[:12]})"
+        by = f", made by the user {owner}" if (owner := self._entry.owner) else ""
+        self.line = f"{size(self._entry.bytes)} quantized before, from the cache ({self._key[:12]}{by})"
         return True
 
     def failed(self, error: Exception) -> None:
         """The entry couldn't be loaded: pruned meanwhile, or damaged."""
-        gone = self._entries.find(self._key) is None
-        if not gone and not (self._checking is not None and self._checking.result()):
-            self._entries.abandon(self._key, "what is stored of it can't be loaded", lasting=True)
+        if isinstance(error.__cause__, OSError):  # of the disk, or it was pruned meanwhile
+            self.line = f"the entry couldn't be read ({error.__cause__}): quantized anew"
+            return
+        damaged = self._checking is not None and self._checking.result()
+        if not damaged and self._entries.find(self._key) is not None:
+            self._entries.abandon(self._key, f"what is stored of it can't be loaded ({error.__cause__!r})")
         self._entries.drop(self._key)
         self.line = "the entry couldn't be loaded: quantized anew"
+
+    def disproved(self, difference: str) -> None:
+        """The entry is whole and holds something else: it is made anew, and kept."""
+        self._entries.drop(self._key)
+        self.line = f"the entry was wrong ({difference}): quantized anew"
 
     def __enter__(self) -> Cached:
         """Take the lock, or wait for whoever has it to be done."""
@@ -127,13 +136,13 @@ class Cached(LoadingAid):
         try:
             reason = _why_not_kept(model, loading, self._device)
             if reason:
-                self.line = f"not kept: {reason}"
+                self._add(f"not kept: {reason}")
                 return
             state = state_of(model)
             wanted = sum(tensor.nbytes for tensor in state.values())
             if reason := self._entries.room_for(wanted):
                 self._entries.abandon(self._key, reason)
-                self.line = f"not kept: {reason}"
+                self._add(f"not kept: {reason}")
                 return
             more = {
                 "loading": msgspec.to_builtins(loading),
@@ -144,10 +153,14 @@ class Cached(LoadingAid):
             begin_writing(self._entries, self._lock, model, state, record)
         except Exception as error:  # whatever it is, the model is loaded: only the next load is slower
             self._entries.abandon(self._key, f"{type(error).__name__}: {error}")
-            self.line = f"not kept: {type(error).__name__}: {error}"
+            self._add(f"not kept: {type(error).__name__}: {error}")
             return
         self._lock = None
-        self.line = f"{size(wanted)} are kept for the next load ({self._key[:12]})"
+        self._add(f"{size(wanted)} are kept for the next load ({self._key[:12]})")
+
+    def _add(self, said: str) -> None:
+        """Say one thing more: that an entry was wrong isn't forgotten over that another is kept."""
+        self.line = f"{self.line}; {said}" if self.line else said
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

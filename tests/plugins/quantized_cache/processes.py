@@ -2,6 +2,7 @@
 
 together FOLDER OUT COUNT      COUNT loads at the same moment, each says what it got
 killed FOLDER OUT COUNT        COUNT loads one after the other, each killed at another moment
+touched FOLDER OUT STEP        loads, each killed as it touches the cache for the n-th time; every STEP-th n
 alone FOLDER OUT 1             one load
 limited FOLDER OUT 1           one load that can't write files of more than 50,000 bytes
 mortal FOLDER OUT 1            one load that permissions hold for, root's too
@@ -92,6 +93,50 @@ def killed(folder: str, out: Path, count: int) -> None:
     (out / "seen.json").write_text(json.dumps(seen))
 
 
+TOUCHES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.utime", "os.listdir", "os.scandir")
+
+
+def die_at(number: int, root: str) -> None:
+    """Kill this process as it touches anything below a folder for the n-th time."""
+    seen = 0
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal seen
+        if event in TOUCHES and arguments and str(arguments[0]).startswith(root):
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def touched(folder: str, out: Path, count: int) -> None:
+    entries, faults, number = Entries(), [], 1
+    while True:
+        target = out / f"{number}.json"
+        pid = os.fork()
+        if not pid:
+            try:
+                die_at(number, str(entries.root))
+                load(folder, target)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        for entry in entries:
+            if fault := entry.damage():
+                faults.append(f"{number}: {fault}")
+            entries.drop(entry.record.key)
+        if not os.WIFSIGNALED(status):
+            break
+        number += count
+    entries.prune()
+    os.waitpid(child(folder, out / "after.json"), 0)
+    os.waitpid(child(folder, out / "again.json"), 0)
+    (out / "seen.json").write_text(
+        json.dumps({"faults": faults, "moments": number, "broken": entries.broken()})
+    )
+
+
 def alone(folder: str, out: Path, count: int) -> None:
     assert count == 1
     load(folder, out / "0.json")
@@ -115,7 +160,7 @@ def mortal(folder: str, out: Path, count: int) -> None:
     alone(folder, out, count)
 
 
-WAYS = {way.__name__: way for way in (together, killed, alone, limited, mortal)}
+WAYS = {way.__name__: way for way in (together, killed, touched, alone, limited, mortal)}
 
 if __name__ == "__main__":
     transformers.utils.logging.disable_progress_bar()

@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from forks import Forks
 
 import loadkit
 from loadkit import Loaded
-from loadkit.plugins import Entries, Entry
+from loadkit.cache.seals import seal
+from loadkit.plugins import Entries, Entry, Record
 from loadkit_plugins.quantized_cache.writer import WEIGHTS, finish_writing
 
 Tiny = Callable[..., Path]
@@ -114,9 +116,9 @@ def test_an_entry_that_loads_otherwise_isnt_trusted_nor_made_again(tiny: Tiny, e
     load(tiny("mistral"))
     (entry,) = entries
     path = Path(entry.folder) / "entry.json"
-    record = json.loads(path.read_text())
-    record["more"]["shape"] = "0"
-    path.write_text(json.dumps(record))
+    record = msgspec.json.decode(path.read_bytes(), type=Record)
+    record.more["shape"] = "0"
+    path.write_bytes(seal(record))
     after = load(tiny("mistral"))
     assert same(after, load(tiny("mistral"), quantized_cache=False))
     assert "doesn't load as it was" in told(after)
@@ -230,7 +232,10 @@ def test_where_no_thread_can_be_started_nothing_is_kept(
         first = load(tiny("mistral"))
     assert "not kept: RuntimeError" in told(first)
     assert list(entries) == []
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loadkit-cache")]
+    begun = [thread for thread in threading.enumerate() if thread.name.startswith("loadkit-cache")]
+    for thread in begun:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in begun)
     assert same(first, load(tiny("mistral"), quantized_cache=False))
 
 
@@ -315,3 +320,21 @@ def test_a_load_killed_at_any_moment_leaves_nothing_or_all(
     assert "kept" in after["told"]  # the killed ones' remains are in nobody's way
     assert "from the cache" in again["told"]
     assert entries.broken() == []
+
+
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_load_killed_as_it_touches_the_cache_leaves_nothing_or_all(
+    tiny: Tiny, entries: Entries, tmp_path: Path, run: Run, step: int
+) -> None:
+    """At every file that is opened, made, renamed or removed, one load after the other in what is left."""
+    mine = entries.root / "mine"
+    mine.mkdir(parents=True)
+    done = run("touched", tiny("mistral"), tmp_path / "out", step)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads((tmp_path / "out" / "seen.json").read_text())
+    assert seen["moments"] > 30
+    assert (seen["faults"], seen["broken"], entries.strangers()) == ([], [], ["mine"])
+    after, again = (json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in ("after", "again"))
+    assert after["bits"] == again["bits"]
+    assert "kept" in after["told"]
+    assert "from the cache" in again["told"]
