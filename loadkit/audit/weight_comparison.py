@@ -1,53 +1,75 @@
-"""Compare a sample of the loaded weights with the bytes in the checkpoint's files, right after loading."""
+"""Compare the loaded weights with the bytes in the checkpoint's files, right after loading."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loadkit.audit.local_shard import Part, part_of
+from loadkit.audit.sampling import choose, pick
+from loadkit.audit.stored_names import Stored, as_stored, stored_name
 from loadkit.errors import Finding
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.schema.plans import Plan
+from loadkit.schema.reports import Loading
+from loadkit.text.suggest import some_of
 
-__all__ = ["OTHER_VALUES", "SAMPLED", "VALUES", "compare_with_files"]
-
-_finding = partial(Finding, "weights", "loadkit")
+__all__ = ["OTHER_VALUES", "VALUES", "compare_with_files"]
 
 OTHER_VALUES = "other-values"
 """The code of what doesn't hold what the files have."""
 
-SAMPLED, VALUES = 16, 32_768
-"""How many tensors are compared, and how many first values of each: about a megabyte in all."""
+_finding = partial(Finding, "weights", "loadkit")
+
+VALUES = 32_768
+"""How many first values of a sampled tensor are compared; a full comparison takes all."""
 
 
-class Sampled(NamedTuple):
-    """One tensor of the model, and the beginning of what the file has for it: whole rows."""
+class Pair(NamedTuple):
+    """A tensor of the model, and what the file has for it: whole rows, the first ones or all.
+
+    `held` is None where this process has no piece of it that could be compared.
+    """
 
     name: str
     module: Any
-    parameter: Any
+    held: Any
     rows: Any
 
 
 def compare_with_files(
-    plan: Plan, files: Sequence[Path], model: Any, manager: PluginManager
+    plan: Plan, files: Sequence[Path], model: Any, manager: PluginManager, loading: Loading, *, full: bool
 ) -> list[Finding]:
-    """Hold a sample of tensors against the files; a note where nothing could be compared.
+    """Hold tensors against the files: one of each kind, or all.
 
     A quantized tensor is compared by the plugin that quantized it, which quantizes the file's values again.
+
+    Parameters:
+        files: the safetensors files that are here.
+        loading: what `from_pretrained` said; what it found missing or of another shape isn't compared.
+        full: whether every tensor is compared, and all of it.
     """
-    different, compared, hook = [], 0, hooks.loadkit_compare_tensor
-    for name, module, parameter, rows in _sample(files, model):
-        answer = manager.first(hook, plan=plan, module=module, parameter=parameter, stored=rows)
-        difference = _difference(parameter, rows) if answer is None else answer
-        compared += difference is not None
-        if difference:
+    different, alike, left, hook = [], 0, [], hooks.loadkit_compare_tensor
+    for name, module, held, rows in _pairs(plan, files, model, loading, full=full):
+        if held is None:
+            continue
+        if rows is None:
+            left.append(name)
+            continue
+        answer = manager.first(hook, plan=plan, module=module, parameter=held, stored=rows)
+        difference = _difference(held, rows) if answer is None else answer
+        if difference is None:
+            left.append(name)
+        elif difference:
             different.append(f"{name} ({difference})")
+        else:
+            alike += 1
+    compared = len(different) + alike
     if different:
         return [
             _finding(
@@ -58,56 +80,62 @@ def compare_with_files(
                 remedy="something changed the weights while they were loaded; load again, and tell transformers' authors if it stays so",
             )
         ]
-    if not compared and plan.checkpoint.weight_format == "safetensors":
-        return [
-            _finding(
-                "not-compared",
-                "no tensor could be compared with the files: all have other names or shapes in the model, or ZeRO-3 has split them",
-                severity="note",
-            )
-        ]
-    return []
+    if plan.checkpoint.weight_format != "safetensors" or not (left or not compared):
+        return []
+    if not compared:
+        said = "no tensor could be compared with the files: all have other names or shapes in the model, or ZeRO-3 has split them"
+    else:
+        said = f"{len(left)} of {len(left) + compared} tensors couldn't be compared with the files, as no plugin knows how: {some_of(left)}"
+    return [_finding("not-compared", said, severity="note")]
 
 
-def _sample(files: Sequence[Path], model: Any) -> Iterator[Sampled]:
-    """Tensors spread evenly over the model, of those that the files have under the same name."""
+def _pairs(plan: Plan, files: Sequence[Path], model: Any, loading: Loading, *, full: bool) -> Iterator[Pair]:
+    """Tensors of the model beside the files'."""
     from safetensors import safe_open
 
-    homes: dict[str, Path] = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            homes.update(dict.fromkeys(file.keys(), path))
-    if not homes:
-        return
-    prefix = f"{model.base_model_prefix}."
-    named = {}
-    for name, parameter in model.named_parameters():
-        candidates = (name, name.removeprefix(prefix), f"{prefix}{name}")
-        if (stored := next((c for c in candidates if c in homes), None)) is not None:
-            named[stored] = (name, parameter)
-    chosen = _spread(sorted(named))
-    for path in files:
-        here = sorted(stored for stored in chosen if homes[stored] == path)
-        if not here:
-            continue
-        with safe_open(path, framework="pt") as file:
-            for stored in here:
-                name, parameter = named[stored]
-                part = part_of(parameter)
-                if part is not None:
-                    module = model.get_submodule(name.rpartition(".")[0])
-                    yield Sampled(name, module, part.tensor, _beginning(file.get_slice(stored), part))
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(safe_open(path, framework="pt")) for path in files}
+        homes = {name: path for path, file in opened.items() for name in file.keys()}  # noqa: SIM118
+        if not homes:
+            return
+        absent = {*loading.missing, *(text.partition(":")[0] for text in loading.mismatched)}
+        parameters = {n: p for n, p in model.named_parameters() if n not in absent}
+        chosen = parameters if full else _sample(plan.digest, parameters, homes, model)
+        for name in chosen:
+            module, parameter = model.get_submodule(name.rpartition(".")[0]), parameters[name]
+            for stored in as_stored(model, name, parameter, homes):
+                part = part_of(stored.tensor)
+                if part is None or stored.name is None:
+                    yield Pair(name, module, None if part is None else part.tensor, None)
+                    continue
+                slices = opened[homes[stored.name]].get_slice(stored.name)
+                rows = _rows(slices, part, None if full else VALUES)
+                yield Pair(_said(name, stored), module, part.tensor, rows)
 
 
-def _spread(names: Sequence[str]) -> set[str]:
-    step = max(1, len(names) / SAMPLED)
-    return {names[int(i * step)] for i in range(min(SAMPLED, len(names)))} | set(names[-1:])
+def _sample(digest: str, parameters: Mapping[str, Any], homes: Mapping[str, Path], model: Any) -> list[str]:
+    """One of each kind, and one of each file that none of these is from."""
+    chosen = choose(parameters, digest)
+    by_file: dict[Path, list[str]] = {path: [] for path in homes.values()}
+    for name in parameters:
+        if (stored := stored_name(model, name, homes)) is not None:
+            by_file[homes[stored]].append(name)
+    seen = set(chosen)
+    for path, names in by_file.items():
+        if names and not seen & set(names):
+            chosen.append(pick(names, f"{digest} {path.name}"))
+    return chosen
 
 
-def _beginning(tensor: Any, part: Part) -> Any:
-    """As many whole first rows as hold about `VALUES` values, of the part that is here."""
+def _said(name: str, stored: Stored) -> str:
+    return name if stored.name is None or not stored.piece else f"{name}, {stored.name} in the files"
+
+
+def _rows(tensor: Any, part: Part, values: int | None) -> Any:
+    """As many whole first rows as hold about so many values, of the part that is here; None is for all."""
     shape = tensor.get_shape()
-    rows = max(1, VALUES // max(math.prod(shape[1:]), 1))
+    whole = shape[0] if shape else 1
+    rows = whole if values is None else max(1, values // max(math.prod(shape[1:]), 1))
     if not part.start or len(part.start) != len(shape):
         return tensor[:rows] if shape else tensor[...]
     first, *others = (slice(a, a + n) for a, n in zip(part.start, part.tensor.shape, strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 
 from loadkit.audit.audit import audit
 from loadkit.audit.measurements import measure, peak_memory
+from loadkit.audit.verification import verifies_fully
 from loadkit.audit.weight_comparison import compare_with_files
 from loadkit.errors import AuditError, Finding, LoadError, LoadkitError
 from loadkit.facts.machine.topology import read_topology
@@ -108,6 +109,7 @@ def _run(
             f"this plan for {plan.checkpoint.source!r} is for {plan.elsewhere}: it can't be loaded here; load there with the same "
             "request, or plan for here: leave machine, nodes and topology out"
         )
+    full = verifies_fully(plan.request.value("verify"), os.environ)
     with clock("plan"):
         aids = gather_aids(plan, facts, manager, say)
         if aids.ready is None:  # what is stored is read meanwhile, to be proved
@@ -123,8 +125,10 @@ def _run(
         vocabulary = finish_processing(plan, processing_class)
 
     def comparing(bare: BareModel) -> Sequence[Finding]:
+        if full:
+            say("comparing every tensor with the files")
         with clock("comparison"):
-            return compare_with_files(plan, bare.weight_files, bare.model, manager)
+            return compare_with_files(plan, bare.weight_files, bare.model, manager, bare.loading, full=full)
 
     say(f"loading {plan.model_class.model_class}")
     with clock("load"), ranks.same_random_numbers("loading"):

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from loadkit import Finding
-from loadkit.audit import weight_comparison
 from loadkit.audit.audit import audit
 from loadkit.audit.local_shard import Part
-from loadkit.audit.weight_comparison import _beginning, _difference, _spread, compare_with_files
+from loadkit.audit.weight_comparison import _difference, _rows, compare_with_files
+from loadkit.schema.reports import Loading
 
 NAN = float("nan")
 INF = float("inf")
@@ -50,10 +50,15 @@ class Manager:
 
 
 def compared(
-    model: nn.Module, files: list[Path], manager: Manager | None = None, weight_format: str = "safetensors"
+    model: nn.Module,
+    files: list[Path],
+    manager: Manager | None = None,
+    weight_format: str = "safetensors",
+    full: bool = False,
 ) -> list[Finding]:
-    plan = SimpleNamespace(checkpoint=SimpleNamespace(weight_format=weight_format))
-    return compare_with_files(plan, files, model, manager or Manager())  # type: ignore[arg-type]
+    plan: Any = SimpleNamespace(checkpoint=SimpleNamespace(weight_format=weight_format), digest="abc")
+    by: Any = manager or Manager()
+    return compare_with_files(plan, files, model, by, Loading(), full=full)
 
 
 @pytest.fixture
@@ -137,15 +142,6 @@ def test_what_is_split_in_no_one_piece_is_passed_over(saved: Callable[..., Path]
 # ------------------------------------------------------------------------------------------
 
 
-def test_the_sample_is_spread_evenly_from_the_first_to_the_last() -> None:
-    assert _spread([]) == set()
-    few = [f"{i:02}" for i in range(16)]
-    assert _spread(few) == set(few)
-    assert _spread(few[:3]) == set(few[:3])
-    many = [f"{i:03}" for i in range(161)]
-    assert sorted(_spread(many)) == [f"{int(i * 161 / 16):03}" for i in range(16)] + ["160"]
-
-
 @pytest.mark.parametrize(
     ("shape", "rows"),
     [((5, 3), 3), ((5, 10), 1), ((5, 11), 1), ((40,), 10), ((5, 2, 2), 2), ((3, 0), 3), ((2, 2), 2)],
@@ -153,25 +149,23 @@ def test_the_sample_is_spread_evenly_from_the_first_to_the_last() -> None:
 def test_as_many_whole_rows_as_hold_so_many_values(
     shape: tuple[int, ...], rows: int, saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weight_comparison, "VALUES", 10)
     stored = torch.rand(shape)
     with safe_open(saved("x", {"t": stored}), framework="pt") as file:
-        assert torch.equal(_beginning(file.get_slice("t"), Part(None)), stored[:rows])
+        assert torch.equal(_rows(file.get_slice("t"), Part(None), 10), stored[:rows])
 
 
 def test_a_single_number_is_read_whole(saved: Callable[..., Path]) -> None:
     with safe_open(saved("x", {"t": torch.tensor(5.0)}), framework="pt") as file:
-        assert _beginning(file.get_slice("t"), Part(None)).item() == 5.0
+        assert _rows(file.get_slice("t"), Part(None), 10).item() == 5.0
 
 
 def test_of_a_part_its_own_rows_are_read(saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_comparison, "VALUES", 12)
     stored = torch.arange(48.0).reshape(8, 6)
     with safe_open(saved("x", {"t": stored}), framework="pt") as file:
         tensor = file.get_slice("t")
-        assert torch.equal(_beginning(tensor, Part(torch.empty(4, 6), (4, 0))), stored[4:6])
-        assert torch.equal(_beginning(tensor, Part(torch.empty(1, 3), (7, 3))), stored[7:8, 3:6])
-        assert torch.equal(_beginning(tensor, Part(torch.empty(9), (1,))), stored[:2])  # of another rank
+        assert torch.equal(_rows(tensor, Part(torch.empty(4, 6), (4, 0)), 12), stored[4:6])
+        assert torch.equal(_rows(tensor, Part(torch.empty(1, 3), (7, 3)), 12), stored[7:8, 3:6])
+        assert torch.equal(_rows(tensor, Part(torch.empty(9), (1,)), 12), stored[:2])  # of another rank
 
 
 # --- What is different

@@ -54,8 +54,9 @@ def listed(hub: HubServer) -> list[str]:
 
 @pytest.mark.parametrize("profile", ["lora", "qlora"])
 def test_a_load_reads_each_fact_once(reads: Counter[str], tiny: Tiny, profile: str) -> None:
+    """But for the fingerprint, which is taken again after loading: the files may be others by then."""
     loadkit.load(tiny("mistral"), profile)
-    assert reads == {"machine": 1, "topology": 1, "fingerprint": 1, "weight files": 1}
+    assert reads == {"machine": 1, "topology": 1, "fingerprint": 2, "weight files": 1}
 
 
 def test_a_load_of_what_is_cached_quantized_reads_no_more(
@@ -77,7 +78,7 @@ def test_a_plan_that_is_run_reads_each_fact_once(reads: Counter[str], tiny: Tiny
     plan = loadkit.plan(tiny("mistral"))
     reads.clear()
     loadkit.load(plan)
-    assert reads == {"topology": 1, "fingerprint": 1, "weight files": 1}
+    assert reads == {"topology": 1, "fingerprint": 2, "weight files": 1}
 
 
 def test_a_plan_for_elsewhere_works_out_no_shortcuts(reads: Counter[str], tiny: Tiny) -> None:

@@ -26,7 +26,15 @@ def loadkit_options() -> Sequence[Option]:
             type="list",
             stage="weights",
             help="patterns of tensor names that may be missing, unexpected or of another shape: what you mean to train anew or leave out",
-        )
+        ),
+        Option(
+            name="verify",
+            type="str",
+            stage="weights",
+            choices=("sample", "full"),
+            help="which tensors are held against the files right after loading: one of each kind (the default), or all of them, which "
+            "reads every file again",
+        ),
     ]
 
 
@@ -61,7 +69,18 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
         for pattern in patterns
         if (fault := _fault(pattern))
     ]
-    return [*bad, *check_config(context, plan)]
+    return [*bad, *_verification(context), *check_config(context, plan)]
+
+
+def _verification(context: Context) -> Iterator[Problem]:
+    stored = context.checkpoint.weight_format
+    if context.request.value("verify") == "full" and stored != "safetensors":
+        yield _problem(
+            "nothing-to-verify-with",
+            f"verify='full' was asked for, and the weights of {context.checkpoint.source!r} are stored as {stored}: only safetensors files "
+            "can be held against a model tensor by tensor",
+            "leave verify out, or save the model again as safetensors",
+        )
 
 
 def _brought(plan: Plan) -> list[str]:

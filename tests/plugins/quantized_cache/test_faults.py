@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import torch
 from forks import Forks
+from quantized_loads import load, same, told
 
 import loadkit
 from loadkit import Loaded
@@ -25,21 +26,6 @@ from loadkit_plugins.quantized_cache.writer import WEIGHTS, finish_writing
 Tiny = Callable[..., Path]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PROCESSES = Path(__file__).with_name("processes.py")
-
-
-def load(folder: Path, **options: Any) -> Loaded:
-    loaded = loadkit.load(folder, "inference-4bit", **options)
-    finish_writing()
-    return loaded
-
-
-def told(loaded: Loaded) -> str:
-    return "; ".join(line for line in loaded.report.shortcuts if line.endswith("(quantized-cache)"))
-
-
-def same(first: Loaded, second: Loaded) -> bool:
-    a, b = first.model.state_dict(), second.model.state_dict()
-    return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
 
 
 @pytest.fixture

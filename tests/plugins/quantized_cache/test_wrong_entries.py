@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import torch
 import transformers
-from plugins.quantized_cache.test_faults import load, same, told
+from quantized_loads import load, same, told
 from safetensors.torch import load_file, save_file
 
 import loadkit
