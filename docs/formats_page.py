@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loadkit import Accelerator, Machine
-from loadkit_plugins.prequantized.methods import METHODS, SOURCE, UNREADABLE, Method
+from loadkit_plugins.prequantized.method import Method
+from loadkit_plugins.prequantized.methods import METHODS, SOURCE, UNREADABLE
 from loadkit_plugins.prequantized.settings import format_on, misplaced
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 9), (9, 0), (10, 0))
@@ -58,9 +59,10 @@ def formats() -> Iterator[str]:
 def _row(method: Method) -> str:
     machines = [_machine(method), *(_machine(method, c) for c in CAPABILITIES), _machine(method, kind="mps")]
     needs = ", ".join(f"`{need.replace('|', '` or `')}`" for need in (*method.needs, *method.needs_kept))
+    runs = ", ".join(f"`{need}` to run" for need in method.runs_with)
     cells = [
         f"`{method.name}`",
-        needs or "none",
+        ", ".join(filter(None, (needs, runs))) or "none",
         *(_cell(method, machine) for machine in machines),
         f"`{method.config}`" if method.config else "",
         _trains(method),
@@ -80,17 +82,17 @@ def _cell(method: Method, machine: Machine) -> str:
 
 
 def _trains(method: Method) -> str:
-    field, value = method.trains_with
     if method.unreadable:
         return ""
-    if field:
-        return f"with `{field}={value!r}`"
-    return f"with `{method.trains_from}`" if method.trains_from else "yes" if method.trains else "no"
+    if method.unadapted or not method.trains:
+        return "no"
+    fields = ", ".join(f"`{field}={value!r}`" for field, value in method.trains_with.items())
+    return f"with {fields or f'`{method.trains_from}`'}" if fields or method.trains_from else "yes"
 
 
 def _machine(method: Method, capability: tuple[int, int] | None = None, kind: str = "cuda") -> Machine:
     """A machine that has every package of the method."""
-    needs = (*method.needs, *method.needs_kept)
+    needs = (*method.needs, *method.needs_kept, *method.runs_with)
     packages = {
         need.split("|")[0].partition(">")[0]: need.partition(">=")[2].split(",")[0] or "1" for need in needs
     }
