@@ -26,8 +26,14 @@ those of the installed transformers.
 
 MORE = """\
 Weights of compressed-tensors stay until the first forward pass, which turns them back; the plan warns of the memory.
-Those that are packed (`pack-quantized`) take no adapter before. torchao trains over int8 only. Methods in which one
-kind of config trains and another doesn't (bitnet, fouroversix, fp_quant) name the field.
+Those that are packed (`pack-quantized`) take no adapter before; save the model before it runs, or not at all. torchao
+trains over 8 bits only. Methods in which one kind of config trains and another doesn't (bitnet, fouroversix) name the
+fields; layers of bitnet's `autobitlinear` hold weights in floating point whatever the files do. eetq, fp_quant and sinq
+have layers that PEFT doesn't wrap.
+
+A training load of gptq or awq sets `backend=auto_trainable`, where the config leaves the kernel open: gptqmodel would
+take one without a backward pass. Weights of fp8 that stay load without `kernels`, and compute only with it: the plan
+warns. What stays packed is saved as it is stored; with transformers alone, bitsandbytes and torchao can't be.
 
 hqq and nvfp4 are methods by which transformers quantizes or once did; checkpoints that are stored so it doesn't load.
 

@@ -92,7 +92,8 @@ def _config(context: Context, method: Method, quantization: Quantization) -> Ite
     if wrong:
         yield _problem(
             "format-config",
-            f"the checkpoint was asked for, and its quantization_config has {'; '.join(wrong)}: {SOURCE} doesn't load it so",
+            f"the checkpoint was asked for, it is stored by {method.name}, and its quantization_config has {'; '.join(wrong)}: "
+            f"{SOURCE} doesn't load it so",
             f"correct quantization_config in config.json, or {OTHERWISE}",
         )
 

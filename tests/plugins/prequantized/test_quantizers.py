@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 from examples import A100, CPU, H100_FLASH, MPS, T4, gpu
-from test_methods import DEVICES, quantizer
 
 from loadkit import Accelerator, Machine
 from loadkit_plugins.prequantized.method import Method
 from loadkit_plugins.prequantized.methods import METHODS
 from loadkit_plugins.prequantized.requirements import lacking
 from loadkit_plugins.prequantized.settings import format_on, misplaced
+
+DEVICES = {"torch", "torch_cuda", "torch_xpu", "torch_npu", "torch_hpu", "torch_mps"}
 
 XPU = msgspec.structs.replace(CPU, accelerators=(Accelerator(kind="xpu", name="Intel"),))
 MACHINES = {
@@ -36,6 +37,12 @@ ASKED = [m for m in METHODS if m.name not in ("gguf", "hqq")]
 NEWEST = {"kernels": "0.18.2", "triton": "3.5.0"}
 
 
+def quantizer(method: Method) -> Any:
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    return AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit" if method.name == "bitsandbytes" else method.name]
+
+
 def said(method: Method, machine: Machine, patch: pytest.MonkeyPatch) -> str:
     """What its quantizer does there: "kept", "turned back" or "refused"."""
     import torch
@@ -50,6 +57,9 @@ def said(method: Method, machine: Machine, patch: pytest.MonkeyPatch) -> str:
     for name in (n for n in vars(module) if re.fullmatch(r"is_\w+_available", n)):
         word = name.removeprefix("is_").removesuffix("_available")
         patch.setattr(module, name, _available(word, method, machine))
+    if method.name == "sinq":  # it looks for the function when it is asked
+        utils = importlib.import_module("transformers.utils")
+        patch.setattr(utils, "is_sinq_available", _available("sinq", method, machine))
     if hasattr(module, "get_current_accelerator"):
         device = None if kind == "cpu" else torch.device(kind)
         patch.setattr(module, "get_current_accelerator", lambda: device)
@@ -80,9 +90,11 @@ def _available(word: str, method: Method, machine: Machine) -> Any:
     def available(version: str = "", *more: Any, **others: Any) -> bool:
         if f"torch_{machine.kind}" == f"{word}":
             return True
-        if word in {*DEVICES, "torch_mps"}:
+        if word in DEVICES:
             return word == "torch"
         names = {word, word.replace("_", "-"), *ALIASES.get(word, ())}
+        if word == "optimum_quanto" and "optimum" not in machine.packages:
+            return False
         found = [p for p in machine.packages if p in names]
         return bool(found) and not (version and lacking([f"{found[0]}>={version}"], machine))
 
