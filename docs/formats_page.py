@@ -33,7 +33,8 @@ have layers that PEFT doesn't wrap.
 
 A training load of gptq or awq sets `backend=auto_trainable`, where the config leaves the kernel open: gptqmodel would
 take one without a backward pass. Weights of fp8 that stay load without `kernels`, and compute only with it: the plan
-warns. What stays packed is saved as it is stored; with transformers alone, bitsandbytes and torchao can't be.
+warns. A loaded gptq model is saved with its zero points one off, so the plan
+says that it can't be. What else stays packed is saved as it is stored; with transformers alone, bitsandbytes and torchao can't be.
 
 hqq and nvfp4 are methods by which transformers quantizes or once did; checkpoints that are stored so it doesn't load.
 

@@ -158,6 +158,7 @@ METHODS: tuple[Method, ...] = (
         name="gptq",
         quantizer="GptqHfQuantizer",
         needs=("optimum>=1.24.0", "gptqmodel>=1.4.3"),
+        saves=False,  # gptqmodel 7.7 moves the zero points while loading, and they are saved moved
         accepts={"bits": (2, 3, 4, 8)},
         trains_from=PEFT_GPTQMODEL,
         trains_set=TRAINABLE,

@@ -176,8 +176,12 @@ def test_gptq_and_awq_stay(tiny: Tiny, tmp_path: Path, method: str, store: Store
     assert nbytes(loaded.model) == pytest.approx(planned_bytes(loaded), rel=0.01)
     original = loadkit.load(tiny("mistral")).model
     assert float(loss(loaded.model)) == pytest.approx(float(loss(original)), rel=0.05)
-    loaded.model.save_pretrained(tmp_path / "again")
-    assert float(loss(loadkit.load(tmp_path / "again").model)) == float(loss(loaded.model))
+    assert loaded.plan.quantization is not None
+    assert loaded.plan.quantization.format.saves == (method == "awq")  # type: ignore[union-attr]
+    fresh = loadkit.load(tmp_path / "stored").model
+    fresh.save_pretrained(tmp_path / "again")  # transformers writes GPTQ's zero points one off
+    again = float(loss(loadkit.load(tmp_path / "again").model))
+    assert (again == float(loss(loaded.model))) == (method == "awq")
 
 
 @pytest.mark.slow
@@ -200,7 +204,7 @@ def test_gptq_and_awq_train_under_an_adapter(
     assert loaded.plan.memory is not None
     assert sum(p.numel() * p.element_size() for p in adapters.values()) == loaded.plan.memory.adapters
     monkeypatch.setattr(from_pretrained, "set_stored", lambda *about: None)
-    with pytest.raises(AuditError, match="stored-setting"):
+    with pytest.raises(NotImplementedError, match="inference-only"):
         loadkit.load(folder, "qlora")
 
 
