@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loadkit import Accelerator, Machine
-from loadkit_plugins.prequantized.methods import METHODS, SOURCE, UNREADABLE, Method
+from loadkit_plugins.prequantized.method import Method
+from loadkit_plugins.prequantized.methods import METHODS, SOURCE, UNREADABLE
 from loadkit_plugins.prequantized.settings import format_on, misplaced
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 9), (9, 0), (10, 0))
@@ -25,8 +26,15 @@ those of the installed transformers.
 
 MORE = """\
 Weights of compressed-tensors stay until the first forward pass, which turns them back; the plan warns of the memory.
-Those that are packed (`pack-quantized`) take no adapter before. torchao trains over int8 only. Methods in which one
-kind of config trains and another doesn't (bitnet, fouroversix, fp_quant) name the field.
+Those that are packed (`pack-quantized`) take no adapter before; save the model before it runs, or not at all. torchao
+trains over 8 bits only. Methods in which one kind of config trains and another doesn't (bitnet, fouroversix) name the
+fields; layers of bitnet's `autobitlinear` hold weights in floating point whatever the files do. eetq, fp_quant and sinq
+have layers that PEFT doesn't wrap.
+
+A training load of gptq or awq sets `backend=auto_trainable`, where the config leaves the kernel open: gptqmodel would
+take one without a backward pass. Weights of fp8 that stay load without `kernels`, and compute only with it: the plan
+warns. A loaded gptq model is saved with its zero points one off, so the plan
+says that it can't be. What else stays packed is saved as it is stored; with transformers alone, bitsandbytes and torchao can't be.
 
 hqq and nvfp4 are methods by which transformers quantizes or once did; checkpoints that are stored so it doesn't load.
 
@@ -58,9 +66,10 @@ def formats() -> Iterator[str]:
 def _row(method: Method) -> str:
     machines = [_machine(method), *(_machine(method, c) for c in CAPABILITIES), _machine(method, kind="mps")]
     needs = ", ".join(f"`{need.replace('|', '` or `')}`" for need in (*method.needs, *method.needs_kept))
+    runs = ", ".join(f"`{need}` to run" for need in method.runs_with)
     cells = [
         f"`{method.name}`",
-        needs or "none",
+        ", ".join(filter(None, (needs, runs))) or "none",
         *(_cell(method, machine) for machine in machines),
         f"`{method.config}`" if method.config else "",
         _trains(method),
@@ -80,17 +89,17 @@ def _cell(method: Method, machine: Machine) -> str:
 
 
 def _trains(method: Method) -> str:
-    field, value = method.trains_with
     if method.unreadable:
         return ""
-    if field:
-        return f"with `{field}={value!r}`"
-    return f"with `{method.trains_from}`" if method.trains_from else "yes" if method.trains else "no"
+    if method.unadapted or not method.trains:
+        return "no"
+    fields = ", ".join(f"`{field}={value!r}`" for field, value in method.trains_with.items())
+    return f"with {fields or f'`{method.trains_from}`'}" if fields or method.trains_from else "yes"
 
 
 def _machine(method: Method, capability: tuple[int, int] | None = None, kind: str = "cuda") -> Machine:
     """A machine that has every package of the method."""
-    needs = (*method.needs, *method.needs_kept)
+    needs = (*method.needs, *method.needs_kept, *method.runs_with)
     packages = {
         need.split("|")[0].partition(">")[0]: need.partition(">=")[2].split(",")[0] or "1" for need in needs
     }

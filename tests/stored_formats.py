@@ -10,11 +10,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["store_compressed", "store_fp8", "store_gguf", "store_mxfp4"]
+__all__ = [
+    "store_awq",
+    "store_bitnet",
+    "store_compressed",
+    "store_fp8",
+    "store_gemma",
+    "store_gguf",
+    "store_gptq",
+    "store_metal",
+    "store_mxfp4",
+    "store_mxfp8",
+]
 
 Tensors = dict[str, Any]
 
 BLOCK = 64
+
+GROUP = 32
+"""Inputs that share a scale, in GPTQ, AWQ and MLX."""
 
 
 def store_fp8(folder: Path, source: Path, ends: tuple[str, ...] = ("_proj.weight",)) -> Path:
@@ -68,6 +82,134 @@ def store_compressed(folder: Path, source: Path, kind: str = "int-quantized") ->
         "ignore": ["lm_head"],
         "config_groups": {"group_0": group},
     }
+    return _stored(folder, source, "_proj.weight", packed, config)
+
+
+def store_mxfp8(folder: Path, source: Path) -> Path:
+    """Store the layers' weights in float8 with a power of two for each 32 values of a row, as a byte."""
+    import torch
+
+    def packed(name: str, weight: Any) -> Tensors:
+        blocks = weight.float().reshape(weight.shape[0], -1, 32)
+        exponents = torch.floor(torch.log2(blocks.abs().amax(-1) / 448)) + 1
+        codes = (blocks / torch.exp2(exponents).unsqueeze(-1)).reshape(weight.shape)
+        scales = {f"{name}_scale_inv": (exponents + 127).to(torch.uint8)}
+        return {name: codes.to(torch.float8_e4m3fn), **scales}
+
+    config = {"quant_method": "mxfp8", "weight_block_size": [1, 32], "scale_fmt": "ue8m0"}
+    return _stored(folder, source, "_proj.weight", packed, config)
+
+
+def store_gptq(folder: Path, source: Path, **fields: Any) -> Path:
+    """Store the layers' weights as GPTQ does: eight rows of inputs in an int32, the zero point less one."""
+    import torch
+
+    def packed(name: str, weight: Any) -> Tensors:
+        codes, scale = _four_bits(weight)
+        stem, groups = name.removesuffix("weight"), torch.arange(len(codes)) // GROUP
+        rows = _words(codes.T.contiguous()).T.contiguous()
+        zeros = _words(torch.full(scale.shape, 7))
+        tensors = {"qweight": rows, "qzeros": zeros, "scales": scale, "g_idx": groups.to(torch.int32)}
+        return {stem + part: tensor for part, tensor in tensors.items()}
+
+    config = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": GROUP,
+        "sym": True,
+        "checkpoint_format": "gptq",
+    }
+    return _stored(folder, source, "_proj.weight", packed, {**config, **fields})
+
+
+def store_awq(folder: Path, source: Path, **fields: Any) -> Path:
+    """Store the layers' weights as AWQ does: eight columns of outputs in an int32, in an order of its own."""
+    import torch
+
+    def packed(name: str, weight: Any) -> Tensors:
+        codes, scale = _four_bits(weight)
+        words = [_words(c, (0, 2, 4, 6, 1, 3, 5, 7)) for c in (codes, torch.full(scale.shape, 8))]
+        stem = name.removesuffix("weight")
+        return {f"{stem}qweight": words[0], f"{stem}qzeros": words[1], f"{stem}scales": scale}
+
+    config = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}
+    return _stored(folder, source, "_proj.weight", packed, {**config, **fields})
+
+
+def _four_bits(weight: Any) -> tuple[Any, Any]:
+    """Codes of 0 to 15, inputs by outputs, and a scale for each group of inputs."""
+    import torch
+
+    groups = weight.float().T.reshape(-1, GROUP, weight.shape[0])
+    scale = (groups.abs().amax(1) / 7).to(torch.float16)
+    codes = (groups / scale.float().unsqueeze(1)).round().clamp(-8, 7) + 8
+    return codes.reshape(weight.T.shape), scale
+
+
+def _words(codes: Any, order: tuple[int, ...] = tuple(range(8))) -> Any:
+    """Eight columns of four-bit codes in an int32."""
+    import torch
+
+    nibbles = codes.to(torch.int64).reshape(len(codes), -1, 8)[..., list(order)]
+    words = (nibbles << torch.arange(0, 32, 4)).sum(-1)
+    return words.where(words < 2**31, words - 2**32).to(torch.int32)
+
+
+def store_bitnet(folder: Path, source: Path, **fields: Any) -> Path:
+    """Store the layers' weights as -1, 0 and 1, four rows in a byte; as they are, where the config is of
+    layers that make them so as they compute."""
+    import torch
+
+    def packed(name: str, weight: Any) -> Tensors:
+        scale = weight.float().abs().mean()
+        codes = (weight.float() / scale).round().clamp(-1, 1).to(torch.uint8) + 1
+        parts = codes.reshape(4, -1, weight.shape[1])
+        whole = (parts << torch.arange(0, 8, 2, dtype=torch.uint8).reshape(4, 1, 1)).sum(0)
+        return {name: whole.to(torch.uint8), f"{name}_scale": (1 / scale).reshape(1).to(torch.bfloat16)}
+
+    config = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"], **fields}
+    online = fields.get("quantization_mode") == "online"
+    return _stored(folder, source, "_proj.weight", _as_it_is if online else packed, config)
+
+
+def _as_it_is(name: str, weight: Any) -> Tensors:
+    return {name: weight}
+
+
+def store_gemma(folder: Path, source: Path, bits: int = 4) -> Path:
+    """Store the layers' weights as Gemma's quantized releases do: codes in bytes, a scale for each row."""
+    import torch
+
+    def packed(name: str, weight: Any) -> Tensors:
+        most = 2 ** (bits - 1) - 1
+        scale = weight.float().abs().amax(1, keepdim=True) / most
+        codes = (weight.float() / scale).round().clamp(-most - 1, most).to(torch.int8)
+        if bits < 8:
+            several = (codes.to(torch.int32) + most + 1).reshape(len(codes), -1, 8 // bits)
+            codes = (several << torch.arange(0, 8, bits)).sum(-1).to(torch.uint8)
+        stem, none = name.removesuffix("weight"), torch.tensor(0.0)
+        activations = {f"{stem}{side}_activation_scale": none.clone() for side in ("input", "output")}
+        return {name: codes, f"{name}_scale": scale, **activations}
+
+    config = {"quant_method": "gemma", "num_bits": bits, "modules_to_not_convert": ["lm_head"]}
+    return _stored(folder, source, "_proj.weight", packed, config)
+
+
+def store_metal(folder: Path, source: Path) -> Path:
+    """Store the layers' weights as MLX does: eight values in a uint32, a scale and a bias for each group."""
+    import torch
+
+    def packed(name: str, weight: Any) -> Tensors:
+        groups = weight.float().reshape(weight.shape[0], -1, GROUP)
+        low, high = groups.amin(-1), groups.amax(-1)
+        scale = ((high - low) / 15).clamp(min=1e-8)
+        codes = ((groups - low.unsqueeze(-1)) / scale.unsqueeze(-1)).round().clamp(0, 15)
+        words = _words(codes.reshape(weight.shape)).view(torch.uint32)
+        stem = name.removesuffix("weight")
+        sides = {f"{stem}scales": scale, f"{stem}qbiases": low}
+        return {name: words, **{side: tensor.to(torch.bfloat16) for side, tensor in sides.items()}}
+
+    config = {"quant_method": "metal", "bits": 4, "group_size": GROUP, "modules_to_not_convert": ["lm_head"]}
     return _stored(folder, source, "_proj.weight", packed, config)
 
 

@@ -20,7 +20,12 @@ from loadkit.loading.skip_modules import modules_to_skip
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.loading.speed.page_release import released_while_loading
 from loadkit.loading.speed.run_aids import NO_AIDS, Aids, with_aids
-from loadkit.loading.turned_back import ask_to_turn_back, finish_turning_back, gguf_in_floating_point
+from loadkit.loading.turned_back import (
+    finish_turning_back,
+    gguf_in_floating_point,
+    saved_as_stored,
+    set_stored,
+)
 from loadkit.loading.use_cache import set_use_cache
 from loadkit.schema.loading_aids import Stored
 from loadkit.schema.plans import Plan
@@ -84,11 +89,13 @@ def _load(
         gguf = plan.checkpoint.weight_format == "gguf"
         if quantization is not None and quantization.prequantized and not gguf:
             del kwargs["quantization_config"]
-            ask_to_turn_back(config)
+            set_stored(config, {"dequantize": True})
         elif gguf:
             kwargs |= gguf_in_floating_point()
         elif quantization is not None:
             kwargs["quantization_config"] = _quantization_config(plan, quantization, config, manager)
+        elif plan.quantization is not None and plan.quantization.prequantized:
+            set_stored(config, plan.quantization.settings)
         if "max_memory" in kwargs:
             kwargs["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in kwargs["max_memory"].items()}
         location = plan.checkpoint.location
@@ -111,6 +118,8 @@ def _load(
             import torch
 
             finish_turning_back(model, getattr(torch, plan.dtype))
+        elif plan.quantization is not None and plan.quantization.prequantized:
+            saved_as_stored(model)
     return BareModel(model, _loading(info), own_use_cache, tuple(files))
 
 

@@ -4,22 +4,20 @@ afterwards."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ask_to_turn_back", "finish_turning_back", "gguf_in_floating_point"]
+__all__ = ["finish_turning_back", "gguf_in_floating_point", "saved_as_stored", "set_stored"]
 
 
-def ask_to_turn_back(config: Any) -> None:
-    """Have transformers dequantize stored weights, in the checkpoint's own words: given as an argument, a
+def set_stored(config: Any, settings: Mapping[str, Any]) -> None:
+    """Set fields of the checkpoint's own quantization config, such as `dequantize`: given as an argument, a
     second config would take the place of some of its settings (transformers 5.23:
     `merge_quantization_configs`)."""
     for each in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
         own = getattr(each, "quantization_config", None)
         if own is not None:
-            each.quantization_config = {
-                **(own if isinstance(own, dict) else own.to_dict()),
-                "dequantize": True,
-            }
+            each.quantization_config = {**(own if isinstance(own, dict) else own.to_dict()), **settings}
 
 
 def gguf_in_floating_point() -> dict[str, Any]:
@@ -34,6 +32,22 @@ def finish_turning_back(model: Any, dtype: Any) -> None:
     """Give every weight the planned dtype, and have the model saved as the plain one that it is."""
     _cast(model, dtype)
     _forget_format(model)
+
+
+def saved_as_stored(model: Any) -> None:
+    """Have a model whose weights stay as they are stored be saved so: transformers 5.23 wants to undo each
+    operation of loading, and has no way back for those that make packed weights of their parts, which the
+    model's own `state_dict` takes apart (`revert_weight_conversion`)."""
+    known = getattr(model, "_weight_conversions", None)
+    if known is not None:
+        model._weight_conversions = [c for c in known if all(map(_undone, getattr(c, "operations", ())))]
+
+
+def _undone(operation: Any) -> bool:
+    try:
+        return operation.reverse_op is not None
+    except NotImplementedError:
+        return getattr(operation, "hf_quantizer", None) is None
 
 
 def _cast(model: Any, dtype: Any) -> None:

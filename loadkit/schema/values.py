@@ -108,6 +108,7 @@ class StoredFormat(msgspec.Struct, frozen=True, kw_only=True):
         trains: whether the model can train: an adapter over weights that stay quantized, anything otherwise.
         saves: whether `save_pretrained` can write the model.
         needs: the packages that this takes, as requirements such as "gptqmodel>=1.4.3".
+        settings: fields of the checkpoint's own quantization config that this load sets.
     """
 
     dtype: str = ""
@@ -116,6 +117,7 @@ class StoredFormat(msgspec.Struct, frozen=True, kw_only=True):
     trains: bool = True
     saves: bool = True
     needs: tuple[str, ...] = ()
+    settings: dict[str, Any] = {}
 
 
 class Quantization(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +145,11 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     def packed(self) -> bool:
         """Whether the weights are quantized in memory: transformers turns some stored formats back."""
         return self.format is msgspec.UNSET or not self.format.dtype
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Fields of the checkpoint's own quantization config that the load sets."""
+        return {} if self.format is msgspec.UNSET else self.format.settings
 
     @property
     def handed_on(self) -> bool:

@@ -15,6 +15,7 @@ from loadkit_plugins.adapter.targets import (
     BY_TYPE,
     EVERY_LINEAR,
     check_targets,
+    hidden_linears,
     kept_apart,
     linear_names,
     new_token_rows,
@@ -131,6 +132,8 @@ def _resolve(model: Any, adapter: Adapter, options: dict[str, Any]) -> None:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     given = options.get("target_modules")
+    if given == "all-linear" and hidden_linears(model):
+        given = EVERY_LINEAR
     if given == BY_TYPE:
         own = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
         options["target_modules"] = list(own) if own else "all-linear"

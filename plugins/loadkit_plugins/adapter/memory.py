@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from loadkit import Adapter, Context, Plan, Weight
 from loadkit.plugins import ITEM_SIZES, AdapterFacts, Towers, is_projector
 from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR
@@ -27,6 +29,7 @@ def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Sequenc
     """A `Weight` for each tensor of every adapter; None where only PEFT can know its size."""
     if plan.adapters is None:
         return None
+    weights = list(_dense(weights, plan))
     found: list[Weight] = []
     for adapter in plan.adapters.members:
         if adapter.source:
@@ -40,6 +43,21 @@ def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Sequenc
                 return None
             found += made
     return found
+
+
+def _dense(weights: Sequence[Weight], plan: Plan) -> Iterator[Weight]:
+    """The weights, those of GPTQ and AWQ in the shape that a layer has for them: `qweight` holds several
+    values in an int32, along one side or the other, and `scales` has a column for each output."""
+    outputs = {w.module: w.shape[-1] for w in weights if w.name.endswith(".scales") and w.shape}
+    for weight in weights:
+        out = outputs.get(weight.module) if weight.name.endswith(".qweight") else None
+        if out is None or plan.quantization is None or not plan.quantization.bits:
+            yield weight
+            continue
+        rows, columns = weight.shape
+        inputs = round(rows * 32 / plan.quantization.bits) if columns == out else rows
+        name = weight.name.replace(".qweight", ".weight")
+        yield msgspec.structs.replace(weight, name=name, shape=(out, inputs))
 
 
 def _existing(adapter: Adapter, facts: AdapterFacts) -> Iterator[Weight]:

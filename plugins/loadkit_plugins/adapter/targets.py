@@ -14,6 +14,7 @@ __all__ = [
     "EVERY_LINEAR",
     "absent",
     "check_targets",
+    "hidden_linears",
     "kept_apart",
     "linear_names",
     "new_token_rows",
@@ -79,6 +80,21 @@ def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
+def hidden_linears(model: Any) -> bool:
+    """Whether there are linear layers that aren't torch's, which PEFT 0.21 adapts by name and doesn't count
+    among "all-linear": those of GPTQ, AWQ and AQLM."""
+    import torch
+
+    return any(
+        _codes(module) is not None and not isinstance(module, torch.nn.Linear) for module in model.modules()
+    )
+
+
+def _codes(module: Any) -> Any:
+    """What a packed layer has in place of a weight; None for others."""
+    return getattr(module, "qweight", getattr(module, "codes", None))
+
+
 def unfit(model: Any, names: Sequence[str]) -> list[str]:
     """Paths that end in one of the names and hold no layer that LoRA can adapt, such as a wrapper around a
     linear layer."""
@@ -91,6 +107,7 @@ def unfit(model: Any, names: Sequence[str]) -> list[str]:
         if any(path == name or path.endswith(f".{name}") for name in names)
         and not isinstance(module, layers)
         and not hasattr(module, "weight")
+        and _codes(module) is None
     ]
 
 

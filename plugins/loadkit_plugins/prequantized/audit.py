@@ -8,6 +8,7 @@ from typing import Any
 
 from loadkit import Finding, Plan, Quantization
 from loadkit.plugins import base_of, is_packed
+from loadkit_plugins.prequantized.settings import holds_floats, method_of
 
 __all__ = ["audit", "compare"]
 
@@ -30,10 +31,14 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
     base = base_of(model)
     packed = [name for name, tensor in _tensors(base) if _is_packed(tensor)]
     quantizer = getattr(base, "hf_quantizer", None)
-    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
+    config = getattr(quantizer, "quantization_config", None)
+    method = getattr(config, "quant_method", None)
     found = str(getattr(method, "value", method))
     if quantization.packed:
-        return list(_kept(quantization, packed, found))
+        return [*_kept(quantization, packed, found), *_set(quantization, config)]
+    table = method_of(quantization)
+    if table is not None and holds_floats(table, quantization.options) and found == quantization.method:
+        quantizer = None  # its layers go on quantizing what they hold
     return list(_back(plan, packed, found if quantizer is not None else ""))
 
 
@@ -49,6 +54,15 @@ def _kept(quantization: Quantization, packed: Sequence[str], method: str) -> Ite
         yield _finding(
             "other-method", "another quantizer has loaded the weights", quantization.method, method or "none"
         )
+
+
+def _set(quantization: Quantization, config: Any) -> Iterator[Finding]:
+    for name, value in quantization.settings.items():
+        found = getattr(config, name, None)
+        if str(getattr(found, "value", found)) != str(value):
+            yield _finding(
+                "stored-setting", f"{name} isn't what a training load needs", str(value), str(found)
+            )
 
 
 def _back(plan: Plan, packed: Sequence[str], method: str) -> Iterator[Finding]:
@@ -96,6 +110,9 @@ def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
     import torch
 
     held = parameter.detach()[: stored.shape[0]].to("cpu")
+    if quantization.method == "bitnet" and held.is_floating_point():
+        differ = int((held.float() != (stored & 3).float() - 1).sum())  # a byte's first value is of its row
+        return f"{differ} of {held.numel()} values differ" if differ else ""
     if held.dtype == stored.dtype:
         differ = int((held.view(torch.uint8) != stored.view(torch.uint8)).sum())
         return f"{differ} of {held.numel()} codes differ" if differ else ""

@@ -10,10 +10,12 @@ import msgspec
 
 from loadkit import Context, Plan, Problem, Quantization, StoredFormat
 from loadkit.plugins import did_you_mean, size
+from loadkit_plugins.prequantized.config_fields import refused_fields
 from loadkit_plugins.prequantized.memory import grown
-from loadkit_plugins.prequantized.methods import SOURCE, UNREADABLE, Method, methods_named
+from loadkit_plugins.prequantized.method import Method
+from loadkit_plugins.prequantized.methods import SOURCE, UNREADABLE, methods_named
 from loadkit_plugins.prequantized.requirements import installable, lacking
-from loadkit_plugins.prequantized.settings import asked_back, method_of, misplaced
+from loadkit_plugins.prequantized.settings import asked_back, method_of, misplaced, runnable
 
 __all__ = ["check"]
 
@@ -33,6 +35,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
     made = quantization.format
     return [
         *_unreadable(method),
+        *_config(context, method, quantization),
         *_place(context, method, made),
         *_packages(context, method, made),
         *_dtype(context, plan, method),
@@ -69,6 +72,32 @@ def _unreadable(method: Method) -> Iterator[Problem]:
         )
 
 
+def _config(context: Context, method: Method, quantization: Quantization) -> Iterator[Problem]:
+    """A config that transformers' own class refuses, or that it takes for another method's."""
+    options, named = quantization.options, context.checkpoint.quantization_config.get("quant_method")
+    wrong = list(refused_fields(method, options))
+    bits = options.get("load_in_4bit") or options.get("load_in_8bit")
+    if method.name == "bitsandbytes" and not bits:
+        wrong.append(
+            "neither load_in_4bit nor load_in_8bit, without which the weights are taken for plain ones"
+        )
+    elif bits and named not in (None, "bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
+        wrong.append(
+            f"quant_method={named!r} and a load_in_4bit or load_in_8bit, which makes it bitsandbytes"
+        )
+    if method.name == "compressed-tensors" and not options.get("config_groups"):
+        wrong.append(
+            "no config_groups, which say what is quantized how (sparse formats aren't read any more)"
+        )
+    if wrong:
+        yield _problem(
+            "format-config",
+            f"the checkpoint was asked for, it is stored by {method.name}, and its quantization_config has {'; '.join(wrong)}: "
+            f"{SOURCE} doesn't load it so",
+            f"correct quantization_config in config.json, or {OTHERWISE}",
+        )
+
+
 def _place(context: Context, method: Method, made: StoredFormat) -> Iterator[Problem]:
     reason = "" if made.dtype else misplaced(method, context.machine)
     if reason:
@@ -83,6 +112,7 @@ def _place(context: Context, method: Method, made: StoredFormat) -> Iterator[Pro
 def _packages(context: Context, method: Method, made: StoredFormat) -> Iterator[Problem]:
     missing = lacking(made.needs, context.machine)
     if not missing:
+        yield from _kernels(method, runnable(method, made, context.machine))
         return
     have = [
         f"{name} {found}"
@@ -95,6 +125,18 @@ def _packages(context: Context, method: Method, made: StoredFormat) -> Iterator[
         + (f"here is {', '.join(have)}" if have else "not installed"),
         f"pip install {installable(missing)}",
     )
+
+
+def _kernels(method: Method, missing: Sequence[str]) -> Iterator[Problem]:
+    """What loading doesn't look for, and the first forward pass does."""
+    if missing:
+        yield _problem(
+            "format-needs-package",
+            f"the checkpoint was asked for, and weights stored by {method.name} stay so here: they load, and the first forward pass "
+            f"needs {', '.join(missing)}",
+            f"pip install {installable(missing)}" + (", or add dequantize=True" if method.config else ""),
+            severity="warning",
+        )
 
 
 def _dtype(context: Context, plan: Plan, method: Method) -> Iterator[Problem]:
@@ -115,7 +157,8 @@ def _growing(context: Context, plan: Plan, method: Method, made: StoredFormat) -
         "format-grows",
         f"the checkpoint was asked for, and weights stored by {method.name} are {method.later}: the model takes about "
         f"{size(grown(plan, context.weights(plan.model_class)))} in {plan.dtype} from then on",
-        "count with that memory; dequantize=True does it while loading, so that nothing changes later",
+        "count with that memory, and save before it runs, if at all: what save_pretrained writes after that doesn't load; "
+        "dequantize=True does it while loading, so that nothing changes later",
         severity="warning",
     )
 
@@ -123,9 +166,10 @@ def _growing(context: Context, plan: Plan, method: Method, made: StoredFormat) -
 def _training(plan: Plan, method: Method, made: StoredFormat) -> Iterator[Problem]:
     if not plan.preparation.training or made.trains:
         return
-    field, value = method.trains_with
-    why = f" unless its config says {field}={value!r}" if field and method.trains else ""
+    fields = " and ".join(f"{field}={value!r}" for field, value in method.trains_with.items())
+    why = f" unless its config says {fields}" if fields and method.trains else ""
     why = f" without {method.trains_from}" if method.trains_from else why
+    why = f": {method.unadapted}" if method.unadapted else why
     ways = ["add dequantize=True to train in floating point"] if method.config else []
     ways += [f"pip install {installable([method.trains_from])}"] if method.trains_from else []
     yield _problem(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from loadkit import Context, Packed, Plan, Quantization, Weight
 from loadkit.plugins import FLOATS, ITEM_SIZES
-from loadkit_plugins.prequantized.methods import Method
+from loadkit_plugins.prequantized.method import Method
 from loadkit_plugins.prequantized.settings import method_of
 
 __all__ = ["estimate", "grown"]

@@ -10,62 +10,23 @@ from collections.abc import Mapping
 
 import msgspec
 
-__all__ = ["METHODS", "SOURCE", "UNREADABLE", "Method", "methods_named"]
+from loadkit_plugins.prequantized.config_fields import PAIR, TORCHAO
+from loadkit_plugins.prequantized.method import Method
+
+__all__ = ["KERNELS", "METHODS", "SOURCE", "UNREADABLE", "methods_named"]
 
 SOURCE = "transformers 5.23"
 """Whose quantizers these are."""
 
 
-class Method(msgspec.Struct, frozen=True, kw_only=True):
-    """What one quantization method takes and gives.
-
-    Parameters:
-        name: `quant_method` in config.json.
-        quantizer: its class in `transformers.quantizers`.
-        bits: bits a weight, where the name says it; 0 where the config does.
-        needs: the packages without which transformers refuses, as requirements; a "|" stands between two that
-            serve alike.
-        needs_kept: the packages without which the weights are turned back into the dtype of the load.
-        devices: torch's device types on which the weights stay as they are stored.
-        capability: the CUDA compute capability that they need there.
-        turned_back: whether transformers turns them back where they can't stay; else it refuses.
-        config: the config class whose `dequantize=True` turns them back on request; "" where none does.
-        packing: ends of the names of tensors that hold several values in one, to how many, 0 for as many as
-            `bits` says.
-        vanishing: ends of the names of tensors that are gone when they are turned back.
-        trains: whether the quantizer says that the model can train.
-        trains_with: a field of the config and its value, without which it can't; ("", "") for none.
-        trains_from: a requirement without which it can't.
-        saves: whether the quantizer says that the model can be saved.
-        dtypes: those that it computes in on an accelerator; empty for any.
-        later: what happens to weights that stay, in a few words.
-        unreadable: why transformers can't load a checkpoint that is stored so; "" where it can.
-    """
-
-    name: str
-    quantizer: str
-    bits: float = 0
-    needs: tuple[str, ...] = ()
-    needs_kept: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ("cuda", "xpu", "mps", "npu", "cpu")
-    capability: tuple[int, int] = (0, 0)
-    turned_back: bool = False
-    config: str = ""
-    packing: Mapping[str, int] = {}
-    vanishing: tuple[str, ...] = ()
-    trains: bool = True
-    trains_with: tuple[str, str | bool] = ("", "")
-    trains_from: str = ""
-    saves: bool = True
-    dtypes: tuple[str, ...] = ()
-    later: str = ""
-    unreadable: str = ""
-
-
 ACCELERATE = "accelerate>=1.1.0"
 KERNELS = "kernels>=0.18.2,<0.19.0"
+PEFT_GPTQMODEL = "gptqmodel>=7.0.0"
 CUDA, CUDA_XPU = ("cuda",), ("cuda", "xpu")
 HALF = ("float16", "bfloat16")
+NO_ADAPTER = "PEFT 0.21 doesn't wrap its layers"
+TRAINABLE = {"backend": "auto_trainable"}
+"""gptqmodel takes a kernel without a backward pass where nobody asks for one that has it."""
 
 _FP8 = Method(
     name="fp8",
@@ -76,17 +37,35 @@ _FP8 = Method(
     capability=(8, 9),
     turned_back=True,
     config="FineGrainedFP8Config",
+    runs_with=(KERNELS,),
+    accepts={
+        "activation_scheme": ("dynamic", "static"),
+        "weight_block_size": PAIR,
+        "scale_fmt": ("float", "ue8m0"),
+        "expert_dtype": ("fp8", "fp4"),
+    },
     vanishing=(".weight_scale_inv", "_scale_inv", ".activation_scale", ".qscale_weight"),
 )
 
 METHODS: tuple[Method, ...] = (
     Method(name="aqlm", quantizer="AqlmHfQuantizer", needs=(ACCELERATE, "aqlm"), trains_from="aqlm>=1.0.2"),
-    Method(name="auto-round", quantizer="AutoRoundQuantizer", needs=("auto-round>=0.5.0",), trains=False),
+    Method(
+        name="auto-round",
+        quantizer="AutoRoundQuantizer",
+        needs=("auto-round>=0.5.0",),
+        accepts={"bits": (2, 3, 4, 5, 6, 7, 8)},
+        trains=False,
+    ),
     Method(
         name="awq",
         quantizer="AwqQuantizer",
         needs=(ACCELERATE, "gptqmodel"),
-        trains_from="gptqmodel>=5.0.0",
+        accepts={
+            "version": ("gemm", "gemv", "gemv_fast", "llm-awq"),
+            "format": ("gemm", "gemv", "gemv_fast", "llm-awq"),
+        },
+        trains_from=PEFT_GPTQMODEL,
+        trains_set=TRAINABLE,
         dtypes=("float16", "float32"),
     ),
     Method(
@@ -94,7 +73,10 @@ METHODS: tuple[Method, ...] = (
         quantizer="BitNetHfQuantizer",
         bits=2,
         needs=(ACCELERATE,),
-        trains_with=("quantization_mode", "online"),
+        floats_with={"linear_class": "autobitlinear"},
+        accepts={"linear_class": ("bitlinear", "autobitlinear"), "quantization_mode": ("online", "offline")},
+        packing={".weight": 4},
+        trains_with={"linear_class": "autobitlinear", "quantization_mode": "online"},
     ),
     Method(
         name="bitsandbytes",
@@ -119,12 +101,20 @@ METHODS: tuple[Method, ...] = (
         ),
         later="turned back in the first forward pass",
     ),
-    Method(name="eetq", quantizer="EetqHfQuantizer", bits=8, needs=(ACCELERATE, KERNELS), devices=CUDA),
+    Method(
+        name="eetq",
+        quantizer="EetqHfQuantizer",
+        bits=8,
+        needs=(ACCELERATE, KERNELS),
+        devices=CUDA,
+        unadapted=NO_ADAPTER,
+    ),
     Method(
         name="fbgemm_fp8",
         quantizer="FbgemmFp8HfQuantizer",
         bits=8,
         needs=(ACCELERATE, "fbgemm-gpu|fbgemm-gpu-genai"),
+        elsewhere={"xpu": {"needs": (ACCELERATE, KERNELS)}},
         devices=CUDA_XPU,
         capability=(9, 0),
         trains=False,
@@ -135,7 +125,7 @@ METHODS: tuple[Method, ...] = (
         quantizer="FourOverSixHfQuantizer",
         bits=4,
         needs=("fouroversix",),
-        trains_with=("keep_master_weights", True),
+        trains_with={"keep_master_weights": True},
     ),
     _FP8,
     Method(
@@ -144,10 +134,16 @@ METHODS: tuple[Method, ...] = (
         bits=4,
         needs=("fp-quant>=0.3.2", "qutlass>=0.2.0"),
         devices=CUDA_XPU,
-        trains_with=("store_master_weights", True),
+        trains_with={"store_master_weights": True},
+        unadapted=NO_ADAPTER,
         dtypes=("bfloat16",),
     ),
-    Method(name="gemma", quantizer="GemmaQuantizer", trains=False),
+    Method(
+        name="gemma",
+        quantizer="GemmaQuantizer",
+        trains=False,
+        saves=False,  # its `is_serializable` is a property, which `save_pretrained` calls
+    ),
     Method(
         name="gguf",
         quantizer="GgufHfQuantizer",
@@ -162,6 +158,10 @@ METHODS: tuple[Method, ...] = (
         name="gptq",
         quantizer="GptqHfQuantizer",
         needs=("optimum>=1.24.0", "gptqmodel>=1.4.3"),
+        saves=False,  # gptqmodel 7.7 moves the zero points while loading, and they are saved moved
+        accepts={"bits": (2, 3, 4, 8)},
+        trains_from=PEFT_GPTQMODEL,
+        trains_set=TRAINABLE,
     ),
     Method(
         name="higgs",
@@ -185,6 +185,7 @@ METHODS: tuple[Method, ...] = (
         devices=("mps",),
         turned_back=True,
         config="MetalConfig",
+        accepts={"bits": (2, 4, 8)},
         packing={".weight": 0},
         vanishing=(".scales", ".qbiases"),
         trains=False,
@@ -195,6 +196,7 @@ METHODS: tuple[Method, ...] = (
         bits=4,
         needs=(ACCELERATE,),
         needs_kept=("triton>=3.4.0", KERNELS),
+        elsewhere={"xpu": {"needs_kept": ("triton>=3.5.0", KERNELS)}},
         devices=CUDA_XPU,  # on a CPU with use_kernels=True alone, which loadkit doesn't pass
         capability=(7, 5),
         turned_back=True,
@@ -222,7 +224,13 @@ METHODS: tuple[Method, ...] = (
         saves=False,
     ),
     Method(name="quark", quantizer="QuarkHfQuantizer", needs=("amd-quark>=0.12",), trains=False, saves=False),
-    Method(name="sinq", quantizer="SinqHfQuantizer", needs=("sinq",)),
+    Method(
+        name="sinq",
+        quantizer="SinqHfQuantizer",
+        needs=("sinq",),
+        accepts={"method": ("sinq", "asinq")},
+        unadapted=NO_ADAPTER,
+    ),
     Method(
         name="spqr",
         quantizer="SpQRHfQuantizer",
@@ -231,7 +239,12 @@ METHODS: tuple[Method, ...] = (
         trains=False,
         dtypes=("float16",),
     ),
-    Method(name="torchao", quantizer="TorchAoHfQuantizer", needs=("torchao>=0.15.0",)),
+    Method(
+        name="torchao",
+        quantizer="TorchAoHfQuantizer",
+        needs=("torchao>=0.15.0",),
+        accepts={"quant_type": TORCHAO},
+    ),
     Method(
         name="vptq",
         quantizer="VptqHfQuantizer",

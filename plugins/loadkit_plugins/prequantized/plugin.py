@@ -57,6 +57,8 @@ def loadkit_choose_quantization(
     if already.format is not msgspec.UNSET:
         wish = context.request.asked("dequantize")
         because += f"; {wish.because}" if already.format.asked and wish is not None else ""
+        chosen = ", ".join(f"{name}={value}" for name, value in already.settings.items())
+        because += f"; {chosen} is set, with which it trains" if chosen else ""
         because += f"; it takes {', '.join(already.format.needs)}" if already.format.needs else ""
     return Claim(value=already, because=because, strength=Strength.YOU)
 

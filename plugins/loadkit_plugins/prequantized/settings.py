@@ -9,10 +9,23 @@ from typing import Any
 import msgspec
 
 from loadkit import Checkpoint, Context, Machine, Quantization, StoredFormat
-from loadkit_plugins.prequantized.methods import KERNELS, Method, methods_named
+from loadkit_plugins.prequantized.method import Method
+from loadkit_plugins.prequantized.methods import KERNELS, methods_named
 from loadkit_plugins.prequantized.requirements import lacking
 
-__all__ = ["asked_back", "format_on", "method_of", "misplaced", "stored", "stored_here"]
+__all__ = [
+    "asked_back",
+    "format_on",
+    "holds_floats",
+    "method_of",
+    "misplaced",
+    "runnable",
+    "stored",
+    "stored_here",
+]
+
+FP8_KERNELS = Method(name="", quantizer="", devices=("cuda", "xpu"), capability=(8, 9))
+"""Where `use_optimized_inference` of compressed-tensors has kernels."""
 
 
 def stored(checkpoint: Checkpoint) -> Quantization | None:
@@ -20,14 +33,21 @@ def stored(checkpoint: Checkpoint) -> Quantization | None:
     config = checkpoint.quantization_config
     if not config:
         return None
-    default = "bitsandbytes" if config.get("load_in_4bit") or config.get("load_in_8bit") else "unknown"
-    name = str(config.get("quant_method", default))
+    name = _name(config)
     return Quantization(
         method=name,
         bits=_bits(name, config),
         options={k: v for k, v in sorted(config.items()) if k != "quant_method" and not k.startswith("_")},
         prequantized=True,
     )
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    """As transformers tells it: the fields of bitsandbytes speak before the method's name
+    (`AutoQuantizationConfig.from_dict`)."""
+    if config.get("load_in_4bit") or config.get("load_in_8bit"):
+        return "bitsandbytes"
+    return str(config.get("quant_method") or "unknown")
 
 
 def stored_here(context: Context, dtype: str) -> Quantization | None:
@@ -37,6 +57,8 @@ def stored_here(context: Context, dtype: str) -> Quantization | None:
     if found is None or method is None:
         return found
     made = format_on(method, found.options, context.machine, dtype, asked_back(context))
+    if made.trains and not made.dtype and context.request.value("training", False):
+        made = msgspec.structs.replace(made, settings=_settings(method, found.options))
     return msgspec.structs.replace(found, format=made)
 
 
@@ -75,53 +97,107 @@ def format_on(
         asked: whether `dequantize=True` was asked for.
     """
     because = ""
+    if holds_floats(method, options):
+        return StoredFormat(
+            dtype=dtype,
+            because="its layers hold them so",
+            trains=_trains(method, options, machine),
+            needs=method.needs,
+        )
     if method.config and (options.get("dequantize") or options.get("run_compressed") is False):
         because = "its config says so"
     elif method.name == "gguf":
         because = "loadkit doesn't keep its blocks"
     elif method.turned_back:
-        missing = lacking(method.needs_kept, machine)
+        missing = lacking(_packages(method, machine, "needs_kept"), machine)
         because = misplaced(method, machine) or (f"no {missing[0]}" if missing else "")
-    needs = _needs(method, options, bool(because or (asked and method.config)))
+    needs = _needs(method, options, machine, bool(because or (asked and method.config)))
     if asked and method.config:
         return StoredFormat(dtype=dtype, asked=True, needs=needs)
     if because:
         return StoredFormat(dtype=dtype, because=because, needs=needs)
     return StoredFormat(
-        because=method.later,
+        because="" if _optimized(options, machine) else method.later,
         trains=_trains(method, options, machine),
         saves=method.saves and not str(options.get("backend")).startswith("exllama_v"),
         needs=needs,
     )
 
 
-def _needs(method: Method, options: Mapping[str, Any], turned_back: bool) -> tuple[str, ...]:
+def holds_floats(method: Method, options: Mapping[str, Any]) -> bool:
+    """Whether its layers hold weights in floating point, whatever the files do."""
+    return bool(method.floats_with) and _says(options, method.floats_with)
+
+
+def runnable(method: Method, made: StoredFormat, machine: Machine) -> list[str]:
+    """The packages that weights which stay can't be computed with here; empty where there is nothing to
+    miss."""
+    return [] if made.dtype else lacking(method.runs_with, machine)
+
+
+def _settings(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the config a training load sets, where it leaves the choice open."""
+    return {k: v for k, v in method.trains_set.items() if options.get(k) in (None, "auto")}
+
+
+def _says(options: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    return all(options.get(field) == value for field, value in fields.items())
+
+
+def _packages(method: Method, machine: Machine, field: str) -> tuple[str, ...]:
+    found: tuple[str, ...] = method.elsewhere.get(machine.kind, {}).get(field, getattr(method, field))
+    return found
+
+
+def _needs(
+    method: Method, options: Mapping[str, Any], machine: Machine, turned_back: bool
+) -> tuple[str, ...]:
     if method.name == "gguf" and options.get("package") == "":
         return ()  # an architecture that transformers reads itself
+    needs = _packages(method, machine, "needs")
     if turned_back:
-        return tuple(need for need in method.needs if need != KERNELS)
+        return tuple(need for need in needs if need != KERNELS)
     if options.get("pseudoquantization"):
-        return tuple(need for need in method.needs if not need.startswith("qutlass"))
-    return (*method.needs, *method.needs_kept)
+        return tuple(need for need in needs if not need.startswith("qutlass"))
+    return (*needs, *_packages(method, machine, "needs_kept"))
 
 
 def _trains(method: Method, options: Mapping[str, Any], machine: Machine) -> bool:
-    """As the quantizers' `is_trainable` has it."""
-    field, value = method.trains_with
-    if field and options.get(field) != value:
+    """As the quantizers' `is_trainable` has it, and where PEFT can adapt the layers."""
+    if method.unadapted or not _says(options, method.trains_with):
         return False
     if method.name == "torchao":  # transformers goes by the name of the type: eight bits only
-        found = re.search(r"(\d)weight", str(options.get("quant_type", "")).lower())
-        return found is not None and found.group(1) == "8"
-    if method.name == "compressed-tensors" and (options.get("use_optimized_inference") or _packed(options)):
+        return _torchao_bits(options) == 8
+    if method.name == "compressed-tensors" and (_optimized(options, machine) or _packed(options)):
         return False
     return method.trains and not (method.trains_from and lacking([method.trains_from], machine))
 
 
+def _torchao_bits(options: Mapping[str, Any]) -> int:
+    """Bits by the name of torchao's config (`_fuzzy_match_size`); 0 where it doesn't tell."""
+    kind = options.get("quant_type")
+    default = kind.get("default") if isinstance(kind, Mapping) else None
+    name = str(default.get("_type", "")) if isinstance(default, Mapping) else ""
+    found = re.search(r"(\d)weight", name.lower())
+    return int(found.group(1)) if found else 0
+
+
+def _optimized(options: Mapping[str, Any], machine: Machine) -> bool:
+    """Whether compressed-tensors keeps fp8 weights for kernels of its own, which only infer."""
+    if not options.get("use_optimized_inference") or misplaced(FP8_KERNELS, machine):
+        return False
+    weights = [group.get("weights") or {} for group in _groups(options)]
+    return any((w.get("type"), w.get("num_bits")) == ("float", 8) for w in weights)
+
+
+def _groups(options: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = options.get("config_groups")
+    return [g for g in found.values() if isinstance(g, Mapping)] if isinstance(found, Mapping) else []
+
+
 def _packed(options: Mapping[str, Any]) -> bool:
     """Whether layers have no `weight` until they have run once, so that PEFT 0.21 can't adapt them."""
-    groups = [group for group in (options.get("config_groups") or {}).values() if isinstance(group, Mapping)]
-    return any("pack" in str(group.get("format") or options.get("format")) for group in groups)
+    return any("pack" in str(group.get("format") or options.get("format")) for group in _groups(options))
 
 
 def _bits(name: str, config: Mapping[str, Any]) -> float:
@@ -130,11 +206,11 @@ def _bits(name: str, config: Mapping[str, Any]) -> float:
         return 4
     if config.get("load_in_8bit"):
         return 8
-    for key in ("bits", "w_bit", "weight_bits", "nbits"):
+    for key in ("bits", "w_bit", "weight_bits", "nbits", "num_bits"):
         if isinstance(config.get(key), int | float):
             return float(config[key])
-    for group in (config.get("config_groups") or {}).values():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
+    for group in _groups(config):
+        weights = group.get("weights")
         if isinstance(weights, Mapping) and isinstance(weights.get("num_bits"), int):
             return float(weights["num_bits"])
     told = re.search(

@@ -163,6 +163,47 @@ def test_unknown_methods_are_refused(config: dict[str, Any], words: str) -> None
     assert words in told["unknown-format"]
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quant_method": "bitsandbytes"}, "neither load_in_4bit nor load_in_8bit"),
+        ({"quant_method": "gptq", "load_in_4bit": True}, "which makes it bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 5}, "bits=5, which is 2 or 3 or 4 or 8"),
+        ({"quant_method": "fp8", "activation_scheme": "tokenwise"}, "'dynamic' or 'static'"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "two positive numbers"),
+        ({"quant_method": "torchao", "quant_type": "int4_weight_only"}, "a config of torchao"),
+        ({"quant_method": "awq", "version": "marlin"}, "version='marlin'"),
+        ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "dense"}}, "no config_groups"),
+    ],
+)
+def test_a_config_that_its_class_refuses(config: dict[str, Any], words: str) -> None:
+    assert words in problems(checkpoint({**MISTRAL, "quantization_config": config}))["format-config"]
+
+
+def test_weights_that_load_and_cannot_compute_are_told() -> None:
+    plan = planned(of("fp8"), machine=H100_FLASH)
+    assert [w.code for w in plan.warnings] == ["format-needs-package"]
+    assert "kernels" in plan.warnings[0].message
+    assert planned(of("fp8"), machine=H100_KERNELS).warnings == ()
+    assert planned(of("fp8"), machine=A100).warnings == ()
+
+
+def test_an_adapter_over_layers_that_peft_does_not_wrap_is_refused() -> None:
+    kernels = msgspec.structs.replace(A100, packages=KERNELS)
+    assert "doesn't wrap" in problems(of("eetq"), "lora", machine=kernels)["format-cannot-train"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "trains"),
+    [("Int8WeightOnlyConfig", True), ("Int4WeightOnlyConfig", False), ("FqnToConfig", False)],
+)
+def test_torchao_goes_by_the_name_of_the_whole(kind: str, trains: bool) -> None:
+    inner = {"_default": {"_type": "Int8WeightOnlyConfig"}}
+    config = {"default": {"_type": kind, "_data": {"fqn_to_config": inner}}}
+    machine = msgspec.structs.replace(CPU, packages={**PACKAGES, "torchao": "0.18.0"})
+    assert found(of("torchao", quant_type=config), machine).trains == trains
+
+
 def test_methods_that_transformers_does_not_load() -> None:
     for method in ("hqq", "nvfp4"):
         assert "doesn't load" in problems(of(method))["unreadable-format"]
