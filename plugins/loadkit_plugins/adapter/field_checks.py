@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from loadkit import Adapter, Context, Plan, Problem
-from loadkit.plugins import did_you_mean, some_of
+from loadkit.plugins import did_you_mean, fits, some_of
+from loadkit_plugins.adapter.config_refusals import check_config, in_words
 from loadkit_plugins.adapter.fields import LORA_OPTIONS, adapter_type, contradictions, merged
 from loadkit_plugins.adapter.settings import TASK_TYPES
 from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR, nowhere, stored_paths, words
@@ -17,18 +18,6 @@ from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR, nowhere, stor
 __all__ = ["check_fields"]
 
 _problem = partial(Problem, "adapter", "adapter")
-
-TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "bool": bool,
-    "dict": dict,
-    "float": (int, float),
-    "int": int,
-    "list": (list, tuple),
-    "set": (list, tuple),
-    "str": str,
-    "tuple": (list, tuple),
-}
-"""What a kind of field takes, as plain data."""
 
 RANKS = ("r", "init_r", "target_r")
 DROPOUTS = ("lora_dropout", "rank_dropout", "module_dropout", "dropout")
@@ -47,7 +36,7 @@ def check_fields(context: Context, plan: Plan, adapter: Adapter) -> list[Problem
     unknown = list(_unknown_type(context, adapter))
     if unknown:
         return unknown
-    return [
+    found = [
         *_twice(context),
         *_without_place(context),
         *_unknown(context, adapter),
@@ -58,6 +47,7 @@ def check_fields(context: Context, plan: Plan, adapter: Adapter) -> list[Problem
         *_another_task(context, plan, adapter),
         *_named(context, plan, adapter),
     ]
+    return found or list(check_config(context, adapter, lambda field: _said(context, adapter, field)))
 
 
 def _who(context: Context, field: str) -> str:
@@ -138,10 +128,10 @@ def _of_another_kind(context: Context, adapter: Adapter) -> Iterator[Problem]:
                     f"{_said(context, adapter, name)}, and PEFT has none of that name{did_you_mean(value, facts.choices)}",
                     f"choose one of {', '.join(facts.choices)}",
                 )
-        elif facts.kinds and not _is_a(name, value, facts.kinds):
+        elif not fits(facts.annotation, value, loosely=True) and not _number_anyway(name, value):
             yield _problem(
                 "bad-field",
-                f"{_said(context, adapter, name)}, a {type(value).__name__}; the field takes a {' or a '.join(facts.kinds)}",
+                f"{_said(context, adapter, name)}, a {type(value).__name__}; the field takes {in_words(facts.annotation)}",
                 f"correct it: {name} is {facts.default!r} by default",
             )
 
@@ -153,12 +143,9 @@ def _chosen(name: str, value: str, choices: Sequence[str]) -> bool:
     return value in (*choices, *OTHER_INITS) or value.casefold() in folded or bool(NITER.fullmatch(value))
 
 
-def _is_a(name: str, value: Any, kinds: Sequence[str]) -> bool:
-    if isinstance(value, bool):
-        return "bool" in kinds
-    if name == "lora_alpha" and isinstance(value, float):
-        return True  # annotated as an int, and computed with as a float
-    return any(isinstance(value, TYPES[kind]) for kind in kinds)
+def _number_anyway(name: str, value: Any) -> bool:
+    """Whether a field is annotated as an int, and computed with as a float."""
+    return name in ("alpha", "lora_alpha") and isinstance(value, float)
 
 
 def _out_of_range(context: Context, adapter: Adapter) -> Iterator[Problem]:
