@@ -20,6 +20,7 @@ from loadkit.facts.library.peft_configs import (
     peft_task_types,
     peft_types,
 )
+from loadkit.facts.library.peft_layers import peft_adapts_embeddings, peft_biases, peft_layer_refusal
 from loadkit.facts.library.shapes import Shape, expected_shapes
 from loadkit.facts.library.towers import Towers, read_towers
 from loadkit.facts.library.tp_plan import read_tp_plan
@@ -131,6 +132,27 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
             nested: the class of a config within the type's, whose fields they are; "" for its own.
         """
         return peft_refusal(peft_type, options, nested)
+
+    def peft_layer_refusal(
+        self, peft_type: str, options: Mapping[str, Any], inputs: int | None, outputs: int | None
+    ) -> str:
+        """What a linear layer of one of PEFT's types says to given fields; "" for nothing that is known.
+
+        Parameters:
+            peft_type: the adapter type.
+            options: fields of its config.
+            inputs: the layer's width; None where it isn't known.
+            outputs: the width of what it gives.
+        """
+        return peft_layer_refusal(peft_type, options, inputs, outputs)
+
+    def peft_adapts_embeddings(self, peft_type: str) -> bool:
+        """Whether one of PEFT's adapter types has layers for embeddings."""
+        return peft_adapts_embeddings(peft_type)
+
+    def peft_biases(self, peft_type: str) -> frozenset[str]:
+        """What `bias` may be in the config of one of PEFT's adapter types."""
+        return peft_biases(peft_type)
 
     @property
     def processing(self) -> ProcessingFacts:

@@ -40,6 +40,7 @@ ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
     ast.Mult: operator.mul,
+    ast.Pow: operator.pow,
     ast.Sub: operator.sub,
 }
 
@@ -175,6 +176,8 @@ class _Run:
                 return self.value(body if self.value(test) else other)
             case ast.Call(func=ast.Name(id="isinstance"), args=[inner, kinds]):
                 return isinstance(self.value(inner), tuple(self._kinds(kinds)))
+            case ast.Call(func=ast.Name(id="int"), args=[inner]):
+                return int(self.value(inner))
             case ast.Call(func=ast.Name(id="len"), args=[inner]):
                 return len(self.value(inner))
             case ast.Call(func=ast.Name(id="set"), args=[inner]):

@@ -12,6 +12,7 @@ from loadkit import Adapter, Context, Plan, Problem
 from loadkit.plugins import did_you_mean, fits, some_of
 from loadkit_plugins.adapter.config_refusals import check_config, in_words
 from loadkit_plugins.adapter.fields import LORA_OPTIONS, adapter_type, contradictions, merged
+from loadkit_plugins.adapter.layer_checks import check_layers
 from loadkit_plugins.adapter.settings import TASK_TYPES
 from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR, nowhere, stored_paths, words
 
@@ -20,7 +21,9 @@ __all__ = ["check_fields"]
 _problem = partial(Problem, "adapter", "adapter")
 
 RANKS = ("r", "init_r", "target_r")
-DROPOUTS = ("lora_dropout", "rank_dropout", "module_dropout", "dropout")
+AVERAGES = ("beta1", "beta2")
+"""AdaLoRA's moving averages, which PEFT asserts without a word."""
+
 NAMING = ("target_modules", "modules_to_save", "target_parameters", "exclude_modules")
 BLOCKS = ("OFT", "BOFT")
 """PEFT's types whose rank of 0 means that the size of the blocks is given instead."""
@@ -47,7 +50,10 @@ def check_fields(context: Context, plan: Plan, adapter: Adapter) -> list[Problem
         *_another_task(context, plan, adapter),
         *_named(context, plan, adapter),
     ]
-    return found or list(check_config(context, adapter, lambda field: _said(context, adapter, field)))
+    if found:
+        return found
+    said = partial(_said, context, adapter)
+    return list(check_config(context, adapter, said)) or list(check_layers(context, plan, adapter, said))
 
 
 def _who(context: Context, field: str) -> str:
@@ -140,7 +146,8 @@ def _chosen(name: str, value: str, choices: Sequence[str]) -> bool:
     if name != "init_lora_weights":
         return value in choices
     folded = {choice.casefold() for choice in choices if choice.casefold() in ("gaussian", "olora", "mica")}
-    return value in (*choices, *OTHER_INITS) or value.casefold() in folded or bool(NITER.fullmatch(value))
+    plain = [choice for choice in choices if "[" not in choice]  # one stands for a number of iterations
+    return value in (*plain, *OTHER_INITS) or value.casefold() in folded or bool(NITER.fullmatch(value))
 
 
 def _number_anyway(name: str, value: Any) -> bool:
@@ -157,8 +164,10 @@ def _out_of_range(context: Context, adapter: Adapter) -> Iterator[Problem]:
                 0 if adapter.peft_type in BLOCKS else 1
             ):
                 fault, fix = "a rank is 1 or more", "give 8, 16 or 64; adapter=False loads without an adapter"
-            elif name in DROPOUTS and not 0 <= number < 1:
+            elif name.endswith("dropout") and not 0 <= number < 1:
                 fault, fix = "a dropout is 0 or more, and less than 1", "give 0.0, 0.05 or 0.1"
+            elif name in AVERAGES and not 0 < number < 1:
+                fault, fix = "an average weighs its past by more than 0, and less than 1", "give 0.85"
             elif name in ("lora_alpha", "alpha_pattern") and number == 0:
                 fault, fix = "with a scale of 0 the adapter does nothing", "give 16 or 32"
             else:
