@@ -20,7 +20,8 @@ from loadkit.cache.entries import Entries
 from loadkit.cache.records import Entry, Record
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, File, ProcessingFacts, TensorHeader
 from loadkit.facts.checkpoint.companions import Beside, Template
-from loadkit.facts.library.library import ConfigFacts, Family, Library, ModelFacts, ModuleFacts
+from loadkit.facts.library.annotations import fits
+from loadkit.facts.library.library import ConfigFacts, Family, Keywords, Library, ModelFacts, ModuleFacts
 from loadkit.facts.library.towers import Towers, is_projector, tower_keys
 from loadkit.loading.inference_mode import InferenceMode
 from loadkit.loading.speed.gc_pause import pause_gc
@@ -34,9 +35,9 @@ from loadkit.text.units import size, span
 
 __all__ = [
     "AdapterFacts", "Beside", "ConfigFacts", "Entries", "Entry", "FLOATS", "Family", "File", "FileProof",
-    "HEADED_TASKS", "ITEM_SIZES", "InferenceMode", "Library", "LoadingAid", "ModelFacts", "ModuleFacts",
+    "HEADED_TASKS", "ITEM_SIZES", "InferenceMode", "Keywords", "Library", "LoadingAid", "ModelFacts", "ModuleFacts",
     "ProcessingFacts", "Record", "SHORT_DTYPES", "Shortcut", "Stored", "Template", "TensorHeader",
     "Towers", "base_of", "canonical_dtype", "checksum", "checksums", "configs", "did_you_mean",
-    "file_checksums", "input_embeddings", "is_packed", "is_projector", "nearest_name", "output_embeddings",
+    "file_checksums", "fits", "input_embeddings", "is_packed", "is_projector", "nearest_name", "output_embeddings",
     "pause_gc", "size", "some_of", "span", "template_fault", "tower_keys", "towers",
 ]

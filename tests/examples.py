@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loadkit import Accelerator, Checkpoint, Context, Machine, Plan, PlanError, PluginManager, Topology
+from loadkit import (
+    Accelerator,
+    Checkpoint,
+    Context,
+    Machine,
+    Plan,
+    PlanError,
+    PluginManager,
+    Request,
+    Topology,
+)
 from loadkit.facts.checkpoint.checkpoint import File
 from loadkit.facts.library.index import read_library
 from loadkit.planning.build_request import make_request
@@ -132,16 +142,21 @@ def planned(
     facts = facts or checkpoint()
     manager = manager or PluginManager(environ={})
     request, problems = make_request(facts.source, profile, options, manager)
-    context = Context(
+    context = context_of(
+        facts,
         request=request,
-        checkpoint=facts,
         beside=beside or _beside(facts, options),
         machine=machine,
         topology=topology,
-        library=read_library(facts.config),
         architectures={name: item for name, (_, item) in manager.architectures.found.items()},
     )
     return plan_context(context, manager, problems)
+
+
+def context_of(facts: Checkpoint, **more: Any) -> Context:
+    """What plugins may know of a checkpoint; on a machine without accelerators, unless one is given."""
+    about = {"request": Request(source=facts.source), "machine": CPU, "topology": ALONE, **more}
+    return Context(checkpoint=facts, library=read_library(facts.config), **about)
 
 
 def _beside(facts: Checkpoint, options: Mapping[str, Any]) -> Beside:

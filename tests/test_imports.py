@@ -109,9 +109,9 @@ PUBLIC = """
 
 FOR_PLUGINS = """
     AdapterFacts Beside ConfigFacts Entries Entry FLOATS Family File FileProof HEADED_TASKS ITEM_SIZES
-    InferenceMode Library LoadingAid ModelFacts ModuleFacts ProcessingFacts Record SHORT_DTYPES
+    InferenceMode Keywords Library LoadingAid ModelFacts ModuleFacts ProcessingFacts Record SHORT_DTYPES
     Shortcut Stored Template TensorHeader Towers base_of canonical_dtype checksum checksums configs
-    did_you_mean file_checksums input_embeddings is_packed is_projector nearest_name output_embeddings
+    did_you_mean file_checksums fits input_embeddings is_packed is_projector nearest_name output_embeddings
     pause_gc size some_of span template_fault tower_keys towers
 """
 """What plugins need beyond it."""

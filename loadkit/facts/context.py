@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -11,7 +12,16 @@ from loadkit.facts.checkpoint.companions import Beside
 from loadkit.facts.checkpoint.vocabulary import vocabulary_of
 from loadkit.facts.library.experts import experts_implementations
 from loadkit.facts.library.library import Library
-from loadkit.facts.library.peft_configs import PeftField, peft_fields, peft_task_types, peft_types
+from loadkit.facts.library.peft_configs import (
+    PeftField,
+    peft_class_fields,
+    peft_fields,
+    peft_refusal,
+    peft_task_types,
+    peft_types,
+)
+from loadkit.facts.library.peft_layers import peft_adapts_embeddings, peft_biases, peft_layer_refusal
+from loadkit.facts.library.shapes import Shape, expected_shapes
 from loadkit.facts.library.towers import Towers, read_towers
 from loadkit.facts.library.tp_plan import read_tp_plan
 from loadkit.facts.library.weight_roles import Weight, read_weights
@@ -53,6 +63,28 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         """Every tensor that the class will hold, with its role; empty where the files have no headers."""
         return read_weights(self.checkpoint, self.library, architecture)
 
+    def shapes(self, architecture: ModelClass, changed: Mapping[str, Any]) -> dict[str, frozenset[Shape]]:
+        """The shapes that config.json gives the files' tensors, as far as transformers' source tells.
+
+        Only for models that are one language model: its config is then the whole config, and no tower's.
+
+        Parameters:
+            architecture: the class that loads it.
+            changed: fields that the request sets otherwise.
+        """
+        family = self.library.families.get(self.library.model_type_of(self.checkpoint.config))
+        if family is None or architecture.implementation != "transformers" or family.config.sub_configs:
+            return {}
+        checkpoint = self.checkpoint
+        return expected_shapes(
+            self.library,
+            architecture.model_class,
+            family.config,
+            checkpoint.config,
+            checkpoint.tensors,
+            changed,
+        )
+
     def towers(self, architecture: ModelClass) -> Towers:
         """Where the class has towers beside its language model, for images or sound."""
         return read_towers(self.library, self.checkpoint.config, architecture)
@@ -81,9 +113,46 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         """The task types that the installed PEFT has; none where that isn't known."""
         return peft_task_types()
 
-    def peft_fields(self, peft_type: str) -> Mapping[str, PeftField]:
-        """The fields of the config of one of PEFT's adapter types; empty where that isn't known."""
-        return peft_fields(peft_type)
+    def peft_fields(self, peft_type: str, nested: str = "") -> Mapping[str, PeftField]:
+        """The fields of the config of one of PEFT's adapter types; empty where that isn't known.
+
+        Parameters:
+            peft_type: the type.
+            nested: the class of a config that is a field of it; "" for its own.
+        """
+        return peft_class_fields(peft_type, nested) if nested else peft_fields(peft_type)
+
+    def peft_refusal(self, peft_type: str, options: Mapping[str, Any], nested: str = "") -> str:
+        """What PEFT's config says against given fields when it is made; "" for nothing, as far as its source
+        tells.
+
+        Parameters:
+            peft_type: the adapter type.
+            options: the fields.
+            nested: the class of a config within the type's, whose fields they are; "" for its own.
+        """
+        return peft_refusal(peft_type, options, nested)
+
+    def peft_layer_refusal(
+        self, peft_type: str, options: Mapping[str, Any], inputs: int | None, outputs: int | None
+    ) -> str:
+        """What a linear layer of one of PEFT's types says to given fields; "" for nothing that is known.
+
+        Parameters:
+            peft_type: the adapter type.
+            options: fields of its config.
+            inputs: the layer's width; None where it isn't known.
+            outputs: the width of what it gives.
+        """
+        return peft_layer_refusal(peft_type, options, inputs, outputs)
+
+    def peft_adapts_embeddings(self, peft_type: str) -> bool:
+        """Whether one of PEFT's adapter types has layers for embeddings."""
+        return peft_adapts_embeddings(peft_type)
+
+    def peft_biases(self, peft_type: str) -> frozenset[str]:
+        """What `bias` may be in the config of one of PEFT's adapter types."""
+        return peft_biases(peft_type)
 
     @property
     def processing(self) -> ProcessingFacts:

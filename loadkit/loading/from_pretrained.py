@@ -152,7 +152,8 @@ def load_processing_class(plan: Plan, token: Token = None) -> Any:
     processing = plan.processing
     if processing.kind == "none":
         return None
-    with _explained(plan, f"the {processing.kind}"):
+    remedy = f"the files of {processing.source!r} are damaged or not whole: fetch them again, or save it again with save_pretrained"
+    with _explained(plan, f"the {processing.kind}", remedy):
         auto = "AutoProcessor" if processing.kind == "processor" else "AutoTokenizer"
         kwargs = {name: value for name, value in plan_kwargs(plan).items() if name in HUB_KWARGS}
         return _imported(processing.processing_class or auto).from_pretrained(
@@ -211,7 +212,9 @@ def _loading(info: dict[str, Any]) -> Loading:
 
 
 @contextmanager
-def _explained(plan: Plan, what: str) -> Iterator[None]:
+def _explained(
+    plan: Plan, what: str, remedy: str = "`loadkit plan` shows what was to happen and who decided it"
+) -> Iterator[None]:
     """A LoadError says what was being loaded when a library underneath raised, which is its cause."""
     try:
         yield
@@ -235,5 +238,5 @@ def _explained(plan: Plan, what: str) -> Iterator[None]:
         raise LoadError(
             f"{what} of {checkpoint.source!r}{at} couldn't be loaded as planned "
             f"({plan.model_class.model_class}, {plan.dtype}): {type(error).__name__}: {error}\n"
-            "    fix: `loadkit plan` shows what was to happen and who decided it"
+            f"    fix: {remedy}"
         ) from error

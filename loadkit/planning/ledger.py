@@ -109,7 +109,8 @@ def _requested(
     if not reads.covers(asked.name, name):
         return about(disposition="no counterpart", because="nothing that was decided needs it")
     if asked.name == PASSED_ON:
-        return about(disposition="passed on", where=name.removeprefix(f"{PASSED_ON}."))
+        argument = name.removeprefix(f"{PASSED_ON}.")
+        return about(disposition="passed on", where=argument if KWARGS + argument in decisions else "")
     decision = decisions.get(stage) or decisions.get(KWARGS + asked.name)
     because = "" if decision is None else _overruled(asked, name, decision)
     if because:

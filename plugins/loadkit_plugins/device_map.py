@@ -102,7 +102,18 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     yield from _modules(context, plan)
     names = [device_map] if isinstance(device_map, str) else list((device_map or {}).values())
     for name in names:
-        if reason := _unknown(str(name), machine):
+        if str(name) == "meta" or (str(name) == "disk" and len(names) == 1):
+            yield _problem(
+                "no-such-device",
+                f"device {str(name)!r} was asked for, "
+                + (
+                    "where weights have no values"
+                    if str(name) == "meta"
+                    else "and no device beside it that could compute"
+                ),
+                "name a device that holds and computes: cpu, cuda:0, auto",
+            )
+        elif reason := _unknown(str(name), machine):
             yield _problem(
                 "no-such-device",
                 f"device {str(name)!r} was asked for, but {reason}",

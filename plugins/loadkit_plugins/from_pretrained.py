@@ -8,6 +8,8 @@ from typing import Any
 
 from loadkit import Claim, Context, Plan, Problem, hookimpl
 from loadkit.plugins import did_you_mean
+from loadkit_plugins.model_kwargs import check_model_kwargs
+from loadkit_plugins.rope import moved_into_rope
 
 _problem = partial(Problem, "kwargs", "from-pretrained")
 
@@ -19,7 +21,7 @@ def loadkit_contribute_kwargs(context: Context) -> Mapping[str, list[Claim[Any]]
     asked = [a for name in PASSED_ON if (a := context.request.asked(name))]
     kwargs = {a.name: [Claim(value=a.value, because=a.because, strength=a.strength)] for a in asked}
     if given := context.request.asked("model_kwargs"):
-        for name, value in given.value.items():
+        for name, value in moved_into_rope(context, given.value).items():
             claim = Claim(value=value, because=f"{given.because} in model_kwargs", strength=given.strength)
             kwargs.setdefault(name, []).append(claim)
     return kwargs
@@ -27,6 +29,11 @@ def loadkit_contribute_kwargs(context: Context) -> Mapping[str, list[Claim[Any]]
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
+    return [*check_model_kwargs(context, plan), *_experts(context)]
+
+
+def _experts(context: Context) -> Sequence[Problem]:
+    """An implementation of experts that isn't there."""
     given: Mapping[str, Any] = context.request.value("model_kwargs", {})
     wanted, known = given.get("experts_implementation"), context.experts_implementations
     named = list(wanted.values()) if isinstance(wanted, dict) else [wanted]

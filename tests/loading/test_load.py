@@ -95,13 +95,26 @@ def test_missing_weights_fail_the_load(tiny, tmp_path: Path) -> None:
         loadkit.load(folder, strict=False)
 
 
-def test_a_tensor_of_another_shape_fails_the_load(tiny, tmp_path: Path) -> None:
+def test_a_tensor_of_another_shape_is_refused_before_the_load(tiny, tmp_path: Path) -> None:
     folder = copy(tiny("mistral"), tmp_path / "cut")
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = torch.ones(32, dtype=torch.bfloat16)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        loadkit.AuditError, match=r"model\.norm\.weight: \(32,\) in the file, \(64,\) in the model"
+        loadkit.PlanError, match=r"model\.norm\.weight is 64, and in the weight files it is 32"
+    ):
+        loadkit.load(folder)
+
+
+def test_a_tensor_of_another_shape_fails_the_load(tiny, tmp_path: Path) -> None:
+    """One whose shape no plan knows: GPT-2's norms are torch's."""
+    folder = copy(tiny("gpt2"), tmp_path / "cut")
+    tensors = load_file(folder / "model.safetensors")
+    (name,) = (each for each in tensors if each.endswith("ln_f.weight"))
+    tensors[name] = torch.ones(32, dtype=torch.bfloat16)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        loadkit.AuditError, match=r"ln_f\.weight: \(32,\) in the file, \(64,\) in the model"
     ) as caught:
         loadkit.load(folder)
     assert codes(caught) == ["mismatched-weights"]

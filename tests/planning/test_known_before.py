@@ -40,6 +40,9 @@ def edited(folder: Path, copy: Path, **fields: Any) -> Path:
         ({"num_hidden_layers": 1}, "would be left out"),
         ({"vocab_size": 640}, "vocab_size=640"),
         ({"hidden_size": 128}, "hidden_size=128"),
+        ({"intermediate_size": 64}, "mlp.down_proj.weight is 64 × 64"),
+        ({"num_key_value_heads": 1}, "self_attn.k_proj.weight is 16 × 64"),
+        ({"num_attention_heads": 8}, "by config.json model.layers.0.self_attn."),
     ],
 )
 def test_a_config_that_isnt_the_files(tiny: Tiny, tmp_path: Path, fields: dict[str, int], said: str) -> None:
@@ -93,6 +96,20 @@ def test_a_template_that_isnt_one(tiny: Tiny, template: str, said: str) -> None:
     assert said in refused(tiny("mistral"), chat_template=template)["bad-template"]
 
 
+def test_a_template_too_long_for_a_path(tiny: Tiny) -> None:
+    assert "asked for" in " ".join(refused(tiny("mistral"), chat_template="a" * 5000).values())
+
+
+@pytest.mark.parametrize("text", ["{}", "not json"])
+def test_a_tokenizer_whose_file_is_damaged_has_a_remedy_of_its_own(
+    tiny: Tiny, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(loadkit.LoadkitError, match="damaged") as caught:
+        loadkit.load(tiny("mistral"), tokenizer=str(tmp_path))
+    assert "loadkit plan" not in str(caught.value)
+
+
 def test_a_template_with_transformers_own_tags(tiny: Tiny) -> None:
     text = "{% for m in messages %}{% generation %}{{ m }}{% endgeneration %}{% continue %}{% endfor %}"
     assert loadkit.plan(tiny("mistral"), chat_template=text).processing.chat_template == text
@@ -116,6 +133,8 @@ def test_tokens_that_the_tokenizer_doesnt_have(tiny: Tiny) -> None:
     [
         ({"device_map": "auot"}, "no-such-device", "did you mean 'auto'"),
         ({"device_map": "cuda:9"}, "no-such-device", "cuda:9"),
+        ({"device_map": "meta"}, "no-such-device", "have no values"),
+        ({"device_map": {"": "disk"}}, "no-such-device", "no device beside it"),
         ({"device_map": {}}, "empty-device-map", "places nothing"),
         ({"device_map": {"model.layesr": 0, "": "cpu"}}, "device-map-matches-nothing", "did you mean 'layers'"),
         ({"device_map": "auto", "max_memory": {}}, "bad-max-memory", "names no device"),

@@ -151,12 +151,12 @@ def test_a_switch_of_something_that_isnt_there_is_no_error(tiny: Tiny, name: str
 
 
 def test_further_arguments_are_passed_on(tiny: Tiny) -> None:
-    plan = loadkit.plan(tiny("mistral"), model_kwargs={"rope_theta": 1000.0})
+    plan = loadkit.plan(tiny("mistral"), model_kwargs={"attention_dropout": 0.5})
     (asked,) = plan.requested
     assert (asked.name, asked.disposition, asked.where) == (
-        "model_kwargs.rope_theta",
+        "model_kwargs.attention_dropout",
         "passed on",
-        "rope_theta",
+        "attention_dropout",
     )
 
 

@@ -93,7 +93,7 @@ class _Reader:
         if "{" in given or "\n" in given:
             return Template(text=given)
         path = Path(given).expanduser()
-        if path.is_file():
+        if _is_file(path):
             return self.template_file(path)
         files = self.opened("processing", "chat_template", given)
         if files is None:
@@ -197,3 +197,11 @@ class _Reader:
         found, problems = read_processing(files)
         self.problems += problems
         return found
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; a text may be too long for a path, or hold what none can."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+from loadkit.facts.library.keywords import read_keywords
 from loadkit.facts.library.library import Library
 from loadkit.facts.library.literals import known, text_items
 from loadkit.facts.library.source_tree import SourceTree
@@ -38,6 +39,7 @@ def read_maps(tree: SourceTree, version: str) -> Library:
         processor_classes=classes("processing_auto", "PROCESSOR_MAPPING_NAMES"),
         image_processor_classes=classes("image_processing_auto", "IMAGE_PROCESSOR_MAPPING_NAMES"),
         conversions=_conversions(tree),
+        keywords=read_keywords(tree),
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from loadkit.facts.library.shape_source import attribute_values, parameter_shapes
+
 __all__ = ["ClassSource", "class_source"]
 
 _ABOUT = (
@@ -29,6 +31,10 @@ class ClassSource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             `self.tower = Tower(config.vision_config)`; "config" to "" where it keeps the config itself.
         head: the attribute path that its `get_output_embeddings` returns; "" where it has no such method.
         direct: the attributes whose weight its methods compute with themselves, or cast to the dtype of.
+        decorators: the names of its own decorators.
+        settable: the attributes that its methods give to self, and properties with a setter.
+        arguments: what its `__init__` takes by name beside self; None without one.
+        shapes, values_of_self: as `parameter_shapes` and `attribute_values` tell.
     """
 
     name: str
@@ -41,6 +47,11 @@ class ClassSource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     given: dict[str, str] = {}
     head: str = ""
     direct: tuple[str, ...] = ()
+    decorators: tuple[str, ...] = ()
+    settable: tuple[str, ...] = ()
+    arguments: tuple[str, ...] | None = None
+    shapes: dict[str, tuple[tuple[str, ...], ...]] = {}
+    values_of_self: dict[str, tuple[str, ...]] = {}
 
 
 def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
@@ -50,8 +61,14 @@ def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
     members: dict[str, tuple[str, ...]] = {}
     given: dict[str, str] = {}
     direct: dict[str, None] = {}
+    settable: dict[str, None] = {}
+    arguments: tuple[str, ...] | None = None
+    shapes: dict[str, tuple[tuple[str, ...], ...]] = {}
+    set_to: dict[str, tuple[str, ...]] = {}
     head = ""
     for line in statement.body:
+        if isinstance(line, ast.FunctionDef):
+            settable |= dict.fromkeys(_settable(line))
         match line:
             case ast.Assign(targets=targets, value=value):
                 values |= {target.id: value for target in targets if isinstance(target, ast.Name)}
@@ -62,6 +79,8 @@ def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
             case ast.FunctionDef(name="__init__"):
                 members |= _members(line)
                 given |= _given(line)
+                arguments = _arguments(line)
+                shapes, set_to = parameter_shapes(line), attribute_values(line)
             case ast.FunctionDef(name="get_output_embeddings"):
                 head = _returned(line)
             case ast.FunctionDef(name=name) if "init" not in name:
@@ -77,7 +96,33 @@ def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
         given=given,
         head=head,
         direct=tuple(direct),
+        decorators=tuple(
+            _last_part(each.func if isinstance(each, ast.Call) else each) for each in statement.decorator_list
+        ),
+        settable=tuple(settable),
+        arguments=arguments,
+        shapes=shapes,
+        values_of_self=set_to,
     )
+
+
+def _settable(function: ast.FunctionDef) -> Iterator[str]:
+    """The attribute that a setter is for, and those that a method gives to self."""
+    if any(_last_part(each) == "setter" for each in function.decorator_list):
+        yield function.name
+    for node in ast.walk(function):
+        match node:
+            case (
+                ast.Assign(targets=[ast.Attribute(attr=name, value=ast.Name(id="self"))])
+                | ast.AnnAssign(target=ast.Attribute(attr=name, value=ast.Name(id="self")))
+            ) if not name.startswith("_"):
+                yield name
+
+
+def _arguments(function: ast.FunctionDef) -> tuple[str, ...]:
+    given = function.args
+    named = [each.arg for each in (*given.args[1:], *given.kwonlyargs)]
+    return tuple(named)
 
 
 def _members(function: ast.FunctionDef) -> dict[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ import msgspec
 
 from loadkit.text.suggest import nearest_name
 
-__all__ = ["ConfigFacts", "Family", "Library", "ModelFacts", "ModuleFacts"]
+__all__ = ["ConfigFacts", "Family", "Keywords", "Library", "ModelFacts", "ModuleFacts"]
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +29,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         keep_in_fp32_modules_strict: the same for float16 and bfloat16.
         compatible_flash_implementations: the only flash kernels it works with; empty for no such limit.
         tp_plan: how tensor parallelism splits the class's own modules, beside the config's plan.
+        arguments: what its constructor takes by name beside the config.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     keep_in_fp32_modules_strict: tuple[str, ...] = ()
     compatible_flash_implementations: tuple[str, ...] = ()
     tp_plan: dict[str, str] = {}
+    arguments: tuple[str, ...] = ()
 
 
 class ConfigFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +60,8 @@ class ConfigFacts(msgspec.Struct, frozen=True, kw_only=True):
         fields: every field to its default; None also stands for a default that isn't a literal.
         attribute_map: other names of fields to the field.
         tp_plan: how tensor parallelism splits the base model: path, "*" for a layer's number, to style.
+        types: fields whose values are checked, to their annotation: `{"hidden_size": "int"}`.
+        settable: further attributes that its methods set, or have a setter for.
     """
 
     name: str
@@ -68,6 +72,13 @@ class ConfigFacts(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, Any] = {}
     attribute_map: dict[str, str] = {}
     tp_plan: dict[str, str] = {}
+    types: dict[str, str] = {}
+    settable: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Everything that can be set on it by name."""
+        return frozenset((*self.fields, *self.attribute_map, *self.settable))
 
     @property
     def has_use_cache(self) -> bool:
@@ -85,6 +96,8 @@ class ModuleFacts(msgspec.Struct, frozen=True, kw_only=True):
         linear: whether it is itself a kind of `torch.nn.Linear`.
         head: where its `get_output_embeddings` finds the output head; "" for transformers' own rule.
         direct: members whose weight it computes with itself, or casts to the dtype of: they can't be packed.
+        shapes: layers and parameters that it makes, to the shapes that they may have, an expression an axis.
+        values: the other attributes that those expressions name, to what they may be.
     """
 
     members: dict[str, tuple[str, ...]] = {}
@@ -92,6 +105,8 @@ class ModuleFacts(msgspec.Struct, frozen=True, kw_only=True):
     linear: bool = False
     head: str = ""
     direct: tuple[str, ...] = ()
+    shapes: dict[str, tuple[tuple[str, ...], ...]] = {}
+    values: dict[str, tuple[str, ...]] = {}
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +128,26 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     modules: dict[str, ModuleFacts] = {}
 
 
+class Keywords(msgspec.Struct, frozen=True, kw_only=True):
+    """What transformers' `from_pretrained` takes beside the fields of a config.
+
+    Parameters:
+        taken: its keyword arguments, to their annotation; "" where none tells.
+        ignored: older ones that it takes and doesn't look at.
+        generation: fields of a generation config, which no config of a model has.
+        rope: what `rope_parameters` may hold, to its annotation.
+        rope_types: the kinds of rotary embeddings, to the keys that each needs.
+        activations: the names of activation functions.
+    """
+
+    taken: dict[str, str] = {}
+    ignored: tuple[str, ...] = ()
+    generation: tuple[str, ...] = ()
+    rope: dict[str, str] = {}
+    rope_types: dict[str, tuple[str, ...]] = {}
+    activations: tuple[str, ...] = ()
+
+
 class Library(msgspec.Struct, frozen=True, kw_only=True):
     """What the installed transformers offers, read off its source.
 
@@ -128,6 +163,7 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
         image_processor_classes: model type to image processor classes, torchvision's first.
         conversions: model type to the one whose files it is stored like: single experts' weights are stacked.
         families: model type to its classes, for the types that occur in one checkpoint.
+        keywords: what `from_pretrained` takes.
     """
 
     version: str = ""
@@ -139,6 +175,7 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
     image_processor_classes: dict[str, tuple[str, ...]] = {}
     conversions: dict[str, str] = {}
     families: dict[str, Family] = {}
+    keywords: Keywords = Keywords()
 
     def knows(self, model_type: str) -> bool:
         """Whether transformers has a config class for the model type."""

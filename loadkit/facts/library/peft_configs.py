@@ -12,13 +12,15 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["PeftField", "peft_fields", "peft_task_types", "peft_types"]
+from loadkit.facts.library.refusals import constants, refusal
+
+__all__ = ["PeftField", "peft_class_fields", "peft_fields", "peft_refusal", "peft_task_types", "peft_types"]
 
 REGISTERED = re.compile(r"register_peft_method\(\s*name=\"(\w+)\"[^)]*?config_cls=(\w+)", re.DOTALL)
 SHARED = ("config.py", "tuners/lycoris_utils.py", "tuners/prompt_tuning/config.py", "tuners/lora/config.py")
 """Where configs' bases are."""
 
-PLAIN = {"bool", "dict", "float", "int", "list", "set", "str", "tuple"}
+NESTED = re.compile(r"\b(\w+Config)\b")
 
 
 class PeftField(msgspec.Struct, frozen=True):
@@ -27,12 +29,20 @@ class PeftField(msgspec.Struct, frozen=True):
     Parameters:
         default: its default where that is a literal; None for others.
         choices: the words it takes; empty where any goes.
-        kinds: the plain types of its annotation, such as "int"; empty where it takes more than plain data.
+        annotation: what it takes, as the source has it.
+        literal: whether `default` is what it has by default.
     """
 
     default: Any = None
     choices: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
+    annotation: str = ""
+    literal: bool = True
+
+    @property
+    def config(self) -> str:
+        """The class that a mapping is turned into; "" for none."""
+        found = NESTED.search(self.annotation)
+        return found[1] if found else ""
 
 
 @cache
@@ -52,6 +62,44 @@ def peft_fields(peft_type: str) -> Mapping[str, PeftField]:
     """The fields of a type's config; empty where the type isn't known."""
     path, config = peft_types().get(peft_type, (None, ""))
     return {} if path is None else dict(_fields(config, {**_bases(), **_classes(path)}))
+
+
+@cache
+def peft_class_fields(peft_type: str, name: str) -> Mapping[str, PeftField]:
+    """The fields of a config that is nested in a type's; empty where the class isn't known."""
+    path, _ = peft_types().get(peft_type, (None, ""))
+    return {} if path is None else dict(_fields(name, {**_bases(), **_classes(path)}))
+
+
+def peft_refusal(peft_type: str, options: Mapping[str, Any], nested: str = "") -> str:
+    """What a type's config, or one that is nested in it, says against given fields when it is made; "" for
+    nothing, as far as its source tells."""
+    path, config = peft_types().get(peft_type, (None, ""))
+    if path is None:
+        return ""
+    classes = {**_bases(), **_classes(path)}
+    fields = peft_class_fields(peft_type, nested or config)
+    values = {name: field.default for name, field in fields.items() if field.literal}
+    values |= {name: value for name, value in options.items() if name in fields}
+    names = {**_enumerations(), **constants(_body(path))}
+    return refusal(_post_inits(nested or config, classes), values, {**names, "__class__": config})
+
+
+def _post_inits(name: str, classes: Mapping[str, ast.ClassDef]) -> Iterator[ast.FunctionDef]:
+    """The methods that check a config's fields: its own, and those of its bases."""
+    found = classes.get(name)
+    for line in found.body if found else ():
+        if isinstance(line, ast.FunctionDef) and line.name == "__post_init__":
+            yield line
+    for base in found.bases if found else ():
+        if isinstance(base, ast.Name):
+            yield from _post_inits(base.id, classes)
+
+
+@cache
+def _enumerations() -> Mapping[str, Any]:
+    root = _root()
+    return constants(_body(root / "utils" / "peft_types.py")) if root else {}
 
 
 @cache
@@ -84,12 +132,16 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _classes(path: Path) -> dict[str, ast.ClassDef]:
+@cache
+def _body(path: Path) -> tuple[ast.stmt, ...]:
     try:
-        body = ast.parse(_text(path)).body
+        return tuple(ast.parse(_text(path)).body)
     except (SyntaxError, ValueError):
-        return {}
-    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+        return ()
+
+
+def _classes(path: Path) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in _body(path) if isinstance(node, ast.ClassDef)}
 
 
 def _fields(name: str, classes: Mapping[str, ast.ClassDef]) -> Iterator[tuple[str, PeftField]]:
@@ -102,8 +154,8 @@ def _fields(name: str, classes: Mapping[str, ast.ClassDef]) -> Iterator[tuple[st
         if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
             continue
         if _literal(_given(line.value).get("init")) is not False:
-            choices, kinds = tuple(_choices(line.annotation)), _kinds(line.annotation)
-            yield line.target.id, PeftField(_default(line.value), choices, kinds)
+            choices, text = tuple(_choices(line.annotation)), ast.unparse(line.annotation)
+            yield line.target.id, PeftField(_default(line.value), choices, text, _tells(line.value))
 
 
 def _given(value: ast.expr | None) -> dict[str, ast.expr]:
@@ -115,6 +167,15 @@ def _default(value: ast.expr | None) -> Any:
     if isinstance(value, ast.Call):
         value = _given(value).get("default")
     return _literal(value)
+
+
+def _tells(value: ast.expr | None) -> bool:
+    """Whether a default is a literal."""
+    if isinstance(value, ast.Call):
+        value = _given(value).get("default")
+    if value is None:
+        return False
+    return _literal(value) is not None or (isinstance(value, ast.Constant) and value.value is None)
 
 
 def _literal(value: ast.expr | None) -> Any:
@@ -133,14 +194,6 @@ def _choices(annotation: ast.expr) -> Iterator[str]:
             for word in ast.walk(node.slice):
                 if isinstance(word, ast.Constant) and isinstance(word.value, str):
                     yield word.value
-
-
-def _kinds(annotation: ast.expr) -> tuple[str, ...]:
-    """The plain types that an annotation names; none where it names others too."""
-    names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} - {"Optional", "Union"}
-    if "Literal" in names:
-        names = names - {"Literal"} | {"str"}
-    return tuple(sorted(names)) if names <= PLAIN else ()
 
 
 def _words(enumeration: ast.ClassDef) -> Iterator[str]:

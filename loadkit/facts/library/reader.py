@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,23 @@ def _config_facts(tree: SourceTree, mro: list[ClassSource]) -> ConfigFacts:
         fields=_fields(tree, mro),
         attribute_map=text_items(_nearest(mro, "attribute_map")),
         tp_plan=text_items(_nearest(mro, "base_model_tp_plan")),
+        types=_types(tree, mro),
+        settable=tuple(dict.fromkeys(name for source in mro for name in source.settable)),
     )
+
+
+def _types(tree: SourceTree, mro: list[ClassSource]) -> dict[str, str]:
+    """The annotations that values are held against: those that the nearest class declared `strict` knows.
+
+    transformers' own base class postpones its annotations, which `strict` then doesn't read; what they say
+    counts here all the same.
+    """
+    strict = next((i for i, source in enumerate(mro) if "strict" in source.decorators), len(mro))
+    found: dict[str, str] = {}
+    for source in reversed(mro[strict:]):
+        if any(each.name == _CONFIG_ROOT for each in tree.mro(source)):
+            found |= {name: ast.unparse(each) for name, each in source.annotations.items()}
+    return {name: text for name, text in found.items() if "ClassVar" not in text}
 
 
 def _fields(tree: SourceTree, mro: list[ClassSource]) -> dict[str, Any]:
@@ -135,6 +152,7 @@ def _model_facts(mro: list[ClassSource]) -> ModelFacts:
         keep_in_fp32_modules_strict=names("_keep_in_fp32_modules_strict"),
         compatible_flash_implementations=names("_compatible_flash_implementations"),
         tp_plan=text_items(_nearest(mro, "_tp_plan")),
+        arguments=next((each.arguments for each in mro if each.arguments is not None), ())[1:],
     )
 
 
@@ -142,8 +160,12 @@ def _module_facts(mro: list[ClassSource], sub_configs: frozenset[str]) -> Module
     """What a class is made of; which config it hands on counts where its family has sub-configs."""
     members: dict[str, tuple[str, ...]] = {}
     given: dict[str, str] = {}
+    shapes: dict[str, tuple[tuple[str, ...], ...]] = {}
+    values: dict[str, tuple[str, ...]] = {}
     for source in reversed(mro):
         members |= source.members
+        shapes = {name: each for name, each in shapes.items() if name not in source.members} | source.shapes
+        values |= source.values_of_self
         given = {name: key for name, key in given.items() if name not in source.members} | source.given
     return ModuleFacts(
         members=members,
@@ -151,7 +173,23 @@ def _module_facts(mro: list[ClassSource], sub_configs: frozenset[str]) -> Module
         linear=any("Linear" in source.kin for source in mro),
         head=next((source.head for source in mro if source.head), ""),
         direct=tuple(dict.fromkeys(name for source in mro for name in source.direct)),
+        shapes=shapes,
+        values=_named(shapes, values),
     )
+
+
+def _named(
+    shapes: dict[str, tuple[tuple[str, ...], ...]], values: dict[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """The attributes that the expressions of shapes name, and those that these name in turn."""
+    kept: dict[str, tuple[str, ...]] = {}
+    waiting = [axis for several in shapes.values() for axes in several for axis in axes]
+    while waiting:
+        for name in re.findall(r"\bself\.(\w+)", waiting.pop()):
+            if name in values and name not in kept:
+                kept[name] = values[name]
+                waiting += values[name]
+    return kept
 
 
 def _config_class(mro: list[ClassSource]) -> str | None:

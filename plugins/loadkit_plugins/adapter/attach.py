@@ -94,6 +94,8 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
         options["trainable_token_indices"] = new_token_rows(model, ids, options) or None
     try:
         dropout = options.pop("lora_dropout", 0) if adapter.peft_type == "LORA" else 0
+        if isinstance(runtime := options.get("runtime_config"), dict):
+            options["runtime_config"] = peft.LoraRuntimeConfig(**runtime)  # PEFT 0.21 takes it as it is
         config = peft.get_peft_config({"peft_type": adapter.peft_type, **options})
         if beneath is None:
             made = peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
@@ -104,8 +106,9 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
         return made
     except Exception as error:  # PEFT's dispatchers let any error of a module through
         raise LoadError(
-            f"PEFT couldn't attach the {adapter.peft_type} adapter with {options!r}: {error} "
-            f"(asked for because {plan.why('adapter').because})"
+            f"PEFT couldn't attach the {adapter.peft_type} adapter with {options!r}: {str(error) or type(error).__name__} "
+            f"(asked for because {plan.why('adapter').because})\n"
+            "    fix: correct the field that it names, or leave it out of the peft_config: PEFT's own default stands in its place"
         ) from error
 
 

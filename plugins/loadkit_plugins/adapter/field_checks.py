@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from loadkit import Adapter, Context, Plan, Problem
-from loadkit.plugins import did_you_mean, some_of
+from loadkit.plugins import did_you_mean, fits, some_of
+from loadkit_plugins.adapter.config_refusals import check_config, in_words
 from loadkit_plugins.adapter.fields import LORA_OPTIONS, adapter_type, contradictions, merged
+from loadkit_plugins.adapter.layer_checks import check_layers
 from loadkit_plugins.adapter.settings import TASK_TYPES
 from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR, nowhere, stored_paths, words
 
@@ -18,20 +20,10 @@ __all__ = ["check_fields"]
 
 _problem = partial(Problem, "adapter", "adapter")
 
-TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "bool": bool,
-    "dict": dict,
-    "float": (int, float),
-    "int": int,
-    "list": (list, tuple),
-    "set": (list, tuple),
-    "str": str,
-    "tuple": (list, tuple),
-}
-"""What a kind of field takes, as plain data."""
-
 RANKS = ("r", "init_r", "target_r")
-DROPOUTS = ("lora_dropout", "rank_dropout", "module_dropout", "dropout")
+AVERAGES = ("beta1", "beta2")
+"""AdaLoRA's moving averages, which PEFT asserts without a word."""
+
 NAMING = ("target_modules", "modules_to_save", "target_parameters", "exclude_modules")
 BLOCKS = ("OFT", "BOFT")
 """PEFT's types whose rank of 0 means that the size of the blocks is given instead."""
@@ -47,7 +39,7 @@ def check_fields(context: Context, plan: Plan, adapter: Adapter) -> list[Problem
     unknown = list(_unknown_type(context, adapter))
     if unknown:
         return unknown
-    return [
+    found = [
         *_twice(context),
         *_without_place(context),
         *_unknown(context, adapter),
@@ -58,6 +50,10 @@ def check_fields(context: Context, plan: Plan, adapter: Adapter) -> list[Problem
         *_another_task(context, plan, adapter),
         *_named(context, plan, adapter),
     ]
+    if found:
+        return found
+    said = partial(_said, context, adapter)
+    return list(check_config(context, adapter, said)) or list(check_layers(context, plan, adapter, said))
 
 
 def _who(context: Context, field: str) -> str:
@@ -138,10 +134,10 @@ def _of_another_kind(context: Context, adapter: Adapter) -> Iterator[Problem]:
                     f"{_said(context, adapter, name)}, and PEFT has none of that name{did_you_mean(value, facts.choices)}",
                     f"choose one of {', '.join(facts.choices)}",
                 )
-        elif facts.kinds and not _is_a(name, value, facts.kinds):
+        elif not fits(facts.annotation, value, loosely=True) and not _number_anyway(name, value):
             yield _problem(
                 "bad-field",
-                f"{_said(context, adapter, name)}, a {type(value).__name__}; the field takes a {' or a '.join(facts.kinds)}",
+                f"{_said(context, adapter, name)}, a {type(value).__name__}; the field takes {in_words(facts.annotation)}",
                 f"correct it: {name} is {facts.default!r} by default",
             )
 
@@ -150,15 +146,13 @@ def _chosen(name: str, value: str, choices: Sequence[str]) -> bool:
     if name != "init_lora_weights":
         return value in choices
     folded = {choice.casefold() for choice in choices if choice.casefold() in ("gaussian", "olora", "mica")}
-    return value in (*choices, *OTHER_INITS) or value.casefold() in folded or bool(NITER.fullmatch(value))
+    plain = [choice for choice in choices if "[" not in choice]  # one stands for a number of iterations
+    return value in (*plain, *OTHER_INITS) or value.casefold() in folded or bool(NITER.fullmatch(value))
 
 
-def _is_a(name: str, value: Any, kinds: Sequence[str]) -> bool:
-    if isinstance(value, bool):
-        return "bool" in kinds
-    if name == "lora_alpha" and isinstance(value, float):
-        return True  # annotated as an int, and computed with as a float
-    return any(isinstance(value, TYPES[kind]) for kind in kinds)
+def _number_anyway(name: str, value: Any) -> bool:
+    """Whether a field is annotated as an int, and computed with as a float."""
+    return name in ("alpha", "lora_alpha") and isinstance(value, float)
 
 
 def _out_of_range(context: Context, adapter: Adapter) -> Iterator[Problem]:
@@ -170,8 +164,10 @@ def _out_of_range(context: Context, adapter: Adapter) -> Iterator[Problem]:
                 0 if adapter.peft_type in BLOCKS else 1
             ):
                 fault, fix = "a rank is 1 or more", "give 8, 16 or 64; adapter=False loads without an adapter"
-            elif name in DROPOUTS and not 0 <= number < 1:
+            elif name.endswith("dropout") and not 0 <= number < 1:
                 fault, fix = "a dropout is 0 or more, and less than 1", "give 0.0, 0.05 or 0.1"
+            elif name in AVERAGES and not 0 < number < 1:
+                fault, fix = "an average weighs its past by more than 0, and less than 1", "give 0.85"
             elif name in ("lora_alpha", "alpha_pattern") and number == 0:
                 fault, fix = "with a scale of 0 the adapter does nothing", "give 16 or 32"
             else:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from loadkit import Context, Plan, Problem
+from loadkit.plugins import some_of
 from loadkit_plugins.model_types import EXTRA_ROWS
 
 __all__ = ["check_config"]
@@ -26,6 +27,9 @@ OTHER_WIDTHS = (
 )
 """Config fields by which embeddings are of another width than what follows."""
 
+WHOLE = ("BF16", "F16", "F32", "F64")
+"""Dtypes of tensors that aren't packed."""
+
 REMEDY = "restore the config.json that was saved with these weights; allow_weights lets pass what you mean to train anew or leave out"
 
 
@@ -41,7 +45,33 @@ def check_config(context: Context, plan: Plan) -> Iterator[Problem]:
     yield from _layers(
         names, config, allowed, plain=not towers.paths and plan.model_class.task == "causal-lm"
     )
-    yield from _embeddings(context, names, config)
+    embeddings = list(_embeddings(context, names, config))
+    yield from embeddings or _shapes(context, plan, names)
+
+
+def _shapes(context: Context, plan: Plan, names: list[str]) -> Iterator[Problem]:
+    """Tensors whose shape in the files is another than config.json makes: loaded, they would be random."""
+    if context.checkpoint.quantization_config or plan.model_class.key_mapping:
+        return  # packed, or stored under other names
+    expected = context.shapes(plan.model_class, context.request.value("model_kwargs", {}))
+    tensors = context.checkpoint.tensors
+    wrong = {
+        name: shapes
+        for name in names
+        if (shapes := expected.get(name))
+        and tensors[name].dtype in WHOLE
+        and tensors[name].shape not in shapes
+    }
+    if wrong:
+        name = next(iter(wrong))
+        made = " or ".join(" × ".join(map(str, shape)) for shape in sorted(wrong[name]))
+        more = f", and so on for {len(wrong)} tensors ({some_of(wrong)})" if len(wrong) > 1 else ""
+        yield _problem(
+            "config-differs",
+            f"by config.json {name} is {made}, and in the weight files it is {' × '.join(map(str, tensors[name].shape))}{more}: "
+            "they would be random",
+            REMEDY,
+        )
 
 
 def _layers(
@@ -79,7 +109,7 @@ def _embeddings(context: Context, names: list[str], config: dict[str, Any]) -> I
         return
     rows, width = config.get("vocab_size"), config.get("hidden_size")
     extra = EXTRA_ROWS.get(context.checkpoint.model_type, 0)
-    if context.checkpoint.tensors[found[0]].dtype not in ("BF16", "F16", "F32", "F64"):
+    if context.checkpoint.tensors[found[0]].dtype not in WHOLE:
         return
     fits_rows = not isinstance(rows, int) or shape[0] in (rows, rows + extra)
     fits_width = not isinstance(width, int) or shape[1] == width or any(key in config for key in OTHER_WIDTHS)

@@ -74,7 +74,7 @@ def test_a_profiles_lora_has_no_place_in_a_config_of_another_type() -> None:
         ({"peft_type": "LORAA"}, "unknown-peft-type", "did you mean 'LORA'"),
         ({"init_lora_weights": "gausian"}, "unknown-init", "did you mean 'gaussian'"),
         ({"bias": "some"}, "bad-field", "lora_only"),
-        ({"r": "8"}, "bad-field", "a str; the field takes a int"),
+        ({"r": "8"}, "bad-field", "a str; the field takes int"),
         ({"r": True}, "bad-field", "a bool"),
         ({"target_modules": {"q_proj": 1}}, "bad-field", "a dict"),
         ({"r": 0}, "bad-field", "a rank is 1 or more"),

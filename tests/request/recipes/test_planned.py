@@ -69,7 +69,7 @@ def test_a_translated_dtype_falls_back_in_plain_sight(tiny: Any, written: Writte
     )
     ampere, turing = loadkit.plan(recipe=path, machine=A100), loadkit.plan(recipe=path, machine=T4)
     assert ampere.dtype == "bfloat16"
-    assert ampere.kwargs["rope_theta"] == 500.0
+    assert ampere.kwargs["rope_parameters"]["rope_theta"] == 500.0
     assert turing.dtype == "float16"
     assert "recipe 'recipe.yaml' prefers bfloat16, but Tesla T4 is sm75" in turing.why("dtype").because
 
