@@ -20,6 +20,9 @@ NOTHING = (None, "", "null", "None", "none", "~")
 ROWS = re.compile(r"\[\d*(:\d*)?\]$")
 """How axolotl names some rows of a parameter."""
 
+UNFILLED = re.compile(r"\$\{[^}]*\}")
+"""An environment variable or a reference, which neither YAML nor the stacks fill in."""
+
 Meant = tuple[dict[str, Any], list[str], list[Problem]]
 """Options, notes, problems."""
 
@@ -31,6 +34,9 @@ def as_text(value: Any) -> str:
 
 def meant(key: str, value: Any, meaning: Key) -> Meant:
     """Apply a key's meaning to a value that asks for something."""
+    if isinstance(value, str) and UNFILLED.search(value):
+        what = "holds a place that nobody fills in: it is read as it stands"
+        return {}, [], [_bad(key, value, what, "write out what belongs there")]
     alone = value[0] if isinstance(value, list) and len(value) == 1 else value
     text = as_text(alone)
     if (missing := entry(meaning.without, text)) is not None:
@@ -41,7 +47,8 @@ def meant(key: str, value: Any, meaning: Key) -> Meant:
     if (noted := entry(meaning.notes, text)) is not None:
         notes.append(f"{key}: {text}: {meaning.notes[noted]}")
     if (found := entry(meaning.sets, text)) is not None:
-        return dict(meaning.sets[found]), notes, []
+        named = {k: v.replace("{}", text) if isinstance(v, str) else v for k, v in meaning.sets[found].items()}
+        return named, notes, []
     if (found := entry(meaning.values, text)) is not None:
         return {meaning.option: meaning.values[found]}, notes, []
     if meaning.only or not meaning.option:

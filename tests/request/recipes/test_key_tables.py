@@ -103,7 +103,7 @@ NEIGHBOURS = {
     "trl": "ref_model_name_or_path teacher_tokenizer_name_or_path reward_model_name_or_path judge_model_revision optim_target_modules type",
     "axolotl": "activation_checkpointing adapter_name base_model_ignore_patterns datasets flash_attn_fuse_mlp flash_attn_rms_norm fp8 "
     "gradient_accumulation_steps lora_mlp_kernel lora_o_kernel lora_on_cpu lora_qkv_kernel loraplus_lr_ratio optim_target_modules "
-    "orpo_alpha pad_to_multiple_of peft_layers_pattern processor_config relora sample_packing_eff_est tf32 tokenizer_type "
+    "orpo_alpha pad_to_multiple_of processor_config relora sample_packing_eff_est tf32 tokenizer_type "
     "tokenizer_use_fast unfrozen_parameters unsloth_lora_o wandb_log_model",
     "llama-factory": "additional_target_lr apollo_target export_quantization_bit galore_rank galore_target gradient_checkpointing "
     "infer_backend local_rank loraplus_lr_ratio oft_rank oft_target pissa_convert quantization_device_map ref_model "
