@@ -27,7 +27,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         under: the field of that option (a mapping) which it becomes.
         fields: for a mapping: its fields to options; "*" stands for the others, which are options themselves,
             or fields of the option that it leads to.
-        sets: value, as text, to the options that it sets; for keys that are more than one option. {} stands for
+        sets: value, as text, to the options that it sets; for keys that are more than one option. {} is
             the value.
         values: value, as text, to the option's value.
         format: a text with {} where the value goes.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from loadkit.errors import Problem
 from loadkit.request.recipes.key_tables import Default, Dialect, Key, entry
-from loadkit.request.recipes.meaning import NOTHING, as_text, meant
+from loadkit.request.recipes.meaning import NOTHING, UNFILLED, UNFILLED_IS, as_text, meant
 from loadkit.text.suggest import nearest_name
 
 __all__ = ["Translation", "translate"]
@@ -106,10 +106,15 @@ def _source(content: Mapping[str, Any], dialect: Dialect) -> tuple[str, list[Pro
     value = content.get(dialect.source)
     if value in NOTHING:
         return "", []
-    if isinstance(value, str):
+    if isinstance(value, str) and not UNFILLED.search(value):
         return value, []
-    message = f"{dialect.source}: {value} isn't a text"
-    return "", [_problem("recipe-bad-value", message, "name a folder or a Hub id, in quotes if need be")]
+    wrong = UNFILLED_IS if isinstance(value, str) else "isn't a text"
+    remedy = (
+        "write out what belongs there"
+        if isinstance(value, str)
+        else "name a folder or a Hub id, in quotes if need be"
+    )
+    return "", [_problem("recipe-bad-value", f"{dialect.source}: {value} {wrong}", remedy)]
 
 
 def _foreign(key: str, value: Any, dialect: Dialect, found: Translation) -> None:

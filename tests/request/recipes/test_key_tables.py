@@ -108,7 +108,7 @@ NEIGHBOURS = {
     "llama-factory": "additional_target_lr apollo_target export_quantization_bit galore_rank galore_target gradient_checkpointing "
     "infer_backend local_rank loraplus_lr_ratio oft_rank oft_target pissa_convert quantization_device_map ref_model "
     "ref_model_adapters ref_model_quantization_bit resize_vocab reward_model_quantization_bit skip_special_tokens "
-    "split_special_tokens tokenized_path upcast_layernorm use_apollo vllm_max_lora_rank",
+    "split_special_tokens tokenized_path use_apollo vllm_max_lora_rank",
     "llama-factory-v1": "kernel_config dist_config optim_config peft_config quant_config bf16 micro_batch_size train_dataset",
 }
 """Keys of theirs that look like loading keys."""
