@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import loadkit
 from loadkit.request.recipes.key_tables import Dialect, dialect_of, dialects
 from loadkit.request.recipes.translate import WITHOUT, translate
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TRL = dialects()[0]
 
@@ -97,6 +104,24 @@ def test_every_field_of_the_trainers_is_known() -> None:
     assert {key for key in TRL.keys if key in trainers} - {"model_init_kwargs"} == {
         key for key, meaning in TRL.keys.items() if meaning.shared
     } - {"chat_template", "padding_side", "additional_special_tokens"}  # which scripts give their tokenizer
+
+
+SCHEMAS = tomllib.loads(Path(__file__).with_name("schema_keys.toml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("stack", SCHEMAS)
+def test_every_key_of_a_stacks_schema_is_known(stack: str) -> None:
+    """Translated, told or the trainer's: never unknown, and never called a misspelling of another."""
+    dialect = next(each for each in dialects() if each.name == SCHEMAS[stack]["dialect"])
+    for key in SCHEMAS[stack]["keys"]:
+        if key == dialect.source:
+            continue
+        found = translate({dialect.source: "a/b", key: False}, dialect)
+        assert not any("no known key" in note for note in found.notes), key
+        assert not [p for p in found.problems if p.code == "recipe-misspelt-key"], key
+        if key not in dialect.keys:
+            told = translate({key: "something"}, dialect)
+            assert key in told.trainer or told.problems, key
 
 
 NEIGHBOURS = {
