@@ -217,3 +217,49 @@ def test_four_bits_with_adapter_lora(tiny: Any, written: Written) -> None:
     plan = loadkit.plan(recipe=written(text))
     assert plan.quantization is None
     assert any("qlora alone" in w.message for w in plan.warnings)
+
+
+def linear_names(model: torch.nn.Module) -> set[str]:
+    """What the stacks take for linear: whatever class is called so, by its last name; not the output head."""
+    return {
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if "Linear" in type(module).__name__ and not name.endswith(("lm_head", "embed_out"))
+    }
+
+
+SWEPT = {
+    "axolotl": "base_model: BASE\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\n",
+    "axolotl, 8 bits": "base_model: BASE\nadapter: lora\nload_in_8bit: true\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\n",
+    "axolotl, 4 bits": "base_model: BASE\nadapter: qlora\nload_in_4bit: true\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\n",
+    "axolotl, full": "base_model: BASE\nbf16: true\n",
+    "LLaMA-Factory": "model_name_or_path: BASE\ndo_train: true\nlora_rank: 4\nlora_target: all\nbf16: true\n",
+    "LLaMA-Factory, 4 bits": "model_name_or_path: BASE\ndo_train: true\nlora_rank: 4\nlora_target: all\nbf16: true\nquantization_bit: 4\n",
+    "LLaMA-Factory, full": "model_name_or_path: BASE\ndo_train: true\nfinetuning_type: full\nbf16: true\n",
+    "LLaMA-Factory v1": "model: BASE\ntrain_dataset: d\npeft_config: {name: lora, r: 4}\n",
+    "LLaMA-Factory v1, full": "model: BASE\ntrain_dataset: d\n",
+}  # fmt: skip
+"""A recipe of each kind."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["gemma3", "llama", "llava", "mistral", "qwen2"])
+@pytest.mark.parametrize("kind", SWEPT)
+def test_recipes_over_architectures(tiny: Any, written: Written, arch: str, kind: str) -> None:
+    loaded = loadkit.load(recipe=written(SWEPT[kind].replace("BASE", str(tiny(arch)))))
+    trains = {n: p.dtype for n, p in loaded.model.named_parameters() if p.requires_grad}
+    if "full" in kind:
+        assert not adapted(loaded)
+        assert set(trains.values()) == {torch.bfloat16 if kind == "axolotl, full" else torch.float32}
+        beside = [n for n, _ in loaded.model.named_parameters() if "vision" in n or "projector" in n]
+        assert set(beside).isdisjoint(trains) is (kind == "LLaMA-Factory, full" or not beside)
+        return
+    assert set(trains.values()) == {torch.float32}
+    assert all("lora_" in name for name in trains)
+    base = loadkit.load(tiny(arch)).model
+    if kind in ("LLaMA-Factory", "LLaMA-Factory, 4 bits"):
+        for part in ("vision_tower", "multi_modal_projector"):
+            for name in [name for name, _ in base.named_modules()]:
+                if name.endswith(part):
+                    base.set_submodule(name, torch.nn.Identity())
+    assert adapted(loaded) == linear_names(base)
