@@ -524,6 +524,7 @@ def test_llama_factorys_second_dialect(recipe: Read) -> None:
     assert (found.dialect, found.source) == ("llama-factory-v1", "owner/model")
     assert found.options == {
         "training": True,
+        "float32_norms": False,
         "adapter": True,
         "lora_r": 4,
         "lora_alpha": 16,
@@ -564,6 +565,9 @@ def test_llama_factorys_second_dialect(recipe: Read) -> None:
         ("base_model: a\ntokenizer_type: LlamaTokenizer\n", "its own files say"),
         ("base_model: a\ntokenizer_use_fast: false\n", "the fast ones"),
         ("base_model: a\ncls_model_config: LlamaConfig\n", "own config class"),
+        ("base_model: a\nprocessor_type: LlavaProcessor\n", "its own files say"),
+        ("base_model: a\nflash_attn_fuse_mlp: true\n", "not fused"),
+        ("do_train: true\nlora_rank: 8\nuse_megatron_bridge: true\n", "Megatron"),
         ("do_train: true\nlora_rank: 8\nresize_vocab: true\n", "trains the embeddings"),
         ("do_train: true\nlora_rank: 8\nadd_tokens: <a>\n", "give additional_target"),
         ("infer_backend: vllm\ntemplate: t\n", "loaded with transformers"),
