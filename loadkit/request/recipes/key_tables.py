@@ -110,9 +110,16 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Contradiction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Keys that exclude each other: an error where all have these values."""
+    """Keys that exclude each other.
 
-    keys: dict[str, Any]
+    Parameters:
+        keys: an error where all have these values,
+        given: and these have any.
+        remedy: what to do.
+    """
+
+    keys: dict[str, Any] = {}
+    given: tuple[str, ...] = ()
     remedy: str
 
 

@@ -20,10 +20,10 @@ NEAR = 0.8
 """How like a loading key another key must be to count as a misspelling of it (`nearest_name`'s cutoff)."""
 
 FLAGS: Mapping[str, bool] = {
-    **dict.fromkeys(("true", "t", "yes", "y", "on"), True),
-    **dict.fromkeys(("false", "f", "no", "n", "off"), False),
+    **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
 }
-"""Words in quotes that the stacks take for a flag that is on or off."""
+"""What the stacks take for a flag that is on or off."""
 
 FREEZING = ("adapter", "load_in_4bit", "load_in_8bit")
 """Options under which the base's own weights don't train."""
@@ -165,8 +165,9 @@ def _settle(
 
 def _contradictions(content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
     for wrong in dialect.contradictions:
-        if _has(content, wrong.keys):
-            said = " and ".join(f"{key}: {as_text(value)}" for key, value in wrong.keys.items())
+        if _has(content, wrong.keys) and all(_is_set(content.get(key)) for key in wrong.given):
+            named = [*wrong.keys, *wrong.given]
+            said = " and ".join(f"{key}: {as_text(content[key])}" for key in named)
             message = f"{said} exclude each other"
             found.problems.append(_problem("recipe-contradiction", message, wrong.remedy))
 
