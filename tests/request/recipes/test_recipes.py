@@ -362,6 +362,7 @@ LORA = {"adapter": True, "lora_dropout": 0.0, "lora_vision": True, "adapter_dtyp
         ("attn_implementation: sage", {}),
         ("attn_implementation: kernels-community/flash-attn3", {"attn_implementation": "kernels-community/flash-attn3"}),
         ("flash_attention:\nsdp_attention: true", {"attn_implementation": "sdpa"}),
+        ("eager_attention: true\nsdp_attention: true\nflash_attention: true", {"attn_implementation": "flash_attention_2"}),
         ("lora_r: 8", {}),
     ],
 )  # fmt: skip
