@@ -27,7 +27,8 @@ def finish_processing(plan: Plan, processing_class: Any) -> Vocabulary:
         processing_class.chat_template = processing.chat_template
         tokenizer.chat_template = processing.chat_template
     new = _added(plan, plan.tokens, tokenizer)
-    for role, token in (("eos_token", plan.tokens.eos_token), ("pad_token", plan.tokens.pad_token)):
+    for role in ("eos_token", "pad_token", "bos_token", "unk_token"):
+        token = getattr(plan.tokens, role)
         if token is not None:
             _known(plan, role, token, tokenizer)
             setattr(tokenizer, role, token)

@@ -39,12 +39,16 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         eos_token: the token that ends a text; None keeps the tokenizer's own.
         pad_token: the token that fills up a batch; None keeps the tokenizer's own.
-        additional: special tokens to add where the vocabulary lacks them, the two above among them.
+        bos_token: the token that begins a text; None keeps the tokenizer's own.
+        unk_token: the token for what has none; None keeps the tokenizer's own.
+        additional: special tokens to add where the vocabulary lacks them, those above among them.
         pad_to_multiple_of: embedding rows become a multiple of it when tokens are added; None for no padding.
     """
 
     eos_token: str | None = None
     pad_token: str | None = None
+    bos_token: str | None = None
+    unk_token: str | None = None
     additional: tuple[str, ...] = ()
     pad_to_multiple_of: int | None = None
 

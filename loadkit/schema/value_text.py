@@ -88,7 +88,7 @@ def _adapter(value: Adapter) -> str:
 
 
 def _tokens(value: Tokens) -> str:
-    roles = {"eos": value.eos_token, "pad": value.pad_token}
+    roles = {"eos": value.eos_token, "pad": value.pad_token, "bos": value.bos_token, "unk": value.unk_token}
     said = [f"{role} {token}" for role, token in roles.items() if token]
     added = [token for token in value.additional if token not in roles.values()]
     said += [f"added {', '.join(added)}"] if added else []

@@ -36,6 +36,9 @@ RESERVED = re.compile(
 """How families call tokens that were set aside and never trained."""
 
 NEW_PAD = "<|pad|>"
+NAMED = ("eos_token", "pad_token", "bos_token", "unk_token")
+"""Roles whose token may be asked for."""
+
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -55,6 +58,8 @@ def loadkit_options() -> Sequence[Option]:
             "str",
             "the token that fills up a batch; by default the tokenizer's own, else a reserved one, else a new one",
         ),
+        option("bos_token", "str", "the token that begins a text: set in the tokenizer and the config"),
+        option("unk_token", "str", "the token for what the vocabulary lacks: set in the tokenizer"),
         option(
             "additional_special_tokens", "list", "special tokens to add; the embeddings grow to hold them"
         ),
@@ -75,13 +80,15 @@ def loadkit_choose_tokens(
     pad = _pad(context, quantization, preparation)
     lacking = [t for t in (more.value if more else ()) if (more and more.demanded) or not _has(facts, t)]
     added = [*lacking, *([pad.token] if pad.new and pad.token else [])]
+    others = {role: a for role in ("bos_token", "unk_token") if (a := request.asked(role))}
     value = Tokens(
+        **{role: a.value for role, a in others.items() if a.value != facts.special_token(role)},
         eos_token=eos.value if eos else None,
         pad_token=pad.token,
         additional=tuple(dict.fromkeys(added)),
         pad_to_multiple_of=request.value("pad_to_multiple_of") if added else None,
     )
-    asked: list[Asked] = [a for a in (eos, more, request.asked("pad_token")) if a]
+    asked: list[Asked] = [a for a in (eos, more, request.asked("pad_token"), *others.values()) if a]
     own_eos, own_pad = facts.special_token("eos_token"), facts.special_token("pad_token")
     if value == Tokens() and own_pad is not None and own_pad != own_eos:
         reasons = [f"eos {own_eos} and pad {own_pad} are two tokens"]
@@ -90,6 +97,7 @@ def loadkit_choose_tokens(
         reasons = [
             f"eos {eos.value}: {eos.because}" if eos else keeps,
             f"pad {pad.token or own_pad or 'none'}: {pad.because}",
+            *(f"{role.removesuffix('_token')} {a.value}: {a.because}" for role, a in others.items()),
             f"added {', '.join(lacking)}: {more.because}" if more and lacking else "",
         ]
     return Claim(
@@ -107,7 +115,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 
 def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     request, tokens, facts = context.request, plan.tokens, context.processing
-    asked = [n for n in ("eos_token", "pad_token", "additional_special_tokens") if request.asked(n)]
+    asked = [n for n in (*NAMED, "additional_special_tokens") if request.asked(n)]
     demanded = [n for n in asked if (a := request.asked(n)) and a.demanded]
     if plan.processing.kind == "none" and demanded:
         yield _problem(
@@ -151,7 +159,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
 def _unknown_tokens(context: Context, tokens: Tokens) -> Iterator[Problem]:
     """Tokens that were asked for, and that the tokenizer doesn't have and nobody adds."""
     facts = context.processing
-    for role in ("eos_token", "pad_token"):
+    for role in NAMED:
         asked, token = context.request.asked(role), getattr(tokens, role)
         if asked is None or token != asked.value or token in facts.added_tokens or token in tokens.additional:
             continue

@@ -76,6 +76,10 @@ def _findings(plan: Plan, model: Any, processing_class: Any) -> Iterator[Finding
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if plan.preparation.training and pad is not None and pad == eos:
         yield _finding("pad-is-eos", "the pad token is the eos token", "two tokens", tokenizer.eos_token)
+    for role in ("bos_token", "unk_token"):
+        wanted, found = getattr(plan.tokens, role), getattr(tokenizer, role, None)
+        if wanted is not None and found != wanted:
+            yield _finding("special-token", f"{role} isn't as planned", wanted, f"{found}")
     for where, config in _configs(base).items():
         own = _listed(getattr(config, "eos_token_id", None))
         if plan.preparation.training and eos is not None and eos not in own:
@@ -123,6 +127,8 @@ def _align(model: Any, plan: Plan, ids: Mapping[str, int | None]) -> None:
         if eos is not None and (eos not in own or (plan.tokens.eos_token and own[0] != eos)):
             several = where == "the generation config" and own and own != [eos]
             config.eos_token_id = [eos, *(i for i in own if i != eos)] if several else eos
+        if plan.tokens.bos_token and hasattr(config, "bos_token_id"):
+            config.bos_token_id = ids.get("bos_token_id")
         if ids.get("pad_token_id") is not None:
             config.pad_token_id = ids["pad_token_id"]
 

@@ -27,14 +27,15 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         under: the field of that option (a mapping) which it becomes.
         fields: for a mapping: its fields to options; "*" stands for the others, which are options themselves,
             or fields of the option that it leads to.
-        sets: value, as text, to the options that it sets; for keys that are more than one option.
+        sets: value, as text, to the options that it sets; for keys that are more than one option. {} is
+            the value.
         values: value, as text, to the option's value.
         format: a text with {} where the value goes.
         without: value that has no counterpart, as text, to what to say; nothing is set.
         ignore: values that ask for nothing.
         only: whether a value that is in none of these is an error.
         needs: the key is inert unless one of these is set, or has the value that follows a "=".
-        against: the key is inert where one of these is set.
+        against: the key is inert where one of these is set, or has the value that follows a "=".
         adds: fields whose values become items of an option too, to that option.
         number: a number, which YAML may have read as text ("5e-2").
         split: a text of several names with commas between them.
@@ -78,7 +79,9 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         where: options that must have these values for it.
         given: keys that must all be set for it.
         keys: keys that must have these values for it.
-        barring: keys of which none may have these values.
+        barring: keys of which none may have one of these values, where `*` stands for anything.
+        without: options of which none may have these values.
+        nothing: keys that must be in the file and ask for nothing: false or null.
         silent: keys of which none may be given.
         absent: keys of which none may be in the file, not even to say null.
         unless: options of which none may be set.
@@ -93,7 +96,9 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     where: dict[str, Any] = {}
     given: tuple[str, ...] = ()
     keys: dict[str, Any] = {}
-    barring: dict[str, Any] = {}
+    barring: dict[str, tuple[Any, ...]] = {}
+    without: dict[str, Any] = {}
+    nothing: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
@@ -105,9 +110,16 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Contradiction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Keys that exclude each other: an error where all have these values."""
+    """Keys that exclude each other.
 
-    keys: dict[str, Any]
+    Parameters:
+        keys: an error where all have these values,
+        given: and these have any.
+        remedy: what to do.
+    """
+
+    keys: dict[str, Any] = {}
+    given: tuple[str, ...] = ()
     remedy: str
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from loadkit.errors import Problem
 from loadkit.request.recipes.key_tables import Key, entry
 
-__all__ = ["NOTHING", "Meant", "as_text", "meant"]
+__all__ = ["NOTHING", "UNFILLED", "UNFILLED_IS", "Meant", "as_text", "meant"]
 
 _bad_value = partial(Problem, "request", "loadkit", "recipe-bad-value")
 
@@ -19,6 +19,11 @@ NOTHING = (None, "", "null", "None", "none", "~")
 
 ROWS = re.compile(r"\[\d*(:\d*)?\]$")
 """How axolotl names some rows of a parameter."""
+
+UNFILLED = re.compile(r"\$\{[^}]*\}")
+"""An environment variable or a reference, which neither YAML nor the stacks fill in."""
+
+UNFILLED_IS = "holds a place that nobody fills in: it is read as it stands"
 
 Meant = tuple[dict[str, Any], list[str], list[Problem]]
 """Options, notes, problems."""
@@ -31,6 +36,8 @@ def as_text(value: Any) -> str:
 
 def meant(key: str, value: Any, meaning: Key) -> Meant:
     """Apply a key's meaning to a value that asks for something."""
+    if isinstance(value, str) and UNFILLED.search(value):
+        return {}, [], [_bad(key, value, UNFILLED_IS, "write out what belongs there")]
     alone = value[0] if isinstance(value, list) and len(value) == 1 else value
     text = as_text(alone)
     if (missing := entry(meaning.without, text)) is not None:
@@ -41,7 +48,10 @@ def meant(key: str, value: Any, meaning: Key) -> Meant:
     if (noted := entry(meaning.notes, text)) is not None:
         notes.append(f"{key}: {text}: {meaning.notes[noted]}")
     if (found := entry(meaning.sets, text)) is not None:
-        return dict(meaning.sets[found]), notes, []
+        named = {
+            k: v.replace("{}", text) if isinstance(v, str) else v for k, v in meaning.sets[found].items()
+        }
+        return named, notes, []
     if (found := entry(meaning.values, text)) is not None:
         return {meaning.option: meaning.values[found]}, notes, []
     if meaning.only or not meaning.option:

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from loadkit.errors import Problem
-from loadkit.request.recipes.key_tables import Dialect, Key
-from loadkit.request.recipes.meaning import NOTHING, as_text, meant
+from loadkit.request.recipes.key_tables import Default, Dialect, Key, entry
+from loadkit.request.recipes.meaning import NOTHING, UNFILLED, UNFILLED_IS, as_text, meant
 from loadkit.text.suggest import nearest_name
 
 __all__ = ["Translation", "translate"]
@@ -19,6 +19,12 @@ _problem = partial(Problem, "request", "loadkit")
 NEAR = 0.8
 """How like a loading key another key must be to count as a misspelling of it (`nearest_name`'s cutoff)."""
 
+FLAGS: Mapping[str, bool] = {
+    **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "off", "0"), False),
+}
+"""What the stacks take for a flag that is on or off."""
+
 FREEZING = ("adapter", "load_in_4bit", "load_in_8bit")
 """Options under which the base's own weights don't train."""
 
@@ -26,6 +32,7 @@ WITHOUT: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "adapter": ("a new adapter", (
         "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters",
         "lora_modules_to_save", "lora_exclude_modules", "lora_vision", "use_rslora", "use_dora", "init_lora_weights",
+        "peft_config",
     )),
     "load_in_4bit": ("4-bit quantization", (
         "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage",
@@ -61,12 +68,14 @@ def translate(content: Mapping[str, Any], dialect: Dialect) -> Translation:
             continue
         if meaning.shared:
             found.trainer[key] = value
+        if False in meaning.ignore or "true" in meaning.sets:
+            value = FLAGS.get(str(value).lower(), value)
         if value in NOTHING or _among(value, meaning.ignore):
             continue
         if meaning.needs and not any(_there(content, needed) for needed in meaning.needs):
             found.notes.append(f"{key} has no effect without {' or '.join(meaning.needs)}, and is left out")
             continue
-        if barred := [other for other in meaning.against if _is_set(content.get(other))]:
+        if barred := [other for other in meaning.against if _there(content, other)]:
             found.notes.append(f"{key} has no effect beside {barred[0]}, and is left out")
             continue
         asked.append((key, value, meaning))
@@ -97,10 +106,15 @@ def _source(content: Mapping[str, Any], dialect: Dialect) -> tuple[str, list[Pro
     value = content.get(dialect.source)
     if value in NOTHING:
         return "", []
-    if isinstance(value, str):
+    if isinstance(value, str) and not UNFILLED.search(value):
         return value, []
-    message = f"{dialect.source}: {value} isn't a text"
-    return "", [_problem("recipe-bad-value", message, "name a folder or a Hub id, in quotes if need be")]
+    wrong = UNFILLED_IS if isinstance(value, str) else "isn't a text"
+    remedy = (
+        "write out what belongs there"
+        if isinstance(value, str)
+        else "name a folder or a Hub id, in quotes if need be"
+    )
+    return "", [_problem("recipe-bad-value", f"{dialect.source}: {value} {wrong}", remedy)]
 
 
 def _foreign(key: str, value: Any, dialect: Dialect, found: Translation) -> None:
@@ -151,25 +165,16 @@ def _settle(
 
 def _contradictions(content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
     for wrong in dialect.contradictions:
-        if _has(content, wrong.keys):
-            said = " and ".join(f"{key}: {as_text(value)}" for key, value in wrong.keys.items())
+        if _has(content, wrong.keys) and all(_is_set(content.get(key)) for key in wrong.given):
+            named = [*wrong.keys, *wrong.given]
+            said = " and ".join(f"{key}: {as_text(content[key])}" for key in named)
             message = f"{said} exclude each other"
             found.problems.append(_problem("recipe-contradiction", message, wrong.remedy))
 
 
 def _defaults(content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
     for default in dialect.defaults:
-        if default.when and found.options.get(default.when) is not True:
-            continue
-        if any(found.options.get(option) != value for option, value in default.where.items()):
-            continue
-        if not all(_is_set(content.get(key)) for key in default.given):
-            continue
-        if not _has(content, default.keys) or any(content.get(key) not in NOTHING for key in default.silent):
-            continue
-        if any(option in found.options for option in default.unless) or content.keys() & set(default.absent):
-            continue
-        if any(_has(content, {key: value}) for key, value in default.barring.items()):
+        if not _holds(default, content, found.options):
             continue
         new = {k: v for k, v in default.options.items() if default.over or k not in found.options}
         if default.adds:
@@ -183,6 +188,26 @@ def _defaults(content: Mapping[str, Any], dialect: Dialect, found: Translation) 
         found.options.update(new)
         if default.note and (new or not default.options):
             found.notes.append(default.note)
+
+
+def _holds(default: Default, content: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether the conditions of a default are met."""
+    barred = (
+        entry(dict.fromkeys(map(as_text, values)), as_text(content.get(key))) is not None
+        for key, values in default.barring.items()
+    )
+    return (
+        (not default.when or options.get(default.when) is True)
+        and all(options.get(option) == value for option, value in default.where.items())
+        and not any(options.get(option) == value for option, value in default.without.items())
+        and not any(option in options for option in default.unless)
+        and all(_is_set(content.get(key)) for key in default.given)
+        and all(key in content and not _is_set(content[key]) for key in default.nothing)
+        and not any(content.get(key) not in NOTHING for key in default.silent)
+        and not content.keys() & set(default.absent)
+        and _has(content, default.keys)
+        and not any(barred)
+    )
 
 
 def _frozen_dtype(content: Mapping[str, Any], dialect: Dialect, found: Translation) -> None:
@@ -211,9 +236,9 @@ def _without_effect(dialect: Dialect, found: Translation, given_by: Mapping[str,
             del found.options[option]
             if label := given_by.get(option):
                 key = label if label in dialect.keys else label.partition(".")[0]
-                end = "left to the trainer" if dialect.keys[key].shared else "left out"
                 found.shared.discard(key)
-                found.notes.append(f"{label} has no effect without {words}, and is {end}")
+                if not dialect.keys[key].shared:
+                    found.notes.append(f"{label} has no effect without {words}, and is left out")
 
 
 def _there(content: Mapping[str, Any], needed: str) -> bool:
@@ -242,7 +267,9 @@ def _agreed(first: Any, second: Any) -> Any:
 
 
 def _joined(first: Any, second: Any) -> Any:
-    """Two lists or two mappings as one; None where they can't be."""
+    """Two lists or two mappings as one, a text beside a list as its one item; None where they can't be."""
+    if {type(first), type(second)} == {str, list}:
+        first, second = ([each] if isinstance(each, str) else each for each in (first, second))
     if isinstance(first, list) and isinstance(second, list):
         return [*first, *(each for each in second if each not in first)]
     if isinstance(first, dict) and isinstance(second, dict):

@@ -21,6 +21,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
         *_code_selected(context),
         *_other_config(context, plan),
         *_other_task(context, plan),
+        *_other_class(context, plan),
         *check_labels(context, plan),
         *(_unpinned(context) if remote else _consent_unused(context, plan)),
     ]
@@ -47,6 +48,19 @@ def _other_task(context: Context, plan: Plan) -> Iterator[Problem]:
         f"you asked for task {asked.value!r}, and plugin {decision.plugin!r} chose {plan.model_class.model_class} for "
         f"{plan.model_class.task}: {decision.because}",
         f"leave task out, or go without that plugin: LOADKIT_DISABLE={decision.plugin}",
+    )
+
+
+def _other_class(context: Context, plan: Plan) -> Iterator[Problem]:
+    """Another class loads it than the one that was expected."""
+    asked, chosen = context.request.asked("model_class"), plan.model_class.model_class
+    if asked is None or asked.value == chosen:
+        return
+    yield _problem(
+        "other-class",
+        f"{asked.value} was expected to load it ({asked.because}), and {chosen} does: {plan.why('architecture').because}",
+        "leave it out, or name a checkpoint of that class",
+        severity="error" if asked.demanded else "warning",
     )
 
 

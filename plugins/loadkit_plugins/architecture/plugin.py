@@ -29,6 +29,12 @@ def loadkit_options() -> Sequence[Option]:
             help='what the model is for; by default what its config says. "text": the language model alone',
         ),
         Option(
+            name="model_class",
+            type="str",
+            stage="architecture",
+            help="the class that is expected to load it, such as LlamaForCausalLM: another one is an error, or told where a recipe says so",
+        ),
+        Option(
             name="num_labels",
             type="int",
             stage="architecture",

@@ -57,6 +57,12 @@ def loadkit_options() -> Sequence[Option]:
             help='how, such as {"use_reentrant": false} (the default)',
             aliases=("activation_checkpointing_kwargs",),
         ),
+        Option(
+            name="float32_norms",
+            type="bool",
+            stage="preparation",
+            help="keep the norms of a quantized base that trains in float32 (the default, but where an engine shards parameters)",
+        ),
         *freezing.declared_options(),
     ]
 
@@ -84,7 +90,7 @@ def loadkit_choose_preparation(
         gradient_checkpointing_kwargs={**default, **_wished(context, default)} if checkpointing else {},
         input_gradients=checkpointing and frozen,
         training=training,
-        float32_norms=not context.topology.shards_parameters,
+        float32_norms=_float32_norms(context),
         norms_left=tuple(dict.fromkeys(_cast_to(context))) if training and packed else (),
         trainable_dtype=trainable,
         frozen_parts=_frozen_parts(context, architecture) if whole else (),
@@ -99,11 +105,22 @@ def loadkit_choose_preparation(
     because += f"; {refused}" if refused else ""
     if trainable:
         because += f"; what trains is {trainable}: computing in less is left to the trainer's autocast"
-    if value.kbit and not value.float32_norms:
+    norms_asked = request.asked("float32_norms")
+    if value.kbit and norms_asked is not None and norms_asked.value is value.float32_norms:
+        because += f"; norms {'in float32' if value.float32_norms else 'in the dtype of the weights'}: {norms_asked.because}"
+    elif value.kbit and not value.float32_norms:
         because += f"; norms stay in the dtype of the weights, as {context.topology.engine} shards parameters of one dtype"
     if checkpointing and default is REENTRANT_UNDER_ZERO3:
         because += "; use_reentrant, as ZeRO-3 frees frozen parameters while activations are recomputed"
     return Claim(value=value, because=because, strength=strength)
+
+
+def _float32_norms(context: Context) -> bool:
+    """As asked, but where an engine shards parameters, which wants one dtype: there a demand alone counts."""
+    asked, shards = context.request.asked("float32_norms"), context.topology.shards_parameters
+    if asked is None or (shards and not asked.demanded):
+        return not shards
+    return bool(asked.value)
 
 
 def _frozen_parts(context: Context, architecture: ModelClass) -> tuple[str, ...]:
@@ -139,6 +156,13 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             "leave gradient_checkpointing out",
         )
     yield from _nothing_trains(plan)
+    norms_asked = context.request.asked("float32_norms")
+    if norms_asked is not None and norms_asked.demanded and not plan.preparation.kbit:
+        yield _problem(
+            "norms-unused",
+            "float32_norms was given, but no quantized base trains: norms have the dtype of the others",
+            "leave it out",
+        )
     kwargs = context.request.asked("gradient_checkpointing_kwargs")
     if kwargs is not None and kwargs.demanded and not plan.preparation.gradient_checkpointing:
         yield _problem(

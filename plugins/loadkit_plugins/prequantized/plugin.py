@@ -18,6 +18,7 @@ from loadkit import (
     Context,
     Finding,
     ModelClass,
+    Option,
     Packed,
     Plan,
     Problem,
@@ -27,6 +28,18 @@ from loadkit import (
     hookimpl,
 )
 from loadkit_plugins.prequantized.settings import method_of, stored, stored_here
+
+
+@hookimpl
+def loadkit_options() -> Sequence[Option]:
+    return [
+        Option(
+            name="dequantize_stored",
+            type="list",
+            stage="quantization",
+            help='stored formats to turn back into floating point while loading, such as "mxfp4"; others stay as they are',
+        )
+    ]
 
 
 @hookimpl
@@ -55,7 +68,7 @@ def loadkit_choose_quantization(
         already = msgspec.structs.replace(already, options={"types": already.options.get("types", [])})
     because = f"the checkpoint is stored quantized ({already.method}); what it fixes can't be chosen again"
     if already.format is not msgspec.UNSET:
-        wish = context.request.asked("dequantize")
+        wish = context.request.asked("dequantize") or context.request.asked("dequantize_stored")
         because += f"; {wish.because}" if already.format.asked and wish is not None else ""
         chosen = ", ".join(f"{name}={value}" for name, value in already.settings.items())
         because += f"; {chosen} is set, with which it trains" if chosen else ""

@@ -68,8 +68,10 @@ def method_of(quantization: Quantization) -> Method | None:
 
 
 def asked_back(context: Context) -> bool:
-    """Whether `dequantize=True` was asked for."""
-    return bool(context.request.value("dequantize", False))
+    """Whether `dequantize=True` was asked for, or `dequantize_stored` names the checkpoint's method."""
+    stored_by = (context.checkpoint.quantization_config or {}).get("quant_method")
+    named = stored_by in context.request.value("dequantize_stored", ())
+    return named or bool(context.request.value("dequantize", False))
 
 
 def misplaced(method: Method, machine: Machine) -> str:

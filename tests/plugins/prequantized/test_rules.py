@@ -119,6 +119,16 @@ def test_dequantize_asks_for_floating_point_aloud() -> None:
     assert "dequantize-unused" in problems(dequantize=True)
 
 
+def test_formats_to_turn_back_are_named() -> None:
+    """Those that are named, and no other; a checkpoint that isn't quantized is none of them."""
+    turned = found(of("mxfp4"), H100_KERNELS, "lora", dequantize_stored=["mxfp4", "fp8"])
+    assert (turned.dtype, turned.asked) == ("bfloat16", True)
+    kept = found(of("mxfp4"), H100_KERNELS, "inference", dequantize_stored=["fp8"])
+    assert (kept.dtype, kept.asked) == ("", False)
+    assert "dequantize-unused" not in problems(dequantize_stored=["fp8"])
+    assert "no-dequantize" not in problems(of("gptq", bits=4), dequantize_stored=["fp8"])
+
+
 def test_a_profiles_width_that_a_stored_format_overrules_is_told() -> None:
     plan = planned(of("fp8"), "qlora", machine=A100)
     (other,) = plan.why("quantization").instead_of

@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import loadkit
 from loadkit.request.recipes.key_tables import Dialect, dialect_of, dialects
 from loadkit.request.recipes.translate import WITHOUT, translate
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TRL = dialects()[0]
 
@@ -99,16 +106,34 @@ def test_every_field_of_the_trainers_is_known() -> None:
     } - {"chat_template", "padding_side", "additional_special_tokens"}  # which scripts give their tokenizer
 
 
+SCHEMAS = tomllib.loads(Path(__file__).with_name("schema_keys.toml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("stack", SCHEMAS)
+def test_every_key_of_a_stacks_schema_is_known(stack: str) -> None:
+    """Translated, told or the trainer's: never unknown, and never called a misspelling of another."""
+    dialect = next(each for each in dialects() if each.name == SCHEMAS[stack]["dialect"])
+    for key in SCHEMAS[stack]["keys"]:
+        if key == dialect.source:
+            continue
+        found = translate({dialect.source: "a/b", key: False}, dialect)
+        assert not any("no known key" in note for note in found.notes), key
+        assert not [p for p in found.problems if p.code == "recipe-misspelt-key"], key
+        if key not in dialect.keys:
+            told = translate({key: "something"}, dialect)
+            assert key in told.trainer or told.problems, key
+
+
 NEIGHBOURS = {
     "trl": "ref_model_name_or_path teacher_tokenizer_name_or_path reward_model_name_or_path judge_model_revision optim_target_modules type",
     "axolotl": "activation_checkpointing adapter_name base_model_ignore_patterns datasets flash_attn_fuse_mlp flash_attn_rms_norm fp8 "
     "gradient_accumulation_steps lora_mlp_kernel lora_o_kernel lora_on_cpu lora_qkv_kernel loraplus_lr_ratio optim_target_modules "
-    "orpo_alpha pad_to_multiple_of peft_layers_pattern processor_config relora sample_packing_eff_est tf32 tokenizer_type "
+    "orpo_alpha pad_to_multiple_of processor_config relora sample_packing_eff_est tf32 tokenizer_type "
     "tokenizer_use_fast unfrozen_parameters unsloth_lora_o wandb_log_model",
     "llama-factory": "additional_target_lr apollo_target export_quantization_bit galore_rank galore_target gradient_checkpointing "
     "infer_backend local_rank loraplus_lr_ratio oft_rank oft_target pissa_convert quantization_device_map ref_model "
     "ref_model_adapters ref_model_quantization_bit resize_vocab reward_model_quantization_bit skip_special_tokens "
-    "split_special_tokens tokenized_path upcast_layernorm use_apollo vllm_max_lora_rank",
+    "split_special_tokens tokenized_path use_apollo vllm_max_lora_rank",
     "llama-factory-v1": "kernel_config dist_config optim_config peft_config quant_config bf16 micro_batch_size train_dataset",
 }
 """Keys of theirs that look like loading keys."""

@@ -192,6 +192,10 @@ def test_trl_without_a_dtype_loads_in_float32(recipe: Read) -> None:
         assert recipe(part).options == {"training": True}
 
 
+TURNED_BACK = {"dequantize_stored": ["mxfp4", "fp8"]}
+"""What LLaMA-Factory does with checkpoints that are stored so, whatever a recipe says."""
+
+
 def test_settings_of_what_is_off_are_left_out_in_plain_sight(recipe: Read) -> None:
     found = recipe("use_peft: false\nlora_r: 8\nbnb_4bit_quant_type: nf4\nload_in_4bit: false\n")
     assert found.options == {"training": True, "adapter": False}
@@ -206,9 +210,11 @@ def test_settings_of_what_is_off_are_left_out_in_plain_sight(recipe: Read) -> No
         "training": True,
         "adapter": "./mine",
         "load_in_8bit": True,
+        "float32_norms": False,
         "gradient_checkpointing": True,
         "adapter_dtype": "float32",
         "frozen_parts": ["towers", "projector"],
+        **TURNED_BACK,
     }
     assert [note.split()[0] for note in resumed.notes] == ["training", "lora_rank", "quantization_type"]
     full = recipe(
@@ -220,6 +226,7 @@ def test_settings_of_what_is_off_are_left_out_in_plain_sight(recipe: Read) -> No
         "gradient_checkpointing": True,
         "trainable_dtype": "float32",
         "frozen_parts": ["towers", "projector"],
+        **TURNED_BACK,
     }
     assert full.trainer == {"freeze_vision_tower": True, "do_train": True}
     assert full.shared == ()
@@ -295,11 +302,12 @@ def test_an_axolotl_recipe(recipe: Read) -> None:
         "gradient_checkpointing": True,
         "attn_implementation": "flash_attention_2",
         "pad_token": "<|end_of_text|>",
-        "additional_special_tokens": ["<|end_of_text|>"],
+        "additional_special_tokens": ["<|end_of_text|>", "<s>"],
+        "bos_token": "<s>",
         "dtype": "bfloat16",
+        "float32_norms": False,
     }
     assert any("chatml" in note for note in found.notes)
-    assert any("special_tokens.bos_token" in note for note in found.notes)
     assert {"datasets", "micro_batch_size", "bf16"} <= set(found.trainer)
     for text in ("adapter: lora\nlora_model_dir: ./mine\n", "lora_model_dir: ./mine\nadapter: lora\n"):
         resumed = recipe("base_model: a/b\nlora_r: 8\n" + text)
@@ -321,7 +329,20 @@ LORA = {"adapter": True, "lora_dropout": 0.0, "lora_vision": True, "adapter_dtyp
         ("model_revision: abc", {"revision": "abc"}),
         ("revision_of_model: abc", {"revision": "abc"}),
         ("model_config: {rope_theta: 5}\nmodel_kwargs: {use_safetensors: true}", {"model_kwargs": {"rope_theta": 5, "use_safetensors": True}}),
-        ("model_type: LlamaForCausalLM", {}),
+        ("model_type: LlamaForCausalLM", {"task": "text", "model_class": "LlamaForCausalLM"}),
+        ("model_type: LlamaForCausalLM\ntrust_remote_code: true", {"trust_remote_code": True}),
+        ("model_type: AutoModelForCausalLM\ncls_model_config: AutoConfig\ntokenizer_type: AutoTokenizer", {}),
+        ("reward_model: true", {"task": "sequence-classification", "model_kwargs": {"num_labels": 1}}),
+        ("reward_model: true\nnum_labels: 3", {"task": "sequence-classification", "model_kwargs": {"num_labels": 3}}),
+        ("process_reward_model: true", {"task": "token-classification", "model_kwargs": {"num_labels": 2}}),
+        ("adapter: lora\nlora_target_modules: embed_tokens\nlora_target_linear: true", {**LORA, "lora_target_modules": ["embed_tokens", "every-linear"]}),
+        ("adapter: lora\nlora_rank_pattern: {q_proj: 2}\npeft_layers_to_transform: [0]\nlora_fan_in_fan_out: false", {**LORA, "peft_config": {"rank_pattern": {"q_proj": 2}, "layers_to_transform": [0]}}),
+        ("lora_rank_pattern: {q_proj: 2}", {}),
+        ("adapter: lora\nload_in_4bit: true", {**LORA, "load_in_4bit": False}),
+        ("adapter: lora\nload_in_8bit: 1", {**LORA, "load_in_8bit": True, "float32_norms": False}),
+        ("adapter: lora\nload_in_8bit: 'yes'", {**LORA, "load_in_8bit": True, "float32_norms": False}),
+        ("adapter: lora\nload_in_8bit: 'False'", LORA),
+        ("model_kwargs: {attn_implementation: eager, use_safetensors: true}", {"attn_implementation": "eager", "model_kwargs": {"use_safetensors": True}}),
         ("model_type: AutoModelForSequenceClassification\nnum_labels: 1\nreward_model: true", {"task": "sequence-classification", "model_kwargs": {"num_labels": 1}}),
         ("adapter: lora\nlora_target_modules: [q_proj]\nlora_target_linear: true", {**LORA, "lora_target_modules": ["q_proj", "every-linear"]}),
         ("adapter: lora\nlora_target_linear: true\nlora_target_modules:", {**LORA, "lora_target_modules": ["every-linear"]}),
@@ -331,9 +352,9 @@ LORA = {"adapter": True, "lora_dropout": 0.0, "lora_vision": True, "adapter_dtyp
         ("model_quantization_config: Mxfp4Config\nmodel_quantization_config_kwargs: {dequantize: true}", {"dequantize": True}),
         ("freeze_mm_modules: true", {"frozen_parts": ["towers", "projector"]}),
         ("special_tokens: {eos_token: <e>, pad_token: <p>}", {"eos_token": "<e>", "pad_token": "<p>", "additional_special_tokens": ["<e>", "<p>"]}),
-        ("adapter: qlora\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", {**LORA, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}),
+        ("adapter: qlora\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4, llm_int8_skip_modules: [lm_head]}", {**LORA, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True, "skip_modules": ["lm_head"], "float32_norms": False}),
         ("tokens: [<a>, <b>]\nspecial_tokens: {additional_special_tokens: [<c>, <a>]}", {"additional_special_tokens": ["<a>", "<b>", "<c>"]}),
-        ("tokens: {pad_token: '[PAD]', unk_token: <unk>}", {"pad_token": "[PAD]", "additional_special_tokens": ["[PAD]"]}),
+        ("tokens: {pad_token: '[PAD]', unk_token: <unk>}", {"pad_token": "[PAD]", "unk_token": "<unk>", "additional_special_tokens": ["[PAD]", "<unk>"]}),
         ("chat_template: jinja\nchat_template_jinja: '{{ 1 }}'", {"chat_template": "{{ 1 }}"}),
         ("chat_template: tokenizer_default_fallback_chatml", {}),
         ("gradient_checkpointing: offload", {"gradient_checkpointing": True}),
@@ -341,6 +362,7 @@ LORA = {"adapter": True, "lora_dropout": 0.0, "lora_vision": True, "adapter_dtyp
         ("attn_implementation: sage", {}),
         ("attn_implementation: kernels-community/flash-attn3", {"attn_implementation": "kernels-community/flash-attn3"}),
         ("flash_attention:\nsdp_attention: true", {"attn_implementation": "sdpa"}),
+        ("eager_attention: true\nsdp_attention: true\nflash_attention: true", {"attn_implementation": "flash_attention_2"}),
         ("lora_r: 8", {}),
     ],
 )  # fmt: skip
@@ -358,7 +380,12 @@ def test_axolotls_keys(recipe: Read, text: str, options: dict[str, Any]) -> None
         ("bf16: false\nfp16: true", "float16"),
         ("bf16: false", "float32"),
         ("bf16: false\nfp16: false\nadapter: lora\nload_in_8bit: true", "float16"),
-        ("float32: true", "float32"),
+        ("float32: true", "bfloat16"),
+        ("float16: true", "bfloat16"),
+        ("bf16: false\nfloat16: true", "float16"),
+        ("bf16:\n", "float32"),
+        ("bf16:\nfp16: true", "float16"),
+        ("bf16: true\nfp16: true", "bfloat16"),
     ],
 )
 def test_axolotls_dtype(recipe: Read, text: str, dtype: str) -> None:
@@ -387,9 +414,11 @@ def test_a_llama_factory_recipe(recipe: Read) -> None:
         "lora_target_modules": "every-linear",
         "attn_implementation": "flash_attention_2",
         "gradient_checkpointing": True,
-        "dtype": "bfloat16",
+        "bnb_4bit_compute_dtype": "bfloat16",
+        "float32_norms": False,
         "adapter_dtype": "float32",
         "frozen_parts": ["towers", "projector"],
+        **TURNED_BACK,
     }
     assert {"template", "stage", "cutoff_len"} <= set(found.trainer)
     full = recipe("do_train: true\nfinetuning_type: full\ndisable_gradient_checkpointing: true\nbf16: true\n")
@@ -397,9 +426,9 @@ def test_a_llama_factory_recipe(recipe: Read) -> None:
         "training": True,
         "adapter": False,
         "gradient_checkpointing": False,
-        "dtype": "bfloat16",
         "trainable_dtype": "float32",
         "frozen_parts": ["towers", "projector"],
+        **TURNED_BACK,
     }
     listed = recipe("do_train: true\nlora_rank: 4\nlora_target: q_proj, v_proj\nlora_alpha: '12'\n")
     assert listed.options["lora_target_modules"] == ["q_proj", "v_proj"]
@@ -415,7 +444,7 @@ def test_a_llama_factory_recipe(recipe: Read) -> None:
         ("additional_target: embed_tokens,lm_head", {"lora_modules_to_save": ["embed_tokens", "lm_head"]}),
         (
             "add_tokens: <a>\nadd_special_tokens: <b>, <c>",
-            {"additional_special_tokens": ["<a>", "<b>", "<c>"]},
+            {"additional_special_tokens": ["<a>", "<b>", "<c>"], "pad_to_multiple_of": 64},
         ),
         ("freeze_vision_tower: false", {"lora_vision": True, "frozen_parts": ["projector"]}),
         (
@@ -424,8 +453,10 @@ def test_a_llama_factory_recipe(recipe: Read) -> None:
         ),
         ("freeze_multi_modal_projector: false", {"frozen_parts": ["towers"]}),
         ("adapter_name_or_path: ./a\ncreate_new_adapter: true", {"adapter": "./a", "new_adapter": True}),
-        ("pure_bf16: true", {"dtype": "bfloat16", "adapter_dtype": None}),
-        ("bf16: true\ninfer_dtype: float16", {"dtype": "bfloat16"}),
+        ("pure_bf16: true", {"adapter_dtype": None}),
+        ("bf16: true\ninfer_dtype: float16", {}),  # the base's dtype is the checkpoint's
+        ("resize_vocab: true", {}),
+        ("quantization_bit: '8'\nupcast_layernorm: true", {"load_in_8bit": True, "float32_norms": True}),
         ("use_reentrant_gc: false", {"gradient_checkpointing_kwargs": {"use_reentrant": False}}),
         ("flash_attn: auto", {}),
         ("flash_attn: disabled", {"attn_implementation": "eager"}),
@@ -443,6 +474,7 @@ def test_llama_factorys_keys(recipe: Read, text: str, options: dict[str, Any]) -
         "lora_target_modules": "every-linear",
         "adapter_dtype": "float32",
         "frozen_parts": ["towers", "projector"],
+        **TURNED_BACK,
         **options,
     }
     found = recipe(f"do_train: true\nfinetuning_type: lora\n{text}\n").options
@@ -453,9 +485,19 @@ def test_llama_factorys_files_that_dont_train(recipe: Read) -> None:
     """Without do_train it chats, serves, predicts or merges: no new adapter, and an old one is frozen or
     merged."""
     chat = recipe("model_name_or_path: a/b\ntemplate: t\ninfer_backend: huggingface\ninfer_dtype: float16\n")
-    assert chat.options == {"training": False, "gradient_checkpointing": False, "dtype": "float16"}
+    assert chat.options == {
+        "training": False,
+        "gradient_checkpointing": False,
+        "dtype": "float16",
+        **TURNED_BACK,
+    }
     predicted = recipe("adapter_name_or_path: ./mine\ndo_predict: true\nfinetuning_type: lora\nstage: sft\n")
-    assert predicted.options == {"training": False, "gradient_checkpointing": False, "adapter": "./mine"}
+    assert predicted.options == {
+        "training": False,
+        "gradient_checkpointing": False,
+        "adapter": "./mine",
+        **TURNED_BACK,
+    }
     merged = recipe("adapter_name_or_path: ./mine\ntemplate: t\nexport_dir: out\n")
     assert merged.options == {**predicted.options, "merge_adapter": True}
 
@@ -484,6 +526,7 @@ def test_llama_factorys_second_dialect(recipe: Read) -> None:
     assert (found.dialect, found.source) == ("llama-factory-v1", "owner/model")
     assert found.options == {
         "training": True,
+        "float32_norms": False,
         "adapter": True,
         "lora_r": 4,
         "lora_alpha": 16,
@@ -514,10 +557,22 @@ def test_llama_factorys_second_dialect(recipe: Read) -> None:
     ("text", "words"),
     [
         ("base_model: a\nchat_template: chatml\n", "give chat_template="),
-        (
-            "base_model: a\nspecial_tokens: {unk_token: <unk>}\n",
-            "special_tokens.unk_token has no counterpart",
-        ),
+        ("base_model: a\nspecial_tokens: {sep_token: <s>}\n", "special_tokens.sep_token has no counterpart"),
+        ("base_model: a\nadapter: lora\nload_in_4bit: true\n", "with adapter: qlora alone"),
+        ("base_model: a\nadapter: lora\n", "axolotl would refuse"),
+        ("base_model: a\nsdp_attention: true\n", "norms to float32"),
+        ("base_model: a\nfloat32: true\n", "goes by bf16 and fp16 alone"),
+        ("base_model: a\nbf16: true\nfp16: true\n", "bf16 counts, not fp16"),
+        ("base_model: a\nreward_model: true\ntrust_remote_code: true\n", "here it is a classifier"),
+        ("base_model: a\ntokenizer_type: LlamaTokenizer\n", "its own files say"),
+        ("base_model: a\ntokenizer_use_fast: false\n", "the fast ones"),
+        ("base_model: a\ncls_model_config: LlamaConfig\n", "own config class"),
+        ("base_model: a\nprocessor_type: LlavaProcessor\n", "its own files say"),
+        ("base_model: a\nflash_attn_fuse_mlp: true\n", "not fused"),
+        ("do_train: true\nlora_rank: 8\nuse_megatron_bridge: true\n", "Megatron"),
+        ("do_train: true\nlora_rank: 8\nresize_vocab: true\n", "trains the embeddings"),
+        ("do_train: true\nlora_rank: 8\nadd_tokens: <a>\n", "give additional_target"),
+        ("infer_backend: vllm\ntemplate: t\n", "loaded with transformers"),
         ("base_model: a\ntokens: [<a>]\n", "added as special tokens"),
         ("base_model: a\ngradient_checkpointing: offload_disk\n", "moving activations away is the trainer's"),
         ("base_model: a\nattn_implementation: xformers\n", "not part of transformers"),
@@ -548,7 +603,6 @@ def test_what_isnt_translated_one_to_one_is_noted(recipe: Read, text: str, words
         ("load_in_4bit: true\nload_in_8bit: true\n", "recipe-contradiction", "exclude each other"),
         ("base_model: a\nadapter: qlora\nload_in_8bit: true\n", "recipe-contradiction", "qlora is 4-bit"),
         ("base_model: a\nadapter: qlora\nload_in_4bit: false\n", "recipe-contradiction", "qlora is 4-bit"),
-        ("base_model: a\nbf16: true\nfp16: true\n", "recipe-key-twice", "keep bf16 or fp16"),
         ("base_model: a\nmodel_config: {a: 1}\nmodel_kwargs: {a: 2}\n", "recipe-key-twice", "model_config and model_kwargs"),
         ("adapter_name_or_path: ./mine\nfinetuning_type: full\n", "recipe-key-twice", "settle adapter"),
         ("quantization_bit: 3\n", "recipe-bad-value", "quantization_bit can be 4, 8"),
@@ -556,6 +610,10 @@ def test_what_isnt_translated_one_to_one_is_noted(recipe: Read, text: str, words
         ("finetuning_type: oft\n", "recipe-bad-value", "lora, full, freeze"),
         ("finetuning_type: lora\nuse_llama_pro: true\n", "recipe-contradiction", "pattern of the layers"),
         ("base_model: a\nunfrozen_parameters: ['^model.embed_tokens.weight$[:32000]']\n", "recipe-bad-value", "rows of a parameter"),
+        ("do_train: true\nfinetuning_type: full\nquantization_bit: 4\n", "recipe-contradiction", "through an adapter"),
+        ("do_train: true\nfinetuning_type: freeze\nquantization_bit: 8\n", "recipe-contradiction", "through an adapter"),
+        ("do_train: true\nlora_rank: 4\nquantization_bit: 4\nresize_vocab: true\n", "recipe-contradiction", "keeps its vocabulary"),
+        ("base_model: a\nadapter: qlora\nload_in_4bit: true\nmodel_quantization_config: Mxfp4Config\n", "recipe-contradiction", "keep one"),
         ("base_model: a\nqat: {weight_dtype: int4}\n", "recipe-untranslated", "no counterpart"),
         ("base_model: a\nuse_onebitllms: true\n", "recipe-untranslated", "one-bit"),
         ("model: a\npeft_config: {name: oft}\n", "recipe-bad-value", "lora, freeze"),
@@ -577,3 +635,31 @@ def test_what_is_wrong_is_reported(reported: Reported, text: str, code: str, wor
     found = reported(text)
     assert list(found) == [code]
     assert words in found[code]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "base_model: a\nflash_attention: true\n",
+        "base_model: a\nattn_implementation: kernels-community/flash-attn3\n",
+        "base_model: a\nfsdp_config: {offload_params: true}\n",
+        "base_model: a\ncut_cross_entropy: true\n",
+        "base_model: a\nadapter: lora\nlora_target_linear: true\n",
+        "base_model: a\nbf16: false\n",
+    ],
+)
+def test_axolotls_float32_embeddings_are_told_where_it_has_them(recipe: Read, text: str) -> None:
+    """It casts them back for an adapter, for FSDP, and for attention that wants 16 bits."""
+    assert not any("norms to float32" in note for note in recipe(text).notes)
+
+
+def test_a_place_that_nobody_fills_in_is_an_error(reported: Reported) -> None:
+    assert (
+        "write out what belongs there"
+        in reported("model_name_or_path: a\ndtype: ${DTYPE}\n")["recipe-bad-value"]
+    )
+    assert (
+        "write out what belongs there"
+        in reported("model_name_or_path: ${oc.env:MODEL}\n")["recipe-bad-value"]
+    )
+    assert reported("model_name_or_path: a\nrun_name: ${RUN}\n") == {}
