@@ -287,7 +287,9 @@ LEFT_TO_PEFT = {
 
 
 @pytest.mark.filterwarnings(
-    "ignore:Unsupported layer type:UserWarning", "ignore:Failed to load the CUDA:UserWarning"
+    "ignore:Unsupported layer type:UserWarning",
+    "ignore:Failed to load the CUDA:UserWarning",
+    "ignore:Setting boft_n_butterfly:UserWarning",
 )
 @pytest.mark.parametrize(
     "kind",
