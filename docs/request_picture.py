@@ -144,6 +144,7 @@ def steps() -> list[Step | Value]:
             "what was planned against what is there: a mismatch is an error",
             (
                 Box("findings", "audit_model"),
+                Box("settings", "read_back"),
                 Box("measurements", "open_parameter"),
                 Box("workarounds", "workarounds"),
             ),

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from loadkit.schema.plans import Plan
     from loadkit.schema.processing import Processing, Tokens, Vocabulary
     from loadkit.schema.quantized_weights import Opened, Packed
+    from loadkit.schema.readings import Reading
     from loadkit.schema.reports import Change, Loading, Measurements, Report
     from loadkit.schema.request import Asked, Request
     from loadkit.schema.values import (
@@ -88,6 +89,7 @@ _HOMES = {
     "schema.plans": "Plan",
     "schema.processing": "Processing Tokens Vocabulary",
     "schema.quantized_weights": "Opened Packed",
+    "schema.readings": "Reading",
     "schema.reports": "Change Loading Measurements Report",
     "schema.request": "Asked Request",
     "schema.values": "Architecture Experimental ModelClass Placement Preparation Quantization StoredFormat Support "
@@ -101,7 +103,7 @@ __all__ = [
     "Loading", "LoadkitError", "LoadkitWarning", "Machine", "Manifest", "Measurements", "Memory",
     "ModelClass", "Opened", "Option", "Overruled", "Packed", "PassedOver", "Placement", "Plan", "PlanError",
     "PluginError", "PluginInfo", "PluginManager", "PluginWarning", "Preparation", "Problem", "Processing",
-    "Profile", "Quantization", "RankError", "RankMemory", "Recipe", "ReplayError", "ReplayWarning",
+    "Profile", "Quantization", "RankError", "RankMemory", "Reading", "Recipe", "ReplayError", "ReplayWarning",
     "Report", "Request", "Severity", "StoredFormat", "Strength", "Support", "Supported", "Tokens", "Topology",
     "Unsupported", "Vocabulary", "Weight", "differences", "hookimpl", "load", "load_processing_class",
     "plan", "read_profile", "read_profiles", "read_recipe",

@@ -26,6 +26,7 @@ from loadkit.facts.library.towers import Towers, is_projector, tower_keys
 from loadkit.loading.inference_mode import InferenceMode
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.manifest.manifest import FileProof
+from loadkit.request.options import plain
 from loadkit.schema.dtypes import FLOATS, ITEM_SIZES, SHORT_DTYPES, canonical_dtype
 from loadkit.schema.loading_aids import LoadingAid, Shortcut, Stored
 from loadkit.schema.values import HEADED_TASKS
@@ -39,5 +40,5 @@ __all__ = [
     "ProcessingFacts", "Record", "SHORT_DTYPES", "Shortcut", "Stored", "Template", "TensorHeader",
     "Towers", "base_of", "canonical_dtype", "checksum", "checksums", "configs", "did_you_mean",
     "file_checksums", "fits", "input_embeddings", "is_packed", "is_projector", "nearest_name", "output_embeddings",
-    "pause_gc", "size", "some_of", "span", "template_fault", "tower_keys", "towers",
+    "pause_gc", "plain", "size", "some_of", "span", "template_fault", "tower_keys", "towers",
 ]

@@ -101,7 +101,7 @@ PUBLIC = """
     Decision Difference Experimental Finding LoadError Loaded Loading LoadkitError LoadkitWarning
     Machine Manifest Measurements Memory ModelClass Opened Option Overruled Packed PassedOver
     Placement Plan PlanError PluginError PluginInfo PluginManager PluginWarning Preparation Problem
-    Processing Profile Quantization RankError RankMemory Recipe ReplayError ReplayWarning Report
+    Processing Profile Quantization RankError RankMemory Reading Recipe ReplayError ReplayWarning Report
     Request Severity StoredFormat Strength Support Supported Tokens Topology Unsupported Vocabulary
     Weight differences hookimpl load load_processing_class plan read_profile read_profiles read_recipe
 """
@@ -112,7 +112,7 @@ FOR_PLUGINS = """
     InferenceMode Keywords Library LoadingAid ModelFacts ModuleFacts ProcessingFacts Record SHORT_DTYPES
     Shortcut Stored Template TensorHeader Towers base_of canonical_dtype checksum checksums configs
     did_you_mean file_checksums fits input_embeddings is_packed is_projector nearest_name output_embeddings
-    pause_gc size some_of span template_fault tower_keys towers
+    pause_gc plain size some_of span template_fault tower_keys towers
 """
 """What plugins need beyond it."""
 

@@ -20,6 +20,7 @@ from loadkit.errors import LoadkitError
 from loadkit.facts.machine.machine import Machine, read_machine
 from loadkit.facts.machine.topology import Topology, read_topology
 from loadkit.hooks.manager import PluginInfo, PluginManager
+from loadkit.request.environment import is_secret
 
 __all__ = ["Cache", "Examination", "Outlook", "examine"]
 
@@ -38,9 +39,6 @@ LIBRARIES = (
 
 FLOOR = re.compile(r"([\w.-]+)>=([\d.]+)[^;]*")
 """A requirement of loadkit's without a marker: the distribution, and the lowest version that was tested."""
-
-SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
-"""Parts of the names of environment variables whose values nobody should paste."""
 
 SHORTEST = 6
 """Characters of a value from which on it can be told from ordinary text."""
@@ -134,16 +132,12 @@ def _old(here: Here) -> Iterator[str]:
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
     shown = ("LOADKIT_", "HF_", "TRANSFORMERS_", "CUDA_VISIBLE")
-    return {n: "(set)" if _is_secret(n) else env[n] for n in sorted(env) if n.startswith(shown)}
-
-
-def _is_secret(name: str) -> bool:
-    return any(word in name.upper() for word in SECRET)
+    return {n: "(set)" if is_secret(n) else env[n] for n in sorted(env) if n.startswith(shown)}
 
 
 def _secrets(env: Mapping[str, str]) -> dict[str, str]:
     """What must not be in a bug report, wherever it turns up, to what is put there instead."""
-    values = {value: "(secret)" for name, value in env.items() if _is_secret(name) and len(value) >= SHORTEST}
+    values = {value: "(secret)" for name, value in env.items() if is_secret(name) and len(value) >= SHORTEST}
     home = os.path.expanduser("~")
     return values | ({home: "~"} if len(home) > 1 else {})
 

@@ -35,6 +35,11 @@ __all__ = ["command"]
     type=click.Path(dir_okay=False),
     help="Load what a manifest says again, or say what differs. Without MODEL and other options.",
 )
+@click.option(
+    "--asked",
+    is_flag=True,
+    help="List everything that was asked, what was planned of it, and what the loaded model has.",
+)
 @json_option("Print plan and report as JSON.")
 @engine_option
 @model_options
@@ -48,6 +53,7 @@ def command(
     strict: bool,
     manifest: Path | None,
     replay: str | None,
+    asked: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -56,7 +62,7 @@ def command(
     Without MODEL, the one that --recipe names."""
     from loadkit.cli.terminal import console, working
     from loadkit.loading.load import load
-    from loadkit.schema.plan_text import plan_table
+    from loadkit.schema.plan_text import asked_table, plan_table
     from loadkit.schema.report_text import report_table
 
     with working(f"planning {model or recipe or replay}") as progress:
@@ -68,7 +74,8 @@ def command(
     if as_json:
         print_json({"plan": loaded.plan, "report": loaded.report})
     else:
-        console.print(plan_table(loaded.plan))
+        readings = loaded.report.readings
+        console.print(asked_table(loaded.plan, readings) if asked else plan_table(loaded.plan))
         console.print()
         console.print(report_table(loaded.report))
     if generate is not None:

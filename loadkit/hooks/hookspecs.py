@@ -14,7 +14,7 @@ Four kinds of hooks:
   Where you would decide but can't, answer with a `Problem` that says why: it is shown if nobody else claims
   either.
 * **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `shortcuts`, `shorten_loading`,
-  `audit_model`, `workarounds`): every answer counts.
+  `audit_model`, `read_back`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
 * **Act** (`build_quantization_config`, `load_model`, `compare_tensor`, `open_parameter`, and the phases from
   `fit_vocabulary` to `merge_adapters`): the first result that isn't None is used; return None for what isn't
@@ -46,6 +46,7 @@ from loadkit.schema.loading_aids import LoadingAid, Shortcut
 from loadkit.schema.plans import Plan
 from loadkit.schema.processing import Processing, Tokens, Vocabulary
 from loadkit.schema.quantized_weights import Opened, Packed
+from loadkit.schema.readings import Reading
 from loadkit.schema.reports import Loading
 from loadkit.schema.values import Architecture, ModelClass, Placement, Preparation, Quantization
 
@@ -657,6 +658,28 @@ def loadkit_audit_model(  # type: ignore[empty-body]
 
     Returns:
         Findings; one of severity "error" fails the load unless `strict=False`.
+    """
+
+
+@hookspec
+def loadkit_read_back(  # type: ignore[empty-body]
+    plan: Plan, model: Any, processing_class: Any
+) -> Sequence[Reading]:
+    """Read from the loaded model what your stage decided, setting by setting.
+
+    The core compares: what differs from the plan is an error that names who asked for it, and all of it is in
+    the report. What isn't a setting (weights, files, counts) is for `loadkit_audit_model`.
+
+    When:
+        With the audit, after `loadkit_audit_model`.
+
+    Parameters:
+        plan: the plan.
+        model: the final model, with its adapter.
+        processing_class: the tokenizer or processor; None where there is none.
+
+    Returns:
+        A reading for each setting that the model shows; none for what it doesn't have.
     """
 
 

@@ -246,13 +246,23 @@ class PluginManager:
         Raises:
             PluginError: a plugin raised, or answered something else.
         """
-        found: list[T] = []
+        return [item for _, item in self.collect_named(hook, kind, *args, **kwargs)]
+
+    def collect_named(
+        self, hook: Callable[P, Any], kind: type[T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[tuple[str, T]]:
+        """As `collect`, each value with the plugin that gave it.
+
+        Raises:
+            PluginError: a plugin raised, or answered something else.
+        """
+        found: list[tuple[str, T]] = []
         for plugin, answer in self.answers(hook, *args, **kwargs):
             given = list(answer) if isinstance(answer, list | tuple | set | frozenset) else [answer]
             if not all(isinstance(item, kind) for item in given):
                 fault = f"it answered {answer!r}; this hook returns several {kind.__name__} values, or none"
                 raise PluginError(plugin, fault, hook=hook.__name__)
-            found += given
+            found += [(plugin, item) for item in given]
         return found
 
     def first(self, hook: Callable[P, T | None], /, *args: P.args, **kwargs: P.kwargs) -> T | None:

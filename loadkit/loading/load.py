@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from loadkit.audit.audit import audit
+from loadkit.audit.audit import audit, audit_settings
 from loadkit.audit.measurements import measure, peak_memory
 from loadkit.audit.verification import verifies_fully
 from loadkit.audit.weight_comparison import compare_with_files
@@ -142,11 +142,14 @@ def _run(
         model, changes = run_phases(plan, model, vocabulary, adapters, manager, clock, say)
     say("auditing")
     with clock("audit"):
-        findings = ranks.finish(audit(plan, model, loading, processing_class, manager, bare.findings))
+        found = audit(plan, model, loading, processing_class, manager, bare.findings)
+        found, readings = audit_settings(plan, model, processing_class, manager, found)
+        findings = ranks.finish(found)
         measurements = measure(plan, model, manager)
     report = Report(
         measurements=measurements,
         findings=findings,
+        readings=readings,
         changes=changes,
         loading=loading,
         seconds=clock.seconds,

@@ -16,6 +16,7 @@ import msgspec
 from loadkit.cache.atomic_write import write_whole
 from loadkit.errors import Finding, LoadkitError
 from loadkit.schema.plans import Plan
+from loadkit.schema.readings import Reading
 from loadkit.schema.reports import Change, Report
 from loadkit.schema.request import Progress
 
@@ -81,6 +82,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         workarounds: what was done about faults of libraries, a line each.
         findings: what the audit found.
         changes: what was done to the parameters after loading.
+        readings: each setting that the model showed, as planned and as it was.
         seconds: phase to seconds.
         format: the version of this layout.
     """
@@ -92,6 +94,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     workarounds: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     changes: tuple[Change, ...] = ()
+    readings: tuple[Reading, ...] = ()
     seconds: dict[str, float] = {}
     format: int = 1
 
@@ -146,6 +149,7 @@ def make_manifest(plan: Plan, report: Report, progress: Progress | None = None) 
         workarounds=(*(line for line, applies in WORKAROUNDS.items() if applies(plan)), *report.workarounds),
         findings=report.findings,
         changes=report.changes,
+        readings=report.readings,
         seconds=report.seconds,
     )
 

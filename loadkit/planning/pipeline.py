@@ -20,8 +20,10 @@ from loadkit.facts.machine.topology import Topology, read_topology
 from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.planning.build_request import make_request, no_source, several_plugins
 from loadkit.planning.decisions import Decisions
+from loadkit.planning.environment_asked import environment_asked
 from loadkit.planning.ledger import Reads, ledger_of, unread
 from loadkit.planning.plan_target import Target, find_target
+from loadkit.request.environment import misspelt
 from loadkit.request.options import CORE_OPTIONS
 from loadkit.request.recipes import Recipe
 from loadkit.schema.loading_aids import Shortcut
@@ -120,7 +122,10 @@ def plan_load(
             request, machine, nodes, engine, topology, this_machine(), lambda: launch or read_topology()
         )
         context, problems = _read_facts(request, manager, target, problems, token, progress)
-    return _planned(context, manager, problems, reads, target.elsewhere)
+    problems += misspelt(os.environ)
+    plan, facts = _planned(context, manager, problems, reads, target.elsewhere)
+    asked = (*plan.requested, *environment_asked(os.environ, plan, context))
+    return Planned(msgspec.structs.replace(plan, requested=asked), facts)
 
 
 def plan_context(context: Context, manager: PluginManager, problems: Iterable[Problem] = ()) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -15,8 +16,12 @@ from loadkit.text.units import size
 if TYPE_CHECKING:
     from loadkit.schema.claims import Decision
     from loadkit.schema.plans import Plan
+    from loadkit.schema.readings import Reading
 
 __all__ = ["asked_table", "plan_table", "plan_text"]
+
+LISTED, LONGEST = 4, 60
+"""Entries of a list, and characters of a text, that are printed of a setting."""
 
 
 def plan_text(plan: Plan) -> str:
@@ -63,15 +68,29 @@ def _head(plan: Plan) -> Text:
     return head
 
 
-def asked_table(plan: Plan) -> RenderableType:
-    """Everything that was asked, and what became of it."""
+def asked_table(plan: Plan, readings: Sequence[Reading] = ()) -> RenderableType:
+    """Everything that was asked, and what became of it: of a loaded model with what was read from it."""
     table = facts_table()
     for each in plan.requested:
         value = "" if each.value is None else f"={each.value}"
         line = Text(f"{each.disposition}" + (f" ({each.where})" if each.where else ""))
+        for text in dict.fromkeys(_read(reading) for reading in readings if each.name in reading.names):
+            line.append(f"\n{text}")
         line.append(f"\nby {each.by}" + (f"; {each.because}" if each.because else ""), style="dim")
         table.add_row(Text(f"{each.name}{value}", overflow="fold"), line)
     return Group(_head(plan), table)
+
+
+def _read(reading: Reading) -> str:
+    """What was planned and what is loaded, where it was read; long lists by their lengths."""
+    planned, loaded = _short(reading.planned), _short(reading.effective)
+    return f"planned {planned}, loaded {loaded} ({reading.where})"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list) and len(value) > LISTED:
+        return f"{len(value)} of them"
+    return str(value) if len(str(value)) <= LONGEST else f"{str(value)[:LONGEST]}…"
 
 
 def _gave_way(plan: Plan) -> list[RenderableType]:
@@ -86,7 +105,10 @@ def _gave_way(plan: Plan) -> list[RenderableType]:
     said += [
         str(each)
         for each in plan.requested
-        if each.differs and (each.name, each.by) not in hidden and each.because not in noted
+        if each.differs
+        and (each.name, each.by) not in hidden
+        and each.because not in noted
+        and not (each.by == "environment" and each.name in noted)
     ]
     if request.trainer_keys:
         said.append(f"left to the trainer: {', '.join(request.trainer_keys)}")

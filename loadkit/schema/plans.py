@@ -97,9 +97,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan's JSON without shortcuts, in hexadecimal: equal plans, equal digests."""
+        """SHA-256 of the plan's JSON without shortcuts and what is told of the environment, in hexadecimal:
+        equal plans, equal digests."""
         lasting = msgspec.to_builtins(msgspec.structs.replace(self, shortcuts=()))
         del lasting["requested"]
+        lasting["warnings"] = [each for each in lasting["warnings"] if each["stage"] != "environment"]
         return hashlib.sha256(msgspec.json.encode(lasting, order="sorted")).hexdigest()
 
     def why(self, stage: str) -> Decision:

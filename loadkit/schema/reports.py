@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from loadkit.errors import Finding
+from loadkit.schema.readings import Reading
 
 __all__ = ["Change", "Loading", "Measurements", "Report"]
 
@@ -86,6 +87,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         peak_memory: bytes: the process's highest resident set so far, each accelerator's highest allocation.
         workarounds: what plugins did about faults of libraries, a line each.
         shortcuts: what made the load faster, a line each.
+        readings: each setting that the model shows, as planned and as it is.
     """
 
     measurements: Measurements
@@ -96,6 +98,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory: dict[str, int] = {}
     workarounds: tuple[str, ...] = ()
     shortcuts: tuple[str, ...] = ()
+    readings: tuple[Reading, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""

@@ -22,6 +22,7 @@ from loadkit import (
     PassedOver,
     Plan,
     Problem,
+    Reading,
     Strength,
     Supported,
     hookimpl,
@@ -117,19 +118,34 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
 
 
 @hookimpl
-def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
     """Every sub-config runs the planned implementation, which transformers may change while building."""
     chosen = plan.attn_implementation
     by_part = {"": chosen} if isinstance(chosen, str) else chosen
     whole = chosen if isinstance(chosen, str) else ""
-    findings = []
+    found = []
     for path, config in configs(model.config):
-        planned = by_part.get(path.split(".")[0], whole)
+        part = path.split(".")[0]
+        planned = by_part.get(part, whole)
         effective = getattr(config, "_attn_implementation", None)
-        if planned and effective is not None and effective != planned:
-            message = f"{path or 'the model'} runs another attention"
-            findings.append(_finding("attention", message, planned, str(effective)))
-    return findings or list(_called(model, chosen))
+        if planned and effective is not None:
+            found.append(
+                Reading(
+                    stage="attention",
+                    names=("attn_implementation",) if whole else (f"attn_implementation.{part}",),
+                    where=f"config.{path}._attn_implementation".replace("..", "."),
+                    planned=planned,
+                    effective=str(effective),
+                    verbatim=planned != "paged|eager",
+                    code="attention",
+                )
+            )
+    return found
+
+
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+    return list(_called(model, plan.attn_implementation))
 
 
 def _called(model: Any, chosen: str | dict[str, str]) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,11 @@ from loadkit import (
     Plan,
     Problem,
     Quantization,
+    Reading,
     Strength,
     hookimpl,
 )
-from loadkit.plugins import did_you_mean
+from loadkit.plugins import base_of, did_you_mean
 
 _problem = partial(Problem, "device_map", "device-map")
 _finding = partial(Finding, "device_map", "device-map")
@@ -182,19 +183,53 @@ def _modules(context: Context, plan: Plan) -> Iterator[Problem]:
 
 
 @hookimpl
-def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
-    found = sorted({str(p.device) for p in model.parameters()})
+def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
     device_map = plan.placement.device_map
-    if not isinstance(device_map, dict) or list(device_map) != [""]:
-        stray = [device for device in found if device == "meta"]
-        planned = "no parameter on meta"
-        wrong = bool(stray) and not plan.request.asked("device_map")
-    else:
-        planned = _torch_device(device_map[""])
-        wrong = any(_torch_device(device) != planned for device in found)
-    if not wrong:
+    if not isinstance(device_map, dict):
         return []
-    return [_finding("device", "parameters are elsewhere than planned", planned, ", ".join(found))]
+    return list(_placed(device_map, base_of(model)))
+
+
+def _placed(device_map: Mapping[str, int | str], model: Any) -> Iterator[Reading]:
+    """Where the parameters of every module that the map names are, but for those that a longer path places
+    elsewhere, and for what lies on the disk or waits on the CPU, which are on meta."""
+    several = len(device_map) > 1
+    for path, device in device_map.items():
+        others = [
+            other for other in device_map if other != path and other.startswith(f"{path}." if path else "")
+        ]
+        found = {
+            _torch_device(str(parameter.device))
+            for name, parameter in model.named_parameters()
+            if (not path or name == path or name.startswith(f"{path}."))
+            and not any(name.startswith(f"{other}.") for other in others)
+        }
+        planned = _torch_device(device)
+        if device == "disk" or (several and device == "cpu"):
+            found = {planned if place == "meta" else place for place in found}
+        if found:
+            yield Reading(
+                stage="device_map",
+                names=(f"device_map.{path}",) if several else ("device_map", f"device_map.{path}"),
+                where=f"the device of {path or 'every parameter'}",
+                planned=planned,
+                effective=found.pop() if len(found) == 1 else sorted(found),
+                verbatim=False,  # 0 is cuda:0
+                code="device",
+            )
+
+
+@hookimpl
+def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+    """Where transformers spreads the model, nothing stays on meta."""
+    if isinstance(plan.placement.device_map, dict) or plan.request.asked("device_map"):
+        return []
+    found = sorted({str(p.device) for p in model.parameters()})
+    if "meta" not in found:
+        return []
+    return [
+        _finding("device", "parameters are elsewhere than planned", "no parameter on meta", ", ".join(found))
+    ]
 
 
 def _own(context: Context) -> tuple[dict[str, int | str] | None, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from loadkit import Claim, Context, Finding, Option, PassedOver, Plan, Problem, Strength, hookimpl
+from loadkit import Claim, Context, Finding, Option, PassedOver, Plan, Problem, Reading, Strength, hookimpl
 from loadkit.plugins import FLOATS, SHORT_DTYPES, base_of, canonical_dtype, did_you_mean, is_packed
 
 _problem = partial(Problem, "dtype", "dtype")
@@ -63,6 +63,24 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
         return []
     fix = f"choose dtype='{automatic(context).value}', or leave dtype out"
     return [_problem("dtype-unavailable", f"{by} {decision.value}, but {reason}", fix)]
+
+
+@hookimpl
+def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
+    """The config's, which `save_pretrained` writes; the parameters' own are looked at one by one."""
+    stated = getattr(base_of(model).config, "dtype", None)
+    if stated is None or (plan.quantization is not None and plan.quantization.prequantized):
+        return []
+    return [
+        Reading(
+            stage="dtype",
+            names=("dtype",),
+            where="config.dtype",
+            planned=plan.dtype,
+            effective=str(stated).removeprefix("torch."),
+            verbatim=False,  # "auto" and "bf16" stand for others
+        )
+    ]
 
 
 @hookimpl

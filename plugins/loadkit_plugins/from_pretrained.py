@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from loadkit import Claim, Context, Plan, Problem, hookimpl
-from loadkit.plugins import did_you_mean
+from loadkit import Claim, Context, Plan, Problem, Reading, hookimpl
+from loadkit.plugins import base_of, did_you_mean, plain
 from loadkit_plugins.model_kwargs import check_model_kwargs
 from loadkit_plugins.rope import moved_into_rope
 
@@ -47,3 +47,46 @@ def _experts(context: Context) -> Sequence[Problem]:
         )
         for name in wrong
     ]
+
+
+@hookimpl
+def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
+    return list(_readings(plan, base_of(model).config))
+
+
+def _readings(plan: Plan, config: Any) -> Iterator[Reading]:
+    """Further keyword arguments that became fields of the config."""
+    for decision in plan.decisions:
+        stage, _, name = decision.stage.partition(".")
+        if stage != "kwargs" or not name or name in PASSED_ON:
+            continue
+        where, found = _field(config, name)
+        if where:
+            yield Reading(
+                stage="kwargs",
+                names=(name, f"model_kwargs.{name}"),
+                where=f"config.{where}",
+                planned=decision.value,
+                effective=_within(found, decision.value),
+            )
+
+
+def _field(config: Any, name: str) -> tuple[str, Any]:
+    """Where a config has a field, and its value; "" where it has none."""
+    for attribute in (name, f"_{name}"):  # experts_implementation is kept as a private one
+        if hasattr(config, attribute):
+            return attribute, getattr(config, attribute)
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, Mapping) and name in rope:
+        return f"rope_parameters.{name}", rope[name]
+    return "", None
+
+
+def _within(found: Any, planned: Any) -> Any:
+    """A field's value as plain data: of a mapping or a nested config, what was planned of it."""
+    if not isinstance(planned, Mapping):
+        return plain(found)
+    if isinstance(found, Mapping):
+        held: Mapping[str, Any] = {str(key): value for key, value in found.items()}
+        return {key: _within(held.get(key), value) for key, value in planned.items()}
+    return {key: _within(getattr(found, key, None), value) for key, value in planned.items()}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from loadkit import Claim, Context, ModelClass, Option, Plan, Problem, Processing, Strength, hookimpl
+from loadkit import Claim, Context, ModelClass, Option, Plan, Problem, Processing, Reading, Strength, hookimpl
 from loadkit.plugins import ProcessingFacts, Template, template_fault
 
 _problem = partial(Problem, "processing", "processing")
@@ -72,6 +72,49 @@ def _claim(kind: Kind, because: str, strength: Strength, context: Context) -> Cl
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     return list(_problems(context, plan))
+
+
+@hookimpl
+def loadkit_read_back(plan: Plan, processing_class: Any) -> Sequence[Reading]:
+    return list(_readings(plan.processing, processing_class))
+
+
+def _readings(planned: Processing, loaded: Any) -> Iterator[Reading]:
+    """Whether there is one, and its template, padding side and backend."""
+    about = partial(Reading, stage="processing", verbatim=False)
+    yield about(
+        names=("processing_class",),
+        where="the tokenizer or processor",
+        planned="one" if planned.kind != "none" else "none",
+        effective="none" if loaded is None else "one",
+    )
+    if loaded is None:
+        return
+    tokenizer = getattr(loaded, "tokenizer", loaded)
+    if planned.padding_side is not None:
+        side = getattr(tokenizer, "padding_side", None)
+        yield about(
+            names=("padding_side",),
+            where="tokenizer.padding_side",
+            planned=planned.padding_side,
+            effective=side,
+            verbatim=True,
+        )
+    if planned.chat_template is not None:
+        for name, holder in {"processing_class": loaded, "tokenizer": tokenizer}.items():
+            yield about(
+                names=("chat_template",),
+                where=f"{name}.chat_template",
+                planned=planned.chat_template,
+                effective=getattr(holder, "chat_template", None),
+            )
+    if "backend" in planned.options and (images := getattr(loaded, "image_processor", None)) is not None:
+        yield about(
+            names=("use_fast",),
+            where="image_processor.backend",
+            planned=planned.options["backend"],
+            effective=getattr(images, "backend", None),
+        )
 
 
 def _problems(context: Context, plan: Plan) -> Iterator[Problem]:

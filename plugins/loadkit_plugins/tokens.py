@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from loadkit import (
     Asked,
@@ -18,6 +18,7 @@ from loadkit import (
     Problem,
     Processing,
     Quantization,
+    Reading,
     Strength,
     Tokens,
     hookimpl,
@@ -111,6 +112,32 @@ def loadkit_choose_tokens(
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     return list(_problems(context, plan))
+
+
+@hookimpl
+def loadkit_read_back(plan: Plan, processing_class: Any) -> Sequence[Reading]:
+    """What the tokenizer calls its special tokens, and those that were to be added to it."""
+    tokens, tokenizer = plan.tokens, getattr(processing_class, "tokenizer", processing_class)
+    if tokenizer is None:
+        return []
+    about = partial(Reading, stage="tokens")
+    found = [
+        about(names=(role,), where=f"tokenizer.{role}", planned=planned, effective=getattr(tokenizer, role))
+        for role, planned in {"eos_token": tokens.eos_token, "pad_token": tokens.pad_token}.items()
+        if planned is not None
+    ]
+    if tokens.additional:
+        vocabulary = tokenizer.get_vocab()
+        found.append(
+            about(
+                names=("additional_special_tokens",),
+                where="the tokenizer's vocabulary",
+                planned=list(tokens.additional),
+                effective=[token for token in tokens.additional if token in vocabulary],
+                verbatim=False,  # a new pad token is among them
+            )
+        )
+    return found
 
 
 def _problems(context: Context, plan: Plan) -> Iterator[Problem]:

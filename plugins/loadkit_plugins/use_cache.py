@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loadkit import Claim, Context, Finding, Option, Plan, Preparation, Problem, Strength, hookimpl
+from loadkit import Claim, Context, Option, Plan, Preparation, Problem, Reading, Strength, hookimpl
 from loadkit.plugins import configs
 from loadkit_plugins.model_types import OVER_A_CACHE
 
@@ -56,18 +56,18 @@ def loadkit_check_plan(plan: Plan) -> Sequence[Problem]:
 
 
 @hookimpl
-def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
+def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
     if plan.use_cache is None:
         return []
     return [
-        Finding(
-            "use_cache",
-            "use-cache",
-            "use-cache",
-            f"{path or 'the config'} has another use_cache",
-            str(plan.use_cache),
-            str(config.use_cache),
+        Reading(
+            stage="use_cache",
+            names=("use_cache",),
+            where=f"config.{path}.use_cache".replace("..", "."),
+            planned=plan.use_cache,
+            effective=config.use_cache,
+            code="use-cache",
         )
         for path, config in configs(model.config)
-        if hasattr(config, "use_cache") and config.use_cache != plan.use_cache
+        if hasattr(config, "use_cache")
     ]

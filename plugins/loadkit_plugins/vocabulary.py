@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from loadkit import Finding, LoadError, Plan, Vocabulary, hookimpl
+from loadkit import Finding, LoadError, Plan, Reading, Vocabulary, hookimpl
 from loadkit.plugins import base_of, input_embeddings, output_embeddings
 from loadkit_plugins.model_types import EXTRA_ROWS
 
@@ -57,6 +57,74 @@ def loadkit_audit_model(plan: Plan, model: Any, processing_class: Any) -> Sequen
     return list(_findings(plan, model, processing_class))
 
 
+@hookimpl
+def loadkit_read_back(plan: Plan, model: Any, processing_class: Any) -> Sequence[Reading]:
+    merged = plan.adapters is not None and plan.adapters.merge  # which may have changed one of the two
+    return [*_special_ids(plan, model, processing_class), *([] if merged else _tied(base_of(model)))]
+
+
+def _special_ids(plan: Plan, model: Any, processing_class: Any) -> Iterator[Reading]:
+    """Config and generation config name the tokenizer's pad token, and an eos token that was chosen."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    base = base_of(model)
+    if tokenizer is None or not hasattr(input_embeddings(base), "weight") or not tokenizer.get_vocab():
+        return
+    about = partial(Reading, stage="tokens", verbatim=False)
+    for where, config in _configs(base).items():
+        if tokenizer.pad_token_id is not None:
+            yield about(
+                names=("pad_token",),
+                where=f"pad_token_id of {where}",
+                planned=tokenizer.pad_token_id,
+                effective=getattr(config, "pad_token_id", None),
+                code="pad-token",
+            )
+        if plan.tokens.eos_token is not None:
+            yield about(
+                names=("eos_token",),
+                where=f"eos_token_id of {where}",
+                planned=tokenizer.eos_token_id,
+                effective=next(iter(_listed(getattr(config, "eos_token_id", None))), None),
+                code="eos-token-id",
+            )
+
+
+def _tied(base: Any) -> Iterator[Reading]:
+    """Tensors are one where the config says so, and embedding and output head only there."""
+    tied = getattr(base, "all_tied_weights_keys", None)
+    if tied is None:
+        return
+    pairs = {
+        f"{target} and {source}": (_at(base, target), _at(base, source)) for target, source in tied.items()
+    }
+    if not tied:
+        ends = [getattr(m, "original_module", m) for m in (input_embeddings(base), output_embeddings(base))]
+        pairs["embedding and output head"] = tuple(getattr(module, "weight", None) for module in ends)  # type: ignore[assignment]
+    for where, (one, other) in pairs.items():
+        if one is None or other is None or "meta" in (one.device.type, other.device.type):
+            continue
+        yield Reading(
+            stage="architecture",
+            names=("model_kwargs.tie_word_embeddings",),
+            where=f"{where} as one tensor",
+            planned=bool(tied),
+            effective=one is other,
+            verbatim=False,
+            code="tied-weights",
+        )
+
+
+def _at(base: Any, path: str) -> Any:
+    """A parameter by the name that it has without an adapter; None where it isn't there."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = base.get_submodule(module)
+    except AttributeError:
+        return None
+    found = getattr(found, "original_module", found)
+    return getattr(found, name, None)
+
+
 def _findings(plan: Plan, model: Any, processing_class: Any) -> Iterator[Finding]:
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     base = base_of(model)
@@ -73,6 +141,7 @@ def _findings(plan: Plan, model: Any, processing_class: Any) -> Iterator[Finding
     if stated not in (rows, rows - EXTRA_ROWS.get(getattr(text, "model_type", ""), 0)):
         message = "vocab_size isn't what the embeddings have"
         yield _finding("vocab-size-config", message, f"{rows}", f"{stated}")
+    yield from _untied(base)
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if plan.preparation.training and pad is not None and pad == eos:
         yield _finding("pad-is-eos", "the pad token is the eos token", "two tokens", tokenizer.eos_token)
@@ -84,6 +153,23 @@ def _findings(plan: Plan, model: Any, processing_class: Any) -> Iterator[Finding
         own = _listed(getattr(config, "eos_token_id", None))
         if plan.preparation.training and eos is not None and eos not in own:
             yield _finding("eos-token", f"{where} has another eos token", f"{eos}", f"{own or 'none'}")
+
+
+def _untied(base: Any) -> Iterator[Finding]:
+    """transformers 5.23 leaves embedding and head apart where the files hold both, with different values."""
+    head, tied = output_embeddings(base), getattr(base, "all_tied_weights_keys", None)
+    if head is None or tied or not getattr(base.config.get_text_config(), "tie_word_embeddings", False):
+        return
+    declared = getattr(base, "_tied_weights_keys", None)
+    if declared and base.config.tie_word_embeddings:
+        yield _finding(
+            "untied-weights",
+            "the config ties embedding and output head, and the files hold two different ones: both are kept",
+            "one tensor",
+            "two",
+            severity="warning",
+            remedy="set tie_word_embeddings to false in config.json, or use the files that belong to it",
+        )
 
 
 def _mean_rows(model: Any, new: Sequence[int], *, trained: int) -> None:

@@ -134,9 +134,9 @@ MUTANTS: dict[str, tuple[str | None, Wrong, set[str]]] = {
     "an infinite norm": (None, changed("model.norm.weight", lambda p: p.fill_(float("inf"))), {"not-finite", "other-values"}),
     "another dtype": (None, lambda model: model.float(), {"dtype"}),
     "not quantized": ("qlora", unquantized, {"not-quantized"}),
-    "fp4 for nf4": ("qlora", other_type, {"4bit-setting"}),
-    "scales that aren't quantized": ("qlora", not_nested, {"4bit-setting"}),
-    "4 bits stored in bfloat16": ("qlora", stored_otherwise, {"4bit-setting"}),
+    "fp4 for nf4": ("qlora", other_type, {"4bit-setting", "quantization-config"}),
+    "scales that aren't quantized": ("qlora", not_nested, {"4bit-setting", "quantization-config"}),
+    "4 bits stored in bfloat16": ("qlora", stored_otherwise, {"4bit-setting", "quantization-config"}),
     "computing in float32": ("qlora", computes_in_float32, {"4bit-setting"}),
     "quantized codes that aren't the file's": (
         "qlora", changed("model.layers.0.mlp.down_proj.weight", lambda p: p.data.fill_(7)), {"other-values"},
@@ -355,7 +355,8 @@ def test_every_check_has_a_mutant() -> None:
     caught = set().union(
         *(codes for _, _, codes in MUTANTS.values()), *(codes for *_, codes in PHASES.values())
     )
-    here = Path(__file__).read_text(encoding="utf-8")
+    files = (Path(__file__), Path(__file__).parent / "test_read_back.py")
+    here = "".join(file.read_text(encoding="utf-8") for file in files)
     elsewhere = {
         "conversion-errors",
         "missing-weights",
@@ -370,10 +371,18 @@ def test_every_check_has_a_mutant() -> None:
                 given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
                 place = 2 if getattr(node.func, "id", "") == "Finding" else 0  # after a stage and a plugin
                 first = getattr(node.args[place], "value", None) if node.args[place:] else None
-                if given.get("severity", "error") in ("error", None) and (code := given.get("code") or first):
+                code = given.get("code") or first
+                if given.get("severity", "error") in ("error", None) and isinstance(code, str):
                     codes.add(code)
+            elif isinstance(node, ast.Call):  # a reading
+                given_codes = [k.value for k in node.keywords if k.arg == "code"]
+                codes |= {c.value for each in given_codes for c in ast.walk(each) if _is_text(c)}
     assert len(codes) > 20
     assert {code for code in codes - caught - elsewhere if f'"{code}"' not in here} == set()
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def test_special_tokens_that_disagree_are_caught(tiny: Tiny, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ LOADING = {
     "loadkit_attach_adapters": {"profile": "lora"},
     "loadkit_merge_adapters": {"merge_adapter": True, "adapter": "made"},
     "loadkit_audit_model": {},
+    "loadkit_read_back": {},
 }
 
 

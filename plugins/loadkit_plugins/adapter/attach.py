@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ def _refuse_names(model: Any, adapters: Adapters) -> None:
 def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -> Any:
     import peft
 
-    options = dict(adapter.options)
+    options = copy.deepcopy(adapter.options)  # PEFT 0.21 writes into the patterns of fused experts
     beneath = model if isinstance(model, peft.PeftModel) else None
     model = model if beneath is None else beneath.get_base_model()
     _resolve(model, adapter, options)

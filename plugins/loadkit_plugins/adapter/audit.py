@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loadkit import Adapter, Adapters, Finding, Plan
+from loadkit_plugins.adapter.layers import biases
+from loadkit_plugins.adapter.stored_file import file_of
 
 __all__ = ["audit"]
 
@@ -28,19 +29,17 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
 
 
 def _findings(planned: Adapters, model: Any, cache: str | None) -> Iterator[Finding]:
-    active = model.active_adapter
-    if active != planned.active:
-        yield _finding("active-adapter", planned.active, str(active))
     named = list(model.named_parameters())
     for adapter in planned.members:
-        own = [p for n, p in named if adapter.name in n.split(".") and p.is_floating_point()]
-        dtypes = {str(p.dtype).removeprefix("torch.") for p in own}
+        weights = [p for n, p in named if adapter.name in n.split(".") and p.is_floating_point()]
+        dtypes = {str(p.dtype).removeprefix("torch.") for p in weights}
         if dtypes - {adapter.dtype}:
             yield _finding("adapter-dtype", adapter.dtype, ", ".join(sorted(dtypes)))
         if adapter.source and (different := _differing(adapter, model, cache)):
             yield _finding("adapter-values", "the tensors of its file", f"others in {different}")
     training = [a.name for a in planned.members if a.trainable and a.name == planned.active]
-    strangers = [n for n, p in named if p.requires_grad and not set(training) & set(n.split("."))]
+    own = {*training, *(name for a in planned.members if a.name in training for name in biases(a, named))}
+    strangers = [n for n, p in named if p.requires_grad and n not in own and not own & set(n.split("."))]
     if strangers:
         yield _finding(
             "trainable", "the active adapter trains, and nothing else", f"{strangers[0]} trains too"
@@ -55,7 +54,7 @@ def _differing(adapter: Adapter, model: Any, cache: str | None) -> str:
     import torch
     from safetensors import safe_open
 
-    path = _file(adapter, cache)
+    path = file_of(adapter, WEIGHTS, cache)
     if path is None:
         return ""
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter.name, save_embedding_layers=False)
@@ -66,17 +65,6 @@ def _differing(adapter: Adapter, model: Any, cache: str | None) -> str:
             if not torch.equal(held, file.get_tensor(name).to(held.dtype)):
                 return name
     return ""
-
-
-def _file(adapter: Adapter, cache: str | None) -> str | None:
-    """Its safetensors file on this machine; None where it is a pickle."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if not adapter.revision:
-        path = os.path.join(adapter.source, WEIGHTS)
-        return path if os.path.isfile(path) else None
-    found = try_to_load_from_cache(adapter.source, WEIGHTS, cache_dir=cache, revision=adapter.revision)
-    return found if isinstance(found, str) else None
 
 
 def _finding(code: str, planned: str, effective: str) -> Finding:

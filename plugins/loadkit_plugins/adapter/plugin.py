@@ -16,6 +16,7 @@ from loadkit import (
     Preparation,
     Problem,
     Quantization,
+    Reading,
     Strength,
     Tokens,
     Vocabulary,
@@ -94,3 +95,10 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     from loadkit_plugins.adapter.audit import audit
 
     return audit(plan, model)
+
+
+@hookimpl
+def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
+    from loadkit_plugins.adapter.readings import readings
+
+    return list(readings(plan, model))

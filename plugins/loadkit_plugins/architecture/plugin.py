@@ -7,10 +7,12 @@ with the user's consent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loadkit import Claim, Context, ModelClass, Option, Plan, Problem, hookimpl
+from loadkit import Claim, Context, ModelClass, Option, Plan, Problem, Reading, hookimpl
+from loadkit.plugins import base_of
 from loadkit_plugins.architecture.brought import registered, remote
 from loadkit_plugins.architecture.checks import check, explain
 from loadkit_plugins.architecture.labels import label_claims
@@ -63,3 +65,18 @@ def loadkit_choose_architecture(context: Context) -> Claim[ModelClass] | Problem
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     return check(context, plan)
+
+
+@hookimpl
+def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
+    return [
+        Reading(
+            stage="architecture",
+            names=("task",),
+            where="the model's class",
+            planned=re.split(r"[.:]", plan.model_class.model_class)[-1],
+            effective=type(base_of(model)).__name__,
+            verbatim=False,
+            code="model-class",
+        )
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,10 +36,7 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
     if not modules:
         what = f"no module is a {kind.__name__}"
         return [_finding("not-quantized", what, f"{quantization.bits:g} bits", "no quantized module")]
-    findings = [*_share(model, kind), *_not_finite(model)]
-    if quantization.bits == 4:
-        findings += _settings(plan, modules)
-    return findings
+    return [*_share(model, kind), *_not_finite(model)]
 
 
 def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
@@ -99,24 +96,6 @@ def opened(parameter: Any) -> Opened | None:
 def _codes(held: Any, expected: Any) -> str:
     differ = int((held != expected).sum())
     return f"{differ} of {held.numel()} quantized values differ" if differ else ""
-
-
-def _settings(plan: Plan, modules: Sequence[tuple[str, Any]]) -> Iterator[Finding]:
-    assert plan.quantization is not None
-    options = plan.quantization.options
-    effective: dict[str, Callable[[Any], Any]] = {
-        "bnb_4bit_quant_type": lambda m: m.weight.quant_state.quant_type,
-        "bnb_4bit_use_double_quant": lambda m: m.weight.quant_state.nested,
-        "bnb_4bit_compute_dtype": lambda m: str(m.compute_dtype).removeprefix("torch."),
-        "bnb_4bit_quant_storage": lambda m: str(m.weight.dtype).removeprefix("torch."),
-    }
-    for name, read in effective.items():
-        if name not in options:
-            continue
-        found = {read(m) for _, m in modules if m.weight.quant_state is not None}
-        if found - {options[name]}:
-            has = ", ".join(sorted(map(str, found)))
-            yield _finding("4bit-setting", f"{name} isn't as planned", str(options[name]), has)
 
 
 def _not_finite(model: Any) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from loadkit import (
     Plan,
     Problem,
     Quantization,
+    Reading,
     Weight,
     hookimpl,
 )
@@ -134,6 +135,13 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     from loadkit_plugins.bitsandbytes.audit import audit
 
     return audit(plan, model)
+
+
+@hookimpl
+def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
+    from loadkit_plugins.bitsandbytes.readings import readings
+
+    return list(readings(plan, model))
 
 
 def _overruled(bits: Asked, context: Context) -> bool:

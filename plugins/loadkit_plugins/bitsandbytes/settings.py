@@ -12,6 +12,7 @@ __all__ = [
     "FOUR_BIT",
     "METHOD",
     "FIELDS",
+    "SKIPPING",
     "UNSET",
     "declared_options",
     "eight_bit",

@@ -16,12 +16,14 @@ from loadkit import (
     Preparation,
     Problem,
     Quantization,
+    Reading,
     Strength,
     hookimpl,
 )
 from loadkit.plugins import input_embeddings
 from loadkit_plugins.model_types import OVER_A_CACHE
 from loadkit_plugins.preparation import freezing
+from loadkit_plugins.preparation.norms import norms
 
 _problem = partial(Problem, "preparation", "preparation")
 
@@ -246,17 +248,18 @@ def _into_graph(module: Any, args: Any, output: Any) -> Any:
 
 
 @hookimpl
+def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
+    from loadkit_plugins.preparation.readings import readings
+
+    return list(readings(plan, model))
+
+
+@hookimpl
 def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     return [*freezing.audit(plan, model), *_findings(plan, model)]
 
 
 def _findings(plan: Plan, model: Any) -> Iterator[Finding]:
-    checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    if checkpointing != plan.preparation.gradient_checkpointing:
-        planned = plan.preparation.gradient_checkpointing
-        yield _finding("gradient-checkpointing", "gradient checkpointing", planned, checkpointing)
-    if model.training != plan.preparation.training:
-        yield _finding("training-mode", "training mode", plan.preparation.training, model.training)
     if _should_train(plan) and not any(p.requires_grad for p in model.parameters()):
         yield Finding(
             "preparation",
@@ -267,15 +270,6 @@ def _findings(plan: Plan, model: Any) -> Iterator[Finding]:
             effective=f"0 of {sum(1 for _ in model.parameters())} parameters",
             remedy="add adapter=True, train an unquantized model whole, or leave training out",
         )
-
-
-def norms(model: Any) -> dict[str, Any]:
-    """Every normalisation layer with a weight, by its path: those whose class is called a norm."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module).__name__.endswith("Norm") and list(module.parameters(recurse=False))
-    }
 
 
 def _cast_to(context: Context) -> Iterator[str]:
@@ -328,8 +322,3 @@ def _unsupported(context: Context, architecture: ModelClass) -> str:
     if facts is None or facts.supports_gradient_checkpointing:
         return ""
     return f"{architecture.model_class} doesn't support it"
-
-
-def _finding(code: str, what: str, planned: bool, effective: bool) -> Finding:
-    message = f"{what} isn't as planned"
-    return Finding("preparation", "preparation", code, message, str(planned), str(effective))
