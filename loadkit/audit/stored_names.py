@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from loadkit.audit.model_access import is_packed
@@ -51,11 +52,21 @@ def _is_split(parameter: Any) -> bool:
 
 
 def _reverted(model: Any, name: str, parameter: Any) -> dict[str, Any]:
-    """What transformers makes of one tensor when it saves the model; nothing where it can't of one alone."""
+    """What transformers makes of one tensor when it saves the model; nothing where it can't of one alone.
+
+    transformers 5.23 changes a conversion's patterns in place while it reverses it (`WeightTransform.copy`
+    hands its own lists on), so it is given copies.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
+    own = getattr(model, "_weight_conversions", None)
     try:
+        if own is not None:
+            model._weight_conversions = deepcopy(own)
         made: dict[str, Any] = revert_weight_conversion(model, {name: parameter.detach()})
     except Exception:  # an operation that needs its neighbours, or a model class that isn't transformers' own
         return {}
+    finally:
+        if own is not None:
+            model._weight_conversions = own
     return made

@@ -60,6 +60,7 @@ OWN: Mapping[str, Variable] = {
     "LOADKIT_QUANTIZED_CACHE": Variable("shortcuts", _off),
     "LOADKIT_RANKS_SILENCE": Variable("ranks"),
     "LOADKIT_RANKS_TIMEOUT": Variable("ranks"),
+    "LOADKIT_VERIFY": Variable("weights"),
     "LOADKIT_STRICT": Variable("plugins", lambda value: value not in ("", "0")),
 }
 """Variables of loadkit's own."""

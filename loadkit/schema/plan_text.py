@@ -23,6 +23,9 @@ __all__ = ["asked_table", "plan_table", "plan_text"]
 LISTED, LONGEST = 4, 60
 """Entries of a list, and characters of a text, that are printed of a setting."""
 
+NAME_WIDTH = 50
+"""Columns for what was asked: paths in variables may be long, and leave room for what became of them."""
+
 
 def plan_text(plan: Plan) -> str:
     """A plan as plain text."""
@@ -71,6 +74,7 @@ def _head(plan: Plan) -> Text:
 def asked_table(plan: Plan, readings: Sequence[Reading] = ()) -> RenderableType:
     """Everything that was asked, and what became of it: of a loaded model with what was read from it."""
     table = facts_table()
+    table.columns[0].max_width, table.columns[0].no_wrap = NAME_WIDTH, False
     for each in plan.requested:
         value = "" if each.value is None else f"={each.value}"
         line = Text(f"{each.disposition}" + (f" ({each.where})" if each.where else ""))

@@ -13,7 +13,9 @@ from loadkit_plugins.rope import WITHIN_ROPE, check_rope, config_class, moved_in
 
 __all__ = ["check_model_kwargs", "config_problems"]
 
-_problem = partial(Problem, "kwargs", "from-pretrained")
+NAME = "from-pretrained"
+
+_problem = partial(Problem, "kwargs", NAME)
 
 ROPE = ("rope_parameters", "rope_scaling")
 
@@ -29,7 +31,7 @@ def check_model_kwargs(context: Context, plan: Plan) -> Iterator[Problem]:
     asked = context.request.asked("model_kwargs")
     if asked is None:
         return
-    decided = {decision.stage for decision in plan.decisions}
+    decided = {d.stage for d in plan.decisions if not any(o.plugin != NAME for o in d.instead_of)}
     passed_on = moved_into_rope(context, asked.value)
     given = {name: value for name, value in passed_on.items() if f"kwargs.{name}" in decided}
     keywords = context.library.keywords

@@ -70,6 +70,10 @@ def _special_ids(plan: Plan, model: Any, processing_class: Any) -> Iterator[Read
     if tokenizer is None or not hasattr(input_embeddings(base), "weight") or not tokenizer.get_vocab():
         return
     about = partial(Reading, stage="tokens", verbatim=False)
+    for role in ("bos_token", "unk_token"):
+        if (wanted := getattr(plan.tokens, role)) is not None:
+            found = getattr(tokenizer, role, None)
+            yield about(names=(role,), where=f"{role} of the tokenizer", planned=wanted, effective=found)
     for where, config in _configs(base).items():
         if tokenizer.pad_token_id is not None:
             yield about(
@@ -145,10 +149,6 @@ def _findings(plan: Plan, model: Any, processing_class: Any) -> Iterator[Finding
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if plan.preparation.training and pad is not None and pad == eos:
         yield _finding("pad-is-eos", "the pad token is the eos token", "two tokens", tokenizer.eos_token)
-    for role in ("bos_token", "unk_token"):
-        wanted, found = getattr(plan.tokens, role), getattr(tokenizer, role, None)
-        if wanted is not None and found != wanted:
-            yield _finding("special-token", f"{role} isn't as planned", wanted, f"{found}")
     for where, config in _configs(base).items():
         own = _listed(getattr(config, "eos_token_id", None))
         if plan.preparation.training and eos is not None and eos not in own:

@@ -33,8 +33,10 @@ DEMANDS: dict[str, list[tuple[str, Options]]] = {
     "bnb_4bit_quant_storage": [("qlora", {"bnb_4bit_quant_storage": "bfloat16"})],
     "bnb_4bit_quant_type": [("qlora", {"bnb_4bit_quant_type": "fp4"})],
     "bnb_4bit_use_double_quant": [("qlora", {"bnb_4bit_use_double_quant": False})],
+    "bos_token": [("", {"bos_token": "<unk>"})],
     "chat_template": [("", {"chat_template": "{{ messages }}"})],
     "dtype": [("", {"dtype": "float32"}), ("lora", {"dtype": "fp16"})],
+    "float32_norms": [("qlora", {"float32_norms": False})],
     "eos_token": [("", {"eos_token": "<unk>"})],
     "gradient_checkpointing": [("lora", {"gradient_checkpointing": False})],
     "gradient_checkpointing_kwargs": [("lora", {"gradient_checkpointing_kwargs": {"use_reentrant": True}})],
@@ -76,6 +78,7 @@ DEMANDS: dict[str, list[tuple[str, Options]]] = {
     "trainable_dtype": [("full", {"trainable_dtype": "float32"})],
     "training": [("", {"training": True}), ("lora", {"training": False})],
     "use_cache": [("full", {"use_cache": True, "gradient_checkpointing": False})],
+    "unk_token": [("", {"unk_token": "</s>"})],
     "use_dora": [("lora", {"use_dora": True})],
     "use_rslora": [("lora", {"use_rslora": True})],
 }  # fmt: skip
@@ -85,9 +88,11 @@ SHOWN_ELSEWHERE: dict[str, str] = {
     "active_adapter": "test_mutants: of two existing adapters",
     "adapter_trainable": "test_mutants: of an existing adapter",
     "dequantize": "test_mutants: a base that stays quantized",
+    "dequantize_stored": "tests/plugins/prequantized: stored formats that are turned back",
     "device_map": "test_device_map_is_read",
     "frozen_parts": "test_mutants: of a multimodal model",
     "lora_target_parameters": "test_fused_experts",
+    "model_class": "test_mutants: another class",
     "lora_vision": "test_towers_are_left_alone",
     "new_adapter": "tests/loading: over an existing adapter",
     "revision": "test_the_commit_is_read",
@@ -115,6 +120,7 @@ NOT_IN_A_MODEL: dict[str, str] = {
     "quantized_cache": "what makes the load faster, with the same result",
     "tokenizer": "which files are read",
     "trust_remote_code": "what code may run",
+    "verify": "how much the audit compares",
 }
 """Options of which nothing can be read from a model."""
 

@@ -158,9 +158,9 @@ def test_equal_requests_have_equal_digests_and_others_dont() -> None:
 
 
 def test_why_finds_stages_options_and_keywords() -> None:
-    plan = planned(model_kwargs={"extra": 1})
+    plan = planned(model_kwargs={"attention_dropout": 0.5})
     assert plan.why("attn_implementation") is plan.why("attention")
-    assert plan.why("extra").value == 1
+    assert plan.why("attention_dropout").value == 0.5
     with pytest.raises(LoadkitError, match="did you mean 'attention'"):
         plan.why("attentoin")
 

@@ -212,13 +212,13 @@ def test_nothing_is_recomputed_twice() -> None:
 
 
 def test_layers_are_split_by_the_architectures_plan() -> None:
-    plan = on(split_over(8), checkpoint(HEADS))
+    plan = on(split_over(8), checkpoint(HEADS), allow_weights=["_proj"])
     assert plan.kwargs["distributed_config"] == {"tp_plan": "auto", "tp_size": 8}
     assert "device_map" not in plan.kwargs
     assert "by 9 rules" in plan.why("distributed_config").because
-    beside = on(split_over(4, "fsdp2"), checkpoint(HEADS))
+    beside = on(split_over(4, "fsdp2"), checkpoint(HEADS), allow_weights=["_proj"])
     assert beside.kwargs["distributed_config"] == {"tp_plan": "auto", "tp_size": 4, "fsdp_size": 2}
-    assert "distributed_config" not in on(EIGHT_RANKS, checkpoint(HEADS)).kwargs
+    assert "distributed_config" not in on(EIGHT_RANKS, checkpoint(HEADS), allow_weights=["_proj"]).kwargs
 
 
 def test_an_architecture_without_a_plan_is_refused() -> None:

@@ -407,7 +407,7 @@ def test_experimental_support_is_never_chosen() -> None:
 
 
 CPU_GPTQ = msgspec.structs.replace(
-    CPU, packages={**PACKAGES, "gptqmodel": "5.0.0", "optimum": "2.3.0", "torchao": "0.18.0"}
+    CPU, packages={**PACKAGES, "gptqmodel": "7.0.0", "optimum": "2.3.0", "torchao": "0.18.0"}
 )
 
 

@@ -35,7 +35,7 @@ NO_MORE_THAN_TOLD: Mapping[str, str] = {
 }
 """Variables that are read and ask nothing of a load."""
 
-NO_VARIABLES = {"CUDA_VISIBLE", "KNOWN_ISSUES", "LOADKIT_API"}
+NO_VARIABLES = {"UNFILLED_IS", "CUDA_VISIBLE", "KNOWN_ISSUES", "LOADKIT_API"}
 """Strings that only look like variables: the beginning of several, and names in Python."""
 
 

@@ -138,7 +138,7 @@ def _of(held: Any, name: str) -> Any:
     """What a layer keeps for an adapter; None where it keeps nothing for it."""
     try:
         return held[name]
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):  # torch's ParameterDict raises the first
         return None
 
 

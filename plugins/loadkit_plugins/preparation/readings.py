@@ -41,7 +41,8 @@ def readings(plan: Plan, model: Any) -> Iterator[Reading]:
         yield _reading(
             names=(), where="gradients of the embeddings' output", planned=True, effective=bool(hooks)
         )
-    if preparation.kbit and preparation.float32_norms and plan.quantized is not None:
+    tells = preparation.float32_norms or plan.request.asked("float32_norms") is not None
+    if preparation.kbit and tells and plan.dtype != "float32" and plan.quantized is not None:
         found = {
             str(parameter.dtype).removeprefix("torch.")
             for name, module in norms(base_of(model)).items()
@@ -51,7 +52,10 @@ def readings(plan: Plan, model: Any) -> Iterator[Reading]:
         }
         if found:
             yield _reading(
-                names=(), where="norms of the quantized base", planned=["float32"], effective=sorted(found)
+                names=("float32_norms",),
+                where=f"norms of the quantized base in float32 ({', '.join(sorted(found))})",
+                planned=preparation.float32_norms,
+                effective=found == {"float32"},
             )
     if preparation.trainable_dtype and plan.adapters is None:
         found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
