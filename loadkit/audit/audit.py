@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from loadkit.audit.packed_modules import packed_findings
 from loadkit.audit.read_back import compare_with_asked, read_back
 from loadkit.errors import SEVERITIES, Finding
 from loadkit.hooks import hookspecs as hooks
@@ -27,7 +28,8 @@ def audit(
     """What the plugins find, and what was found earlier, before the phases; errors first."""
     about = {"plan": plan, "model": model, "loading": loading, "processing_class": processing_class}
     hook: Callable[..., Any] = hooks.loadkit_audit_model
-    found = [*earlier, *manager.collect(hook, Finding, **about)]
+    packed = packed_findings(plan, model, manager)
+    found = [*earlier, *packed, *manager.collect(hook, Finding, **about)]
     return _ordered(found)
 
 

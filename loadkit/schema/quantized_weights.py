@@ -30,8 +30,10 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
         data: the `torch.Tensor` of its codes.
         constants: scales, zero points, code books: none twice, and none that shares the data's storage.
         count: how many weights it stands for.
+        shape: of the weights that it stands for; () where that isn't known.
     """
 
     data: Any
     constants: tuple[Any, ...] = ()
     count: int
+    shape: tuple[int, ...] = ()

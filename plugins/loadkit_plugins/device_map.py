@@ -103,16 +103,12 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     yield from _modules(context, plan)
     names = [device_map] if isinstance(device_map, str) else list((device_map or {}).values())
     for name in names:
-        if str(name) == "meta" or (str(name) == "disk" and len(names) == 1):
+        if str(name) == "meta":
             yield _problem(
-                "no-such-device",
-                f"device {str(name)!r} was asked for, "
-                + (
-                    "where weights have no values"
-                    if str(name) == "meta"
-                    else "and no device beside it that could compute"
-                ),
-                "name a device that holds and computes: cpu, cuda:0, auto",
+                "no-values",
+                "device 'meta' was asked for, where weights have shapes and no values: nothing can be computed",
+                "nothing need be done if the shapes are what you want; else name a device that computes: cpu, cuda:0, auto",
+                severity="warning",
             )
         elif reason := _unknown(str(name), machine):
             yield _problem(

@@ -239,7 +239,9 @@ def test_errors_come_first_then_stages_codes_and_words() -> None:
         return expected[:3:-1]
 
     manager: Any = SimpleNamespace(collect=collect)
-    values: Any = ("plan", "model", "loading", "processing_class")
+    plan = SimpleNamespace(quantized=None, adapters=None)
+    values: Any = (plan, "model", "loading", "processing_class")
     assert audit(*values, manager, expected[3::-1]) == tuple(expected)
-    assert asked == [{name: name for name in values}]
+    names = ("plan", "model", "loading", "processing_class")
+    assert asked == [dict(zip(names, values, strict=True))]
     assert audit(*values, manager) == tuple(expected[4:])

@@ -142,3 +142,14 @@ def test_memory_that_runs_out_in_a_phase(tiny: Tiny) -> None:
     manager.register(Large(), "aaa-large")
     with pytest.raises(loadkit.LoadError, match="memory ran out while attaching the adapter"):
         loadkit.load(tiny("mistral"), "lora", plugin_manager=manager)
+
+
+@pytest.mark.parametrize("device_map", ["disk", {"": "disk"}, "meta"])
+def test_places_without_memory_are_as_asked(tiny: Tiny, tmp_path: Path, device_map: Any) -> None:
+    """transformers keeps a whole model on the disk, or its shapes alone, and so does loadkit."""
+    folder = {"offload_folder": str(tmp_path)}
+    loaded = loadkit.load(tiny("mistral"), device_map=device_map, model_kwargs=folder)
+    assert {p.device.type for p in loaded.model.parameters()} == {"meta"}
+    assert ("no-values" in {w.code for w in loaded.plan.warnings}) is (device_map == "meta")
+    if device_map != "meta":
+        assert loaded.model(input_ids=torch.arange(5)[None]).logits.isfinite().all()

@@ -48,7 +48,9 @@ def opened(parameter: Any) -> Opened | None:
     names, _ = parameter.__tensor_flatten__()
     parts = {name: getattr(parameter, name) for name in names}
     data = parts.pop("qdata")
-    return Opened(data=data, constants=tuple(parts.values()), count=int(parameter.numel()))
+    return Opened(
+        data=data, constants=tuple(parts.values()), count=int(parameter.numel()), shape=tuple(parameter.shape)
+    )
 
 
 def compare(parameter: Any, stored: Any) -> str | None:

@@ -89,8 +89,8 @@ def opened(parameter: Any) -> Opened | None:
         tensor.data_ptr(): tensor for tensor in found if tensor is not None and hasattr(tensor, "data_ptr")
     }
     apart.pop(parameter.data_ptr(), None)
-    shape = getattr(state, "shape", None) or parameter.shape
-    return Opened(data=parameter.data, constants=tuple(apart.values()), count=math.prod(map(int, shape)))
+    shape = tuple(map(int, getattr(state, "shape", None) or parameter.shape))
+    return Opened(data=parameter.data, constants=tuple(apart.values()), count=math.prod(shape), shape=shape)
 
 
 def _codes(held: Any, expected: Any) -> str:

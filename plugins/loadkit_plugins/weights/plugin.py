@@ -47,7 +47,7 @@ def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Fi
         *_missing(plan, _not([*allowed, *_brought(plan)], loading.missing)),
         *_mismatched(plan, _not([*allowed, *_brought(plan)], loading.mismatched)),
         *_unexpected(plan, _not(allowed, loading.unexpected)),
-        *values(model),
+        *values(plan, model),
     ]
     if loading.errors:
         said = f"weights couldn't be converted: {some_of(loading.errors)}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from loadkit import Finding
+from loadkit import Finding, Plan
 
 __all__ = ["values"]
 
@@ -21,13 +21,17 @@ LOOKED_AT = 4096
 """How many of a tensor's first values are looked at: reading all would take as long as loading."""
 
 
-def values(model: Any) -> Sequence[Finding]:
+def values(plan: Plan, model: Any) -> Sequence[Finding]:
     """What is wrong with the tensors of the final model."""
-    return [*_on_meta(model), *_not_finite(model), *_buffers(model)]
+    return [*_on_meta(plan, model), *_not_finite(model), *_buffers(model)]
 
 
-def _on_meta(model: Any) -> Iterator[Finding]:
-    """Tensors without values, but for those that accelerate keeps on the disk or in main memory."""
+def _on_meta(plan: Plan, model: Any) -> Iterator[Finding]:
+    """Tensors without values, but for those that accelerate keeps on the disk or in main memory, and where
+    meta was asked for."""
+    device_map = plan.placement.device_map
+    if "meta" in {device_map} if isinstance(device_map, str) else "meta" in (device_map or {}).values():
+        return
     if "disk" in {str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()}:
         return
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -45,6 +49,10 @@ def _not_finite(model: Any) -> Iterator[Finding]:
     import torch
 
     alike: dict[Any, dict[str, Any]] = {}
+    for name, buffer in model.named_buffers():
+        if type(buffer) is torch.Tensor and buffer.is_floating_point() and buffer.device.type != "meta":
+            beginnings = alike.setdefault((buffer.dtype, buffer.device), {})
+            beginnings[name] = buffer.flatten()[:LOOKED_AT].float().clamp(min=0)  # masks may hold -inf
     for name, parameter in model.named_parameters():
         if type(parameter) is not torch.nn.Parameter or type(parameter.data) is not torch.Tensor:
             continue  # packed: who quantized it looks at its scales
@@ -91,7 +99,7 @@ def _buffers(model: Any) -> Iterator[Finding]:
             continue
         for key, buffer in computed.items():
             expected = fresh.get(key)
-            if expected is None or expected.shape != buffer.shape:
+            if expected is None or expected.shape != buffer.shape or buffer.device.type == "meta":
                 continue  # grown with the length of what it has seen
             if not torch.allclose(buffer.float().cpu(), expected.float(), rtol=1e-5, atol=1e-7):
                 wrong.append(f"{name}.{key}")
