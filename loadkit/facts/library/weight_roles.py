@@ -170,12 +170,16 @@ EXPERTS = frozenset({"(fused experts)"})
 """Stands for tensors of single experts that transformers stacks while loading."""
 
 
+PARAMETER = frozenset({"Parameter"})
+
+
 def _followed(names: list[str], modules: Mapping[str, ModuleFacts]) -> frozenset[str] | None:
     """The classes that a module at the end of a path may have; None where nothing is known of it."""
     here: frozenset[str] = frozenset()
     for name in names:
         below = _members(name, (modules[c] for c in here if c in modules))
-        if not below and any(_stacked(modules[c]) for c in here if c in modules):
+        whole = below <= PARAMETER  # no module: files that have one there hold the experts one by one
+        if whole and any(_stacked(modules[c]) for c in here if c in modules):
             return EXPERTS
         here = below or _members(
             name, modules.values()

@@ -15,8 +15,14 @@ from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR
 
 __all__ = ["estimate"]
 
-STACKED = ("mixtral", "qwen2_moe")
-"""Ways of storing experts whose stacked weights PEFT 0.21 adapts where all linear layers are asked for."""
+STACKED = {
+    "mixtral": ("gate", "w1", "w2", "w3"),
+    "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj"),
+}
+"""Ways of storing experts whose stacked weights PEFT 0.21 adapts where all linear layers are asked for, to
+the names that it takes for theirs: dense layers and shared experts of these names are left out
+(peft/utils/transformers_weight_conversion.py, `_convert_peft_config_moe`; a model of type qwen2_moe itself
+isn't in its table)."""
 
 PAIRED = (".w1", ".w3", ".gate_proj", ".up_proj")
 """Experts' weights that transformers stacks in pairs; PEFT 0.21 adapts a pair as one, with twice the rank."""
@@ -79,7 +85,8 @@ def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Conte
     if options.get("rank_pattern") or options.get("layers_to_transform") or isinstance(excluded, str):
         return None
     model_type = context.checkpoint.model_type
-    stacked = model_type in STACKED or context.library.conversions.get(model_type) in STACKED
+    way = model_type if model_type == "mixtral" else context.library.conversions.get(model_type, "")
+    stacked = STACKED.get(way, ())
     rank = int(options.get("r") or 8)
     towers = context.towers(plan.model_class) if adapter.exclude_vision else Towers()
     heads = HEADS if options.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") else ()
@@ -109,12 +116,15 @@ def _shapes(weight: Weight, rank: int, dora: bool) -> list[tuple[int, ...]]:
     return [(rank, columns), (rows, rank), *([(rows,)] if dora else [])]
 
 
-def _targeted(weight: Weight, targets: Any, stacked: bool) -> bool:
+def _targeted(weight: Weight, targets: Any, stacked: Sequence[str]) -> bool:
     matrix = weight.name.endswith(".weight") and len(weight.shape) == 2
     if targets == "all-linear":
         router = weight.kind == "other" and weight.module.endswith(".gate") and matrix
         experts = weight.kind == "experts" and (matrix or weight.name.endswith("_proj"))
-        return (stacked and (router or experts)) or (weight.kind in ("linear", "linear subclass") and matrix)
+        if stacked and (router or experts):
+            return True
+        of_experts = weight.module.rpartition(".")[2] in stacked
+        return weight.kind in ("linear", "linear subclass") and matrix and not of_experts
     if not matrix:
         return False
     listed = [targets] if isinstance(targets, str) else list(targets or ())

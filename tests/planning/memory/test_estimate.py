@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from loading.test_profiles import ARCHITECTURES, PROFILES, load
+from zoo.sweeping import make
 
 import loadkit
 from loadkit.facts.library.weight_roles import Weight
@@ -34,6 +36,28 @@ def test_the_estimate_is_what_is_loaded(tiny: Any, arch: str, profile: str) -> N
     assert memory.gradients == sum(p.numel() * p.element_size() for p in trained)
     assert memory.unquantized == measured.unquantized
     assert memory.unknown == ()
+
+
+MOE = [
+    *("qwen3_moe", "olmoe", "qwen2_moe", "mixtral", "deepseek_v2"),
+    *(pytest.param(each, marks=pytest.mark.slow) for each in ("dots1", "ernie4_5_moe", "flex_olmo", "glm4_moe", "gpt_oss", "hunyuan_v1_moe", "jamba", "jetmoe", "minimax", "qwen3_next")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", ["qlora", "lora"])
+@pytest.mark.parametrize("model_type", MOE)
+def test_experts_that_are_stored_one_by_one_are_counted_as_stacked(
+    tmp_path: Path, model_type: str, profile: str
+) -> None:
+    """Of some types a single expert's file name is that of the stacked parameter: "down_proj"."""
+    assert make(model_type, tmp_path) == ""
+    loaded = loadkit.load(tmp_path, profile)
+    memory, measured = loaded.plan.memory, loaded.report.measurements
+    assert memory is not None
+    assert abs(memory.model - measured.footprint) <= MOST_OFF * measured.footprint
+    adapters = sum(p.numel() * p.element_size() for n, p in loaded.model.named_parameters() if "lora_" in n)
+    assert abs(memory.adapters - adapters) <= MOST_OFF * adapters
+    assert memory.unquantized.get("fused experts") == measured.unquantized.get("fused experts")
 
 
 @pytest.mark.parametrize(
