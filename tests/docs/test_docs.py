@@ -41,10 +41,15 @@ PAGES_THAT_RUN = (
     "how-to/vision-language.md",
 )
 
+LAUNCH = ("how-to/many-processes.md", "how-to/tensor-parallel.md")
+"""Pages that start several processes with torchrun, which takes as long as many others together."""
+
 
 # trl 1.16 sets gradient_checkpointing, which transformers 5.23 calls activation_checkpointing.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*is deprecated:FutureWarning")
-@pytest.mark.parametrize("page", PAGES_THAT_RUN)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.slow) if p in LAUNCH else p for p in PAGES_THAT_RUN]
+)
 def test_a_page_works_when_typed_in(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path], forks: Forks
 ) -> None:
