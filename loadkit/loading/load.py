@@ -19,6 +19,7 @@ from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.loading import from_pretrained
 from loadkit.loading.download import fetch_adapters, fetch_small_files
+from loadkit.loading.fresh_weights import starts_anew
 from loadkit.loading.loaded import BareModel, Loaded, LoadkitWarning
 from loadkit.loading.phases import run_phases
 from loadkit.loading.speed.gc_pause import pause_gc
@@ -112,7 +113,7 @@ def _run(
     full = verifies_fully(plan.request.value("verify"), os.environ)
     with clock("plan"):
         aids = gather_aids(plan, facts, manager, say)
-        if aids.ready is None:  # what is stored is read meanwhile, to be proved
+        if aids.ready is None and not starts_anew(plan):  # what is stored is read meanwhile, to be proved
             ReadAhead(facts.weight_files)
     say("importing torch and transformers")
     with clock("import"), pause_gc():
