@@ -10,11 +10,16 @@ import msgspec
 __all__ = ["ByModel", "joined", "options_for"]
 
 
+TEXT_PARTS = ("text_config", "llm_config")
+"""Where config.json nests that of a text model."""
+
+
 class ByModel(msgspec.Struct, frozen=True, kw_only=True):
     """Options that hold for some models.
 
     Parameters:
         model_types: the types; () for all.
+        has: fields of config.json, or of the text model's part of it: one of them must be a number.
         below: fields of config.json to a number: one of them must be there, and less.
         options: option to value.
         over: whether they hold over what the recipe says.
@@ -22,6 +27,7 @@ class ByModel(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model_types: tuple[str, ...] = ()
+    has: tuple[str, ...] = ()
     below: dict[str, int | float] = {}
     options: dict[str, Any] = {}
     over: bool = False
@@ -29,8 +35,12 @@ class ByModel(msgspec.Struct, frozen=True, kw_only=True):
 
     def fits(self, model_type: str, config: Mapping[str, Any]) -> bool:
         """Whether a checkpoint's config.json is of such a model."""
-        kind = not self.model_types or model_type in self.model_types
-        return kind and (not self.below or any(_less(config.get(k), than) for k, than in self.below.items()))
+        parts = [config, *(part for k in TEXT_PARTS if isinstance(part := config.get(k), Mapping))]
+        return (
+            (not self.model_types or model_type in self.model_types)
+            and (not self.has or any(isinstance(part.get(k), int) for part in parts for k in self.has))
+            and (not self.below or any(_less(config.get(k), than) for k, than in self.below.items()))
+        )
 
 
 def options_for(

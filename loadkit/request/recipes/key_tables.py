@@ -76,6 +76,7 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Parameters:
         when: an option that must be true for it; "" for always.
+        named: options of which one must be there for it; () for none.
         where: options that must have these values for it.
         given: keys that must all be set for it.
         keys: keys that must have these values for it.
@@ -92,11 +93,13 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         multiples: option to (another option, factor).
         copies: option to another option, whose value it takes.
         model_types: only for models of these types, which the checkpoint tells.
+        has: only where config.json, or the text model's part of it, has one of these fields with a number.
         below: only where one of these fields of config.json is less than a key's number.
         note: what to say then, where an option is set or none is named.
     """
 
     when: str = ""
+    named: tuple[str, ...] = ()
     where: dict[str, Any] = {}
     given: tuple[str, ...] = ()
     keys: dict[str, Any] = {}
@@ -113,6 +116,7 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     multiples: dict[str, tuple[str, int | float]] = {}
     copies: dict[str, str] = {}
     model_types: tuple[str, ...] = ()
+    has: tuple[str, ...] = ()
     below: dict[str, str] = {}
     note: str = ""
 

@@ -178,7 +178,7 @@ def _defaults(content: Mapping[str, Any], dialect: Dialect, found: Translation) 
     for default in dialect.defaults:
         if not _holds(default, content, found.options):
             continue
-        if default.model_types or default.below:
+        if default.model_types or default.has or default.below:
             found.by_model.extend(_by_model(default, content))
             continue
         new = {k: v for k, v in default.options.items() if default.over or k not in found.options}
@@ -207,6 +207,7 @@ def _by_model(default: Default, content: Mapping[str, Any]) -> list[ByModel]:
         return []
     rule = ByModel(
         model_types=default.model_types,
+        has=default.has,
         below=below,
         options=default.options,
         over=default.over,
@@ -223,6 +224,7 @@ def _holds(default: Default, content: Mapping[str, Any], options: Mapping[str, A
     )
     return (
         (not default.when or options.get(default.when) is True)
+        and (not default.named or any(option in options for option in default.named))
         and all(options.get(option) == value for option, value in default.where.items())
         and not any(options.get(option) == value for option, value in default.without.items())
         and not any(option in options for option in default.unless)

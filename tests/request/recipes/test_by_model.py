@@ -122,3 +122,29 @@ def test_frozen_beside_an_adapter(tiny: Any, written: Written) -> None:
     assert any("the adapter's own weights too" in w.message for w in told.warnings)
     towers = loadkit.load(recipe=written(f"base_model: {tiny('gemma3')}\n{adapter}freeze_mm_modules: true\n"))
     assert not [n for n, _ in towers.model.named_parameters() if "lora_" in n and "vision" in n]
+
+
+@pytest.mark.parametrize(
+    ("arch", "text", "told"),
+    [
+        ("mixtral", "base_model: BASE\nsequence_len: 8\n", "routers that are named gate"),
+        ("mistral", "base_model: BASE\nsequence_len: 8\n", None),
+        ("mixtral", AXOLOTL, "fused experts and states among it"),
+        ("mistral", AXOLOTL, None),
+        ("mistral", f"{AXOLOTL}lora_modules_to_save: [lm_head]\n", "axolotl leaves them in the base's dtype"),
+        ("mistral", f"{AXOLOTL}bnb_config_kwargs: {{llm_int8_skip_modules: [q_proj]}}\n", "the output head stays"),
+        ("mistral", f"{AXOLOTL}qat: {{activation_dtype: int8}}\n", "qat changes what is loaded"),
+        ("mistral", "base_model: BASE\nflash_optimum: true\n", "flash_optimum changes what is loaded"),
+        ("mistral", "model_name_or_path: BASE\nuse_peft: true\nqat: true\n", "qat changes what is loaded"),
+        ("mistral", "model_name_or_path: BASE\nuse_peft: true\nload_in_4bit: true\n", "TRL 1.16 leaves them"),
+        ("mistral", "model_name_or_path: BASE\ndo_train: true\nquantization_bit: 4\n", "packed in bytes"),
+        ("mistral", "model_name_or_path: BASE\ndo_train: true\ntemplate: x\nfinetuning_type: lora\nqat: true\n", "qat is no known key"),
+    ],
+)  # fmt: skip
+def test_what_differs_is_told(tiny: Any, written: Written, arch: str, text: str, told: str | None) -> None:
+    plan = loadkit.plan(recipe=written(text.replace("BASE", str(tiny(arch)))))
+    words = [w.message for w in plan.warnings]
+    if told is not None:
+        assert any(told in message for message in words)
+    else:
+        assert not any("routers" in message or "fused experts" in message for message in words)
