@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from loadkit.audit.weight_comparison import OTHER_VALUES
+from loadkit.errors import Finding
 from loadkit.schema.plans import Plan
 
-__all__ = ["BUILT_WITH", "initialised", "starts_anew"]
+__all__ = ["BUILT_WITH", "drawn_anew", "initialised", "starts_anew"]
 
 BUILT_WITH = ("allow_all_kernels", "attn_implementation", "dtype", "experts_implementation")
 """Keyword arguments of `from_pretrained` that `from_config` takes too."""
@@ -15,6 +18,29 @@ BUILT_WITH = ("allow_all_kernels", "attn_implementation", "dtype", "experts_impl
 def starts_anew(plan: Plan) -> bool:
     """Whether the plan's weights are initialised rather than read."""
     return bool(plan.request.value("random_weights", False))
+
+
+def drawn_anew(found: Sequence[Finding], *, compared: bool) -> list[Finding]:
+    """What the comparison with the files says of weights that mustn't be theirs.
+
+    Parameters:
+        found: what it found.
+        compared: whether there are files here to compare with.
+    """
+    if not compared or any(finding.code == OTHER_VALUES for finding in found):
+        return []
+    if found:
+        return list(found)  # nothing could be compared, which is said there
+    return [
+        Finding(
+            "weights",
+            "loadkit",
+            "from-the-files",
+            "random_weights was asked for, and every compared tensor holds what the files have",
+            "other values",
+            "the values in the files",
+        )
+    ]
 
 
 def initialised(plan: Plan, model_class: Any, config: Any, kwargs: dict[str, Any]) -> Any:

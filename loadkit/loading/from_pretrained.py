@@ -64,7 +64,8 @@ def load_model(
         bare = BareModel(other, Loading(), {}, facts.weight_files)
         return bare._replace(findings=tuple(compare(bare)))
     if starts_anew(plan):
-        return _from_config(plan, token)
+        bare = _from_config(plan, token, facts.weight_files)
+        return bare._replace(findings=tuple(compare(bare)))
     return with_aids(
         aids,
         fetch=lambda: first_on_node("the weights", lambda: fetch_weights(plan, facts, token, progress)),
@@ -126,13 +127,13 @@ def _load(
     return BareModel(model, _loading(info), own_use_cache, tuple(files))
 
 
-def _from_config(plan: Plan, token: Token) -> BareModel:
-    """Initialise the weights anew: no file is fetched, read, or compared."""
+def _from_config(plan: Plan, token: Token, files: tuple[Path, ...]) -> BareModel:
+    """Initialise the weights anew: no file is fetched; those that are here are what it is told apart from."""
     with _explained(plan, "the model"), pause_gc():
         config, further = load_config(plan, token)
         own_use_cache = set_use_cache(config, plan.use_cache)
         model = initialised(plan, _class(plan), config, {**plan.kwargs, **further, **_access(plan, token)})
-    return BareModel(model, Loading(), own_use_cache, ())
+    return BareModel(model, Loading(), own_use_cache, files)
 
 
 def _as_from(location: str, folder: str, model: Any) -> None:

@@ -19,7 +19,7 @@ from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.loading import from_pretrained
 from loadkit.loading.download import fetch_adapters, fetch_small_files
-from loadkit.loading.fresh_weights import starts_anew
+from loadkit.loading.fresh_weights import drawn_anew, starts_anew
 from loadkit.loading.loaded import BareModel, Loaded, LoadkitWarning
 from loadkit.loading.phases import run_phases
 from loadkit.loading.speed.gc_pause import pause_gc
@@ -129,7 +129,8 @@ def _run(
         if full:
             say("comparing every tensor with the files")
         with clock("comparison"):
-            return compare_with_files(plan, bare.weight_files, bare.model, manager, bare.loading, full=full)
+            found = compare_with_files(plan, bare.weight_files, bare.model, manager, bare.loading, full=full)
+        return drawn_anew(found, compared=bool(bare.weight_files)) if starts_anew(plan) else found
 
     say(f"loading {plan.model_class.model_class}")
     with clock("load"), ranks.same_random_numbers("loading"):

@@ -11,6 +11,7 @@ from loadkit import Context, Plan, Problem, Processing
 
 __all__ = [
     "BACKENDS",
+    "CLASS",
     "is_mistral_common",
     "kept_out",
     "mistral_common_problems",

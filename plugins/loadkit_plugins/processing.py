@@ -112,6 +112,14 @@ def _readings(planned: Processing, loaded: Any) -> Iterator[Reading]:
     if loaded is None:
         return
     tokenizer = tokenizer_of(loaded)
+    mistrals = type(tokenizer).__name__ == mistral_common.CLASS.rpartition(":")[2]
+    if planned.kind == "tokenizer":
+        yield about(
+            names=("tokenizer_backend",),
+            where="the tokenizer's class",
+            planned=mistral_common.BACKENDS[mistral_common.is_mistral_common(planned)],
+            effective=mistral_common.BACKENDS[mistrals],
+        )
     if planned.padding_side is not None:
         side = getattr(tokenizer, "padding_side", None)
         yield about(

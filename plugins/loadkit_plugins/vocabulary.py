@@ -61,7 +61,26 @@ def loadkit_audit_model(plan: Plan, model: Any, processing_class: Any) -> Sequen
 @hookimpl
 def loadkit_read_back(plan: Plan, model: Any, processing_class: Any) -> Sequence[Reading]:
     merged = plan.adapters is not None and plan.adapters.merge  # which may have changed one of the two
-    return [*_special_ids(plan, model, processing_class), *([] if merged else _tied(base_of(model)))]
+    rows = _rounded(plan, model, processing_class)
+    return [*rows, *_special_ids(plan, model, processing_class), *([] if merged else _tied(base_of(model)))]
+
+
+def _rounded(plan: Plan, model: Any, processing_class: Any) -> Iterator[Reading]:
+    """Whether there are as many embedding rows as the rounded tokens ask for, or more."""
+    tokenizer, multiple = tokenizer_of(processing_class), plan.tokens.vocabulary_to_multiple_of
+    embeddings = input_embeddings(base_of(model))
+    if tokenizer is None or not multiple or not hasattr(embeddings, "weight"):
+        return
+    wanted = _multiple(max(tokenizer.get_vocab().values(), default=-1) + 1, multiple)
+    rows = _rows(embeddings)
+    yield Reading(
+        stage="tokens",
+        names=("vocabulary_to_multiple_of",),
+        where="rows of the embeddings",
+        planned=max(rows, wanted),
+        effective=rows,
+        verbatim=False,
+    )
 
 
 def _special_ids(plan: Plan, model: Any, processing_class: Any) -> Iterator[Reading]:

@@ -69,3 +69,10 @@ def test_recipes_that_start_anew(tiny: Tiny, tmp_path: Path, text: str) -> None:
     told = next(f for f in loaded.report.findings if f.code == "random-weights")
     assert "recipe 'recipe.yaml' asked" in told.message
     assert any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_weights_of_the_files_fail_the_audit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads the files after all is found: the comparison is turned round."""
+    monkeypatch.setattr("loadkit.loading.from_pretrained.starts_anew", lambda plan: False)
+    with pytest.raises(loadkit.AuditError, match="from-the-files"):
+        loadkit.load(tiny("mistral"), random_weights=True)

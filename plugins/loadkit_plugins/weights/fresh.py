@@ -31,8 +31,8 @@ def check_fresh(context: Context, plan: Plan) -> Iterator[Problem]:
         )
     yield _problem(
         "random-weights",
-        f"every weight is initialised anew, as {by} asked: nothing is read from the weight files of {context.checkpoint.source!r}, and "
-        "nothing compared with them; torch.manual_seed before loading makes the numbers repeatable",
+        f"every weight is initialised anew, as {by} asked: none is taken from the weight files of {context.checkpoint.source!r}; "
+        "torch.manual_seed before loading makes the numbers repeatable",
         "leave random_weights out to load what the files hold",
         severity="warning",
     )
@@ -72,8 +72,7 @@ def fresh_findings(plan: Plan, model: Any) -> Iterator[Finding]:
         "weights",
         "weights",
         "random-weights",
-        f"all weights were initialised anew, as {'you' if asked is None or asked.demanded else asked.by} asked: none is from the "
-        "checkpoint, and none was compared with it",
+        f"all weights were initialised anew, as {'you' if asked is None or asked.demanded else asked.by} asked: none is the checkpoint's",
         severity="warning",
         remedy="train it before using it",
     )
