@@ -7,12 +7,30 @@ from typing import Any
 
 from loadkit.facts.library.towers import tower_keys
 
-__all__ = ["base_of", "configs", "input_embeddings", "is_packed", "output_embeddings", "towers"]
+__all__ = [
+    "base_of",
+    "configs",
+    "input_embeddings",
+    "is_packed",
+    "output_embeddings",
+    "tokenizer_of",
+    "towers",
+]
 
 
 def base_of(model: Any) -> Any:
     """The bare model: the `transformers.PreTrainedModel` itself, or the one inside a `peft.PeftModel`."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def tokenizer_of(processing_class: Any) -> Any:
+    """The tokenizer itself, or the one within a processor; None for None.
+
+    Mistral's own tokenizer has one of another library within, which isn't it.
+    """
+    if hasattr(processing_class, "get_vocab"):
+        return processing_class
+    return getattr(processing_class, "tokenizer", processing_class)
 
 
 def configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from loadkit.facts.load_facts import LoadFacts, fingerprint_of
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.loading.download import HUB_KWARGS, explain, fetch_weights, may_ask, plan_kwargs
+from loadkit.loading.fresh_weights import initialised, starts_anew
 from loadkit.loading.loaded import BareModel
 from loadkit.loading.out_of_memory import is_out_of_memory, memory_remedy
 from loadkit.loading.skip_modules import modules_to_skip
@@ -61,6 +62,9 @@ def load_model(
     other = manager.first(hooks.loadkit_load_model, plan=plan)
     if other is not None:
         bare = BareModel(other, Loading(), {}, facts.weight_files)
+        return bare._replace(findings=tuple(compare(bare)))
+    if starts_anew(plan):
+        bare = _from_config(plan, token, facts.weight_files)
         return bare._replace(findings=tuple(compare(bare)))
     return with_aids(
         aids,
@@ -121,6 +125,15 @@ def _load(
         elif plan.quantization is not None and plan.quantization.prequantized:
             saved_as_stored(model)
     return BareModel(model, _loading(info), own_use_cache, tuple(files))
+
+
+def _from_config(plan: Plan, token: Token, files: tuple[Path, ...]) -> BareModel:
+    """Initialise the weights anew: no file is fetched; those that are here are what it is told apart from."""
+    with _explained(plan, "the model"), pause_gc():
+        config, further = load_config(plan, token)
+        own_use_cache = set_use_cache(config, plan.use_cache)
+        model = initialised(plan, _class(plan), config, {**plan.kwargs, **further, **_access(plan, token)})
+    return BareModel(model, Loading(), own_use_cache, files)
 
 
 def _as_from(location: str, folder: str, model: Any) -> None:

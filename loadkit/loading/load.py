@@ -19,6 +19,7 @@ from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.loading import from_pretrained
 from loadkit.loading.download import fetch_adapters, fetch_small_files
+from loadkit.loading.fresh_weights import drawn_anew, starts_anew
 from loadkit.loading.loaded import BareModel, Loaded, LoadkitWarning
 from loadkit.loading.phases import run_phases
 from loadkit.loading.speed.gc_pause import pause_gc
@@ -112,7 +113,7 @@ def _run(
     full = verifies_fully(plan.request.value("verify"), os.environ)
     with clock("plan"):
         aids = gather_aids(plan, facts, manager, say)
-        if aids.ready is None:  # what is stored is read meanwhile, to be proved
+        if aids.ready is None and not starts_anew(plan):  # what is stored is read meanwhile, to be proved
             ReadAhead(facts.weight_files)
     say("importing torch and transformers")
     with clock("import"), pause_gc():
@@ -128,7 +129,8 @@ def _run(
         if full:
             say("comparing every tensor with the files")
         with clock("comparison"):
-            return compare_with_files(plan, bare.weight_files, bare.model, manager, bare.loading, full=full)
+            found = compare_with_files(plan, bare.weight_files, bare.model, manager, bare.loading, full=full)
+        return drawn_anew(found, compared=bool(bare.weight_files)) if starts_anew(plan) else found
 
     say(f"loading {plan.model_class.model_class}")
     with clock("load"), ranks.same_random_numbers("loading"):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loadkit.audit.model_access import tokenizer_of
 from loadkit.errors import Finding
 from loadkit.loading.inference_mode import InferenceMode
 from loadkit.manifest.manifest import Manifest, make_manifest
@@ -62,7 +63,7 @@ class Loaded:
     @property
     def tokenizer(self) -> Any:
         """The tokenizer, a processor's own included; None where there is none."""
-        return getattr(self.processing_class, "tokenizer", self.processing_class)
+        return tokenizer_of(self.processing_class)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Save the model (with an adapter: the adapter alone, as PEFT does) and its processing class.

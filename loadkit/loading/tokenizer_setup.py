@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from loadkit.audit.model_access import tokenizer_of
 from loadkit.errors import LoadError
 from loadkit.schema.plans import Plan
 from loadkit.schema.processing import Tokens, Vocabulary
@@ -19,7 +20,7 @@ def finish_processing(plan: Plan, processing_class: Any) -> Vocabulary:
     rows = max((a.embedding_rows for a in plan.adapters.members), default=0) if plan.adapters else 0
     if processing_class is None:
         return Vocabulary(size=0, rows=rows)
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     processing = plan.processing
     if processing.padding_side is not None:
         tokenizer.padding_side = processing.padding_side

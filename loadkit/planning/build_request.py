@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from loadkit.errors import Problem
 from loadkit.hooks.manager import PluginManager
 from loadkit.request.options import ask
 from loadkit.request.profiles import find_profile
-from loadkit.request.recipes import Recipe, read_recipe
+from loadkit.request.recipes import Recipe, options_for, read_recipe
 from loadkit.schema.claims import Strength
 from loadkit.schema.request import Asked, Request
 
-__all__ = ["make_request", "no_source", "several_plugins"]
+__all__ = ["fit_to_checkpoint", "make_request", "no_source", "read_once", "several_plugins"]
 
 _problem = partial(Problem, "request", "loadkit")
 
@@ -32,10 +34,10 @@ def make_request(
     layers = [yours]
     read: Recipe | None = None
     if recipe is not None:
-        read, found = (recipe, []) if isinstance(recipe, Recipe) else read_recipe(recipe)
+        read, found = read_once(recipe)
         problems += found
     if read is not None:
-        named = f"recipe {os.path.basename(read.path)!r}"
+        named = _named(read)
         theirs, unfit = _asked(read.options, manager, named)
         layers.append(theirs)
         problems += [*unfit, *(_note(named, note) for note in read.notes)]
@@ -57,6 +59,41 @@ def make_request(
         trainer_keys=tuple(sorted(read.trainer)) if read else (),
     )
     return request, problems
+
+
+def read_once(recipe: str | os.PathLike[str] | Recipe | None) -> tuple[Recipe | None, list[Problem]]:
+    """A recipe from its file, or as it is; and what is wrong with it."""
+    return (recipe, []) if recipe is None or isinstance(recipe, Recipe) else read_recipe(recipe)
+
+
+def fit_to_checkpoint(
+    request: Request,
+    recipe: Recipe | None,
+    model_type: str,
+    config: Mapping[str, Any],
+    manager: PluginManager,
+) -> tuple[Request, list[Problem]]:
+    """Add what the recipe's stack does for this model: your options still come first, the profile's last."""
+    if recipe is None or not recipe.by_model:
+        return request, []
+    named = _named(recipe)
+    wanted, notes = options_for(recipe.by_model, recipe.options, model_type, config)
+    theirs, problems = _asked(wanted, manager, named)
+    options, hidden = dict(request.options), list(request.hidden)
+    for name, asked in theirs.items():
+        present = options.get(name)
+        if present is not None and present.demanded:
+            hidden = [each for each in hidden if (each.name, each.by) != (name, named)] + [asked]
+            continue
+        if present is not None and present.by != named:
+            hidden.append(present)
+        options[name] = asked
+    fitted = msgspec.structs.replace(request, options=options, hidden=tuple(hidden))
+    return fitted, [*problems, *(_note(named, note) for note in notes)]
+
+
+def _named(recipe: Recipe) -> str:
+    return f"recipe {os.path.basename(recipe.path)!r}"
 
 
 def _asked(

@@ -18,7 +18,13 @@ from loadkit.facts.load_facts import LoadFacts, listings_of, read_load_facts
 from loadkit.facts.machine.machine import Machine, this_machine
 from loadkit.facts.machine.topology import Topology, read_topology
 from loadkit.hooks.manager import PluginManager, default_manager
-from loadkit.planning.build_request import make_request, no_source, several_plugins
+from loadkit.planning.build_request import (
+    fit_to_checkpoint,
+    make_request,
+    no_source,
+    read_once,
+    several_plugins,
+)
 from loadkit.planning.decisions import Decisions
 from loadkit.planning.environment_asked import environment_asked
 from loadkit.planning.ledger import Reads, ledger_of, unread
@@ -112,7 +118,9 @@ def plan_load(
         _refuse_changes(given | options)
         return Planned(source, None if source.elsewhere else read_load_facts(source, launch))
     manager = plugin_manager or default_manager()
-    request, problems = make_request(source, profile, options, manager, recipe)
+    read, unreadable = read_once(recipe)
+    request, problems = make_request(source, profile, options, manager, read)
+    problems = [*unreadable, *problems]
     if not request.source:
         told = any(problem.severity == "error" for problem in problems)  # a recipe's note doesn't tell it
         raise PlanError("", [*problems, *([] if told else [no_source(request)])])
@@ -121,7 +129,7 @@ def plan_load(
         target = find_target(
             request, machine, nodes, engine, topology, this_machine(), lambda: launch or read_topology()
         )
-        context, problems = _read_facts(request, manager, target, problems, token, progress)
+        context, problems = _read_facts(request, read, manager, target, problems, token, progress)
     problems += misspelt(os.environ)
     plan, facts = _planned(context, manager, problems, reads, target.elsewhere)
     asked = (*plan.requested, *environment_asked(os.environ, plan, context))
@@ -139,6 +147,7 @@ def plan_context(context: Context, manager: PluginManager, problems: Iterable[Pr
 
 def _read_facts(
     request: Request,
+    recipe: Recipe | None,
     manager: PluginManager,
     target: Target,
     problems: list[Problem],
@@ -161,6 +170,8 @@ def _read_facts(
     problems = [*problems, *found]
     if not checkpoint.config and any(p.severity == "error" for p in problems):
         raise PlanError(request.source, [*problems, *target.problems])
+    request, unfit = fit_to_checkpoint(request, recipe, checkpoint.model_type, checkpoint.config, manager)
+    problems += unfit
     architectures = manager.architectures
     kind = checkpoint.model_type
     if kind in architectures.conflicts:

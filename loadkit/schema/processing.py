@@ -43,6 +43,8 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
         unk_token: the token for what has none; None keeps the tokenizer's own.
         additional: special tokens to add where the vocabulary lacks them, those above among them.
         pad_to_multiple_of: embedding rows become a multiple of it when tokens are added; None for no padding.
+        vocabulary_to_multiple_of: there are at least as many embedding rows as tokens, rounded up to a
+            multiple of it, whether tokens are added or not; None for no rounding.
     """
 
     eos_token: str | None = None
@@ -51,6 +53,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     unk_token: str | None = None
     additional: tuple[str, ...] = ()
     pad_to_multiple_of: int | None = None
+    vocabulary_to_multiple_of: int | None = None
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):

@@ -51,7 +51,20 @@ def _experts(context: Context) -> Sequence[Problem]:
 
 @hookimpl
 def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
-    return list(_readings(plan, base_of(model).config))
+    base = base_of(model)
+    return [*_kernels(plan, base), *_readings(plan, base.config)]
+
+
+def _kernels(plan: Plan, base: Any) -> Iterator[Reading]:
+    """Whether layers run with kernels from the Hub."""
+    if (planned := plan.kwargs.get("use_kernels")) is not None:
+        yield Reading(
+            stage="kwargs",
+            names=("use_kernels", "model_kwargs.use_kernels"),
+            where="model.use_kernels",
+            planned=bool(planned),
+            effective=bool(getattr(base, "use_kernels", False)),
+        )
 
 
 def _readings(plan: Plan, config: Any) -> Iterator[Reading]:

@@ -22,6 +22,9 @@ ROPE = ("rope_parameters", "rope_scaling")
 ACTIVATION = re.compile(r"(^|_)(act|activation|activation_function)$")
 """Fields that name an activation function."""
 
+KERNELS = ((0, 18, 2), (0, 19))
+"""The lowest version of the package kernels that transformers 5.23 takes, and the first that it doesn't."""
+
 OBJECTS = ("distributed_config", "generation_config", "kernel_config", "tqdm_class")
 """Arguments that take an object of a class, which plain data can't stand for."""
 
@@ -45,12 +48,8 @@ def check_model_kwargs(context: Context, plan: Plan) -> Iterator[Problem]:
                 f"{asked.by} gave {name}={value!r} in model_kwargs, and from_pretrained takes an object there, not its values",
                 "leave it out, and set it on the loaded model",
             )
-    if given.get("use_kernels") and context.machine.version("kernels") is None:
-        yield _problem(
-            "no-kernels",
-            f"{asked.by} gave use_kernels=True in model_kwargs, and the package kernels isn't installed",
-            "pip install kernels, or leave it out",
-        )
+    if given.get("use_kernels"):
+        yield from _kernels(context, asked.by)
     for name in sorted(given.keys() & set(keywords.ignored)):
         yield _problem(
             "keyword-ignored",
@@ -68,6 +67,20 @@ def check_model_kwargs(context: Context, plan: Plan) -> Iterator[Problem]:
         arguments = _arguments(context, plan)
         stored = context.checkpoint.config
         yield from config_problems(context, facts, rest, stored, asked.by, arguments=arguments)
+
+
+def _kernels(context: Context, by: str) -> Iterator[Problem]:
+    """The package that layers' kernels come from isn't there, or is one that transformers doesn't take."""
+    found = context.machine.version("kernels")
+    if found is not None and KERNELS[0] <= found < KERNELS[1]:
+        return
+    lowest, below = (".".join(map(str, version)) for version in KERNELS)
+    said = "isn't installed" if found is None else f"is {'.'.join(map(str, found))}"
+    yield _problem(
+        "no-kernels",
+        f"{by} gave use_kernels=True in model_kwargs, and the package kernels {said}",
+        f"pip install 'kernels>={lowest},<{below}', or give model_kwargs={{'use_kernels': False}}: the weights are the same",
+    )
 
 
 def _unchecked(context: Context, given: Mapping[str, Any], by: str) -> Iterator[Problem]:

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import msgspec
+
 from loadkit import Claim, Context, ModelClass, Option, Plan, Problem, Processing, Reading, Strength, hookimpl
-from loadkit.plugins import ProcessingFacts, Template, template_fault
+from loadkit.plugins import ProcessingFacts, Template, template_fault, tokenizer_of
+from loadkit_plugins import mistral_common
 
 _problem = partial(Problem, "processing", "processing")
 
@@ -50,6 +53,12 @@ def loadkit_options() -> Sequence[Option]:
             "bool",
             "image processors: torchvision's (true) or PIL's (false); tokenizers have one implementation each",
         ),
+        option(
+            "tokenizer_backend",
+            "str",
+            "whose tokenizer reads the files: transformers' own (the default), or Mistral's, of the package mistral-common",
+            choices=mistral_common.BACKENDS,
+        ),
         option("chat", "bool", "the data or prompts are conversations: a missing chat template is an error"),
     ]
 
@@ -57,21 +66,33 @@ def loadkit_options() -> Sequence[Option]:
 @hookimpl
 def loadkit_choose_processing(context: Context, architecture: ModelClass) -> Sequence[Claim[Processing]]:
     kind, because = _own(context, architecture)
+    backend = context.request.asked("tokenizer_backend")
+    mistral = (
+        backend is not None and backend.value == "mistral-common" and not any(mistral_common.missing(context))
+    )
+    if mistral and backend is not None:
+        kind, because = "tokenizer", f"Mistral's own tokenizer: {backend.because}{_whose(context)}"
     asked = context.request.asked("processing_class")
-    fallback = _claim(kind, because, Strength.FALLBACK, context)
+    fallback = _claim(kind, because, Strength.FALLBACK, context, mistral=mistral)
     if asked is None or asked.value == "auto":
         return [fallback]
-    return [_claim(asked.value, asked.because, asked.strength, context), fallback]
+    with_it = mistral and asked.value == "tokenizer"
+    return [_claim(asked.value, asked.because, asked.strength, context, mistral=with_it), fallback]
 
 
-def _claim(kind: Kind, because: str, strength: Strength, context: Context) -> Claim[Processing]:
+def _claim(
+    kind: Kind, because: str, strength: Strength, context: Context, *, mistral: bool
+) -> Claim[Processing]:
     value = _value(kind, context)
+    if mistral and value.kind == "tokenizer":
+        about = mistral_common.mistral_common_settings(context)
+        value = msgspec.structs.replace(value, chat_template=None, template_origin="", **about)
     return Claim(value=value, because="; ".join([because, *_reasons(value, context)]), strength=strength)
 
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    return list(_problems(context, plan))
+    return [*_problems(context, plan), *mistral_common.mistral_common_problems(context, plan)]
 
 
 @hookimpl
@@ -90,7 +111,15 @@ def _readings(planned: Processing, loaded: Any) -> Iterator[Reading]:
     )
     if loaded is None:
         return
-    tokenizer = getattr(loaded, "tokenizer", loaded)
+    tokenizer = tokenizer_of(loaded)
+    mistrals = type(tokenizer).__name__ == mistral_common.CLASS.rpartition(":")[2]
+    if planned.kind == "tokenizer":
+        yield about(
+            names=("tokenizer_backend",),
+            where="the tokenizer's class",
+            planned=mistral_common.BACKENDS[mistral_common.is_mistral_common(planned)],
+            effective=mistral_common.BACKENDS[mistrals],
+        )
     if planned.padding_side is not None:
         side = getattr(tokenizer, "padding_side", None)
         yield about(
@@ -136,7 +165,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             "save one beside the model, or name another's with tokenizer=…",
             severity="warning",
         )
-    unused = [name for name in SETTINGS if context.request.asked(name)]
+    unused = [name for name in SETTINGS if (asked := context.request.asked(name)) and asked.demanded]
     if kind == "none" and unused:
         yield _problem(
             "processing-option-unused",
@@ -198,7 +227,7 @@ def _template_problems(context: Context, processing: Processing) -> Iterator[Pro
             severity="warning",
         )
         return
-    if own is None and chat is not None and chat.value:
+    if own is None and chat is not None and chat.value and not mistral_common.is_mistral_common(processing):
         yield _problem(
             "no-chat-template",
             f"{chat.by} said that the data are conversations, and {context.processing.location} has no chat template",
@@ -238,6 +267,8 @@ def _reasons(value: Processing, context: Context) -> list[str]:
     said = [f"{name}: {asked.because}" for name in names if (asked := context.request.asked(name))]
     if value.template_origin == REGISTERED:
         said.append(f"it has no chat template: a plugin registered one for {context.checkpoint.model_type!r}")
+    elif mistral_common.is_mistral_common(value):
+        said.append("it writes conversations itself, without a template")
     elif value.chat_template is None and context.processing.chat_template is not None:
         said.append("it keeps its chat template")
     elif value.chat_template is None:
@@ -271,5 +302,9 @@ def _value(kind: Kind, context: Context) -> Processing:
         chat_template=template.text if template else None,
         template_origin=template.origin if template else "",
         padding_side=request.value("padding_side"),
-        options={**backend, **({"gguf_file": facts.gguf_file} if facts.gguf_file else {})},
+        options={
+            **backend,
+            **(mistral_common.kept_out(context) if kind == "tokenizer" else {}),
+            **({"gguf_file": facts.gguf_file} if facts.gguf_file else {}),
+        },
     )

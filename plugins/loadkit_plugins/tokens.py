@@ -23,7 +23,8 @@ from loadkit import (
     Tokens,
     hookimpl,
 )
-from loadkit.plugins import ProcessingFacts, did_you_mean
+from loadkit.plugins import ProcessingFacts, did_you_mean, tokenizer_of
+from loadkit_plugins.mistral_common import is_mistral_common
 
 _problem = partial(Problem, "tokens", "tokens")
 
@@ -39,6 +40,8 @@ RESERVED = re.compile(
 NEW_PAD = "<|pad|>"
 NAMED = ("eos_token", "pad_token", "bos_token", "unk_token")
 """Roles whose token may be asked for."""
+
+MULTIPLES = ("pad_to_multiple_of", "vocabulary_to_multiple_of")
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
@@ -67,6 +70,11 @@ def loadkit_options() -> Sequence[Option]:
         option(
             "pad_to_multiple_of", "int", "where tokens are added: make the embedding rows a multiple of it"
         ),
+        option(
+            "vocabulary_to_multiple_of",
+            "int",
+            "give the embeddings as many rows as there are tokens, rounded up to a multiple of it, unless they have more",
+        ),
     ]
 
 
@@ -76,8 +84,12 @@ def loadkit_choose_tokens(
 ) -> Claim[Tokens | None] | None:
     if processing.kind == "none":
         return None
+    if is_mistral_common(processing):
+        because = "Mistral's own tokenizer has its tokens, and takes no others"
+        return Claim(value=Tokens(), because=because, strength=Strength.FALLBACK)
     request, facts = context.request, context.processing
     eos, more = request.asked("eos_token"), request.asked("additional_special_tokens")
+    rows = request.asked("vocabulary_to_multiple_of")
     pad = _pad(context, quantization, preparation)
     lacking = [t for t in (more.value if more else ()) if (more and more.demanded) or not _has(facts, t)]
     added = [*lacking, *([pad.token] if pad.new and pad.token else [])]
@@ -88,6 +100,7 @@ def loadkit_choose_tokens(
         pad_token=pad.token,
         additional=tuple(dict.fromkeys(added)),
         pad_to_multiple_of=request.value("pad_to_multiple_of") if added else None,
+        vocabulary_to_multiple_of=request.value("vocabulary_to_multiple_of"),
     )
     asked: list[Asked] = [a for a in (eos, more, request.asked("pad_token"), *others.values()) if a]
     own_eos, own_pad = facts.special_token("eos_token"), facts.special_token("pad_token")
@@ -100,6 +113,8 @@ def loadkit_choose_tokens(
             f"pad {pad.token or own_pad or 'none'}: {pad.because}",
             *(f"{role.removesuffix('_token')} {a.value}: {a.because}" for role, a in others.items()),
             f"added {', '.join(lacking)}: {more.because}" if more and lacking else "",
+            "rows of new tokens start from the mean of the others" if added else "",
+            f"rows for a multiple of {rows.value} tokens: {rows.because}" if rows else "",
         ]
     return Claim(
         value=value,
@@ -117,7 +132,7 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 @hookimpl
 def loadkit_read_back(plan: Plan, processing_class: Any) -> Sequence[Reading]:
     """What the tokenizer calls its special tokens, and those that were to be added to it."""
-    tokens, tokenizer = plan.tokens, getattr(processing_class, "tokenizer", processing_class)
+    tokens, tokenizer = plan.tokens, tokenizer_of(processing_class)
     if tokenizer is None:
         return []
     about = partial(Reading, stage="tokens")
@@ -169,12 +184,11 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             "load the unquantized checkpoint and quantize it on the fly, or use tokens that the vocabulary has"
             + (f": {', '.join(reserved)}" if (reserved := _reserved(facts)[:3]) else ""),
         )
+    multiples = [a for name in MULTIPLES if (a := request.asked(name))]
+    for wrong in (a for a in multiples if a.value < 1):
+        yield _problem("bad-multiple", f"{wrong.name}={wrong.value} was asked for", "give 8, 64 or 128")
     multiple = request.asked("pad_to_multiple_of")
-    if multiple is not None and multiple.value < 1:
-        yield _problem(
-            "bad-multiple", f"pad_to_multiple_of={multiple.value} was asked for", "give 8, 64 or 128"
-        )
-    elif multiple is not None and multiple.demanded and not tokens.additional:
+    if multiple is not None and multiple.value >= 1 and multiple.demanded and not tokens.additional:
         yield _problem(
             "multiple-unused",
             "pad_to_multiple_of was given, but no token is added, so the embeddings keep their size",

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from loadkit import Finding, LoadError, Plan, Reading, Vocabulary, hookimpl
-from loadkit.plugins import base_of, input_embeddings, output_embeddings
+from loadkit.plugins import base_of, input_embeddings, output_embeddings, tokenizer_of
 from loadkit_plugins.model_types import EXTRA_ROWS
 
 _finding = partial(Finding, "tokens", "vocabulary")
@@ -27,7 +27,8 @@ def loadkit_fit_vocabulary(plan: Plan, model: Any, vocabulary: Vocabulary) -> An
             f"have {rows} rows: the ids above have no embedding, so they don't belong together\n"
             "    fix: name the model's own tokenizer with tokenizer=…, or load the tokenizer's own model"
         )
-    needed = max(rows, vocabulary.size, vocabulary.rows)
+    rounded = _multiple(vocabulary.size, plan.tokens.vocabulary_to_multiple_of)
+    needed = max(rows, rounded, vocabulary.rows)
     if vocabulary.new_tokens:
         needed = _multiple(needed, plan.tokens.pad_to_multiple_of)
     if (needed > rows or vocabulary.new_tokens) and hasattr(embeddings.weight, "ds_shape"):
@@ -60,12 +61,31 @@ def loadkit_audit_model(plan: Plan, model: Any, processing_class: Any) -> Sequen
 @hookimpl
 def loadkit_read_back(plan: Plan, model: Any, processing_class: Any) -> Sequence[Reading]:
     merged = plan.adapters is not None and plan.adapters.merge  # which may have changed one of the two
-    return [*_special_ids(plan, model, processing_class), *([] if merged else _tied(base_of(model)))]
+    rows = _rounded(plan, model, processing_class)
+    return [*rows, *_special_ids(plan, model, processing_class), *([] if merged else _tied(base_of(model)))]
+
+
+def _rounded(plan: Plan, model: Any, processing_class: Any) -> Iterator[Reading]:
+    """Whether there are as many embedding rows as the rounded tokens ask for, or more."""
+    tokenizer, multiple = tokenizer_of(processing_class), plan.tokens.vocabulary_to_multiple_of
+    embeddings = input_embeddings(base_of(model))
+    if tokenizer is None or not multiple or not hasattr(embeddings, "weight"):
+        return
+    wanted = _multiple(max(tokenizer.get_vocab().values(), default=-1) + 1, multiple)
+    rows = _rows(embeddings)
+    yield Reading(
+        stage="tokens",
+        names=("vocabulary_to_multiple_of",),
+        where="rows of the embeddings",
+        planned=max(rows, wanted),
+        effective=rows,
+        verbatim=False,
+    )
 
 
 def _special_ids(plan: Plan, model: Any, processing_class: Any) -> Iterator[Reading]:
     """Config and generation config name the tokenizer's pad token, and an eos token that was chosen."""
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     base = base_of(model)
     if tokenizer is None or not hasattr(input_embeddings(base), "weight") or not tokenizer.get_vocab():
         return
@@ -130,7 +150,7 @@ def _at(base: Any, path: str) -> Any:
 
 
 def _findings(plan: Plan, model: Any, processing_class: Any) -> Iterator[Finding]:
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     base = base_of(model)
     embeddings = input_embeddings(base)
     if tokenizer is None or not hasattr(embeddings, "weight"):
@@ -197,10 +217,16 @@ def _refuse_quantized(plan: Plan, model: Any, vocabulary: Vocabulary) -> None:
         weight = getattr(module, "weight", None)
         if weight is not None and not (weight.is_floating_point() and weight.dim() == 2):
             raise LoadError(
-                f"{', '.join(vocabulary.new_tokens) or 'rows of the adapter'} would need more embedding rows, and "
+                f"{', '.join(vocabulary.new_tokens) or _why_more(plan)} would need more embedding rows, and "
                 f"{type(module).__name__} of {plan.checkpoint.source!r} is quantized\n"
                 "    fix: keep it out of quantization with skip_modules, or use tokens that the vocabulary has"
             )
+
+
+def _why_more(plan: Plan) -> str:
+    """What but new tokens asks for more rows."""
+    multiple = plan.tokens.vocabulary_to_multiple_of
+    return f"vocabulary_to_multiple_of={multiple}" if multiple else "rows of the adapter"
 
 
 def _align(model: Any, plan: Plan, ids: Mapping[str, int | None]) -> None:

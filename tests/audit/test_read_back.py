@@ -79,6 +79,7 @@ DEMANDS: dict[str, list[tuple[str, Options]]] = {
     "training": [("", {"training": True}), ("lora", {"training": False})],
     "use_cache": [("full", {"use_cache": True, "gradient_checkpointing": False})],
     "unk_token": [("", {"unk_token": "</s>"})],
+    "vocabulary_to_multiple_of": [("", {"vocabulary_to_multiple_of": 1000})],
     "use_dora": [("lora", {"use_dora": True})],
     "use_rslora": [("lora", {"use_rslora": True})],
 }  # fmt: skip
@@ -95,7 +96,9 @@ SHOWN_ELSEWHERE: dict[str, str] = {
     "model_class": "test_mutants: another class",
     "lora_vision": "test_towers_are_left_alone",
     "new_adapter": "tests/loading: over an existing adapter",
+    "random_weights": "tests/loading/test_fresh_weights.py: told apart from the files",
     "revision": "test_the_commit_is_read",
+    "tokenizer_backend": "tests/plugins/test_mistral_common.py",
     "tp_plan": "tests/ranks: several processes",
     "tp_size": "tests/ranks: several processes",
     "use_fast": "tests/plugins: of a processor",

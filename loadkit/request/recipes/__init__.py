@@ -4,6 +4,7 @@
 one a dialect: `trl.toml`, `axolotl.toml`, `llama_factory.toml`. To read another key, add it there.
 """
 
+from loadkit.request.recipes.by_model import options_for
 from loadkit.request.recipes.recipe import Recipe, read_recipe
 
-__all__ = ["Recipe", "read_recipe"]
+__all__ = ["Recipe", "options_for", "read_recipe"]

@@ -76,12 +76,14 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Parameters:
         when: an option that must be true for it; "" for always.
+        named: options of which one must be there for it; () for none.
         where: options that must have these values for it.
         given: keys that must all be set for it.
         keys: keys that must have these values for it.
         barring: keys of which none may have one of these values, where `*` stands for anything.
         without: options of which none may have these values.
         nothing: keys that must be in the file and ask for nothing: false or null.
+        like: keys of which one must be a text like this, in any case; `*` stands for anything.
         silent: keys of which none may be given.
         absent: keys of which none may be in the file, not even to say null.
         unless: options of which none may be set.
@@ -89,16 +91,22 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         over: whether these options hold over what the recipe says.
         adds: whether lists among them grow what is there already.
         multiples: option to (another option, factor).
+        copies: option to another option, whose value it takes.
+        model_types: only for models of these types, which the checkpoint tells.
+        has: only where config.json, or the text model's part of it, has one of these fields with a number.
+        below: only where one of these fields of config.json is less than a key's number.
         note: what to say then, where an option is set or none is named.
     """
 
     when: str = ""
+    named: tuple[str, ...] = ()
     where: dict[str, Any] = {}
     given: tuple[str, ...] = ()
     keys: dict[str, Any] = {}
     barring: dict[str, tuple[Any, ...]] = {}
     without: dict[str, Any] = {}
     nothing: tuple[str, ...] = ()
+    like: dict[str, str] = {}
     silent: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
@@ -106,6 +114,10 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     over: bool = False
     adds: bool = False
     multiples: dict[str, tuple[str, int | float]] = {}
+    copies: dict[str, str] = {}
+    model_types: tuple[str, ...] = ()
+    has: tuple[str, ...] = ()
+    below: dict[str, str] = {}
     note: str = ""
 
 

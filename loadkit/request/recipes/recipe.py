@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from loadkit.errors import Problem
+from loadkit.request.recipes.by_model import ByModel
 from loadkit.request.recipes.key_tables import dialect_of
 from loadkit.request.recipes.translate import translate
 from loadkit.request.recipes.yaml_files import read_yaml
@@ -26,6 +27,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         trainer: the keys that loadkit doesn't take, untouched, and those that the trainer reads too.
         shared: keys that became options and are in `trainer` nevertheless, such as gradient_checkpointing.
         notes: a line for everything that isn't translated one to one.
+        by_model: options that depend on which model it is.
     """
 
     path: str
@@ -35,6 +37,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     trainer: dict[str, Any] = {}
     shared: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    by_model: tuple[ByModel, ...] = ()
 
 
 def read_recipe(path: str | os.PathLike[str]) -> tuple[Recipe | None, list[Problem]]:
@@ -61,6 +64,7 @@ def read_recipe(path: str | os.PathLike[str]) -> tuple[Recipe | None, list[Probl
             trainer=found.trainer,
             shared=tuple(sorted(found.shared)),
             notes=tuple(found.notes),
+            by_model=tuple(found.by_model),
         )
     return recipe, [
         msgspec.structs.replace(problem, message=f"recipe {name!r}: {problem.message}")

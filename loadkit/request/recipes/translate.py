@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from loadkit.errors import Problem
+from loadkit.request.recipes.by_model import ByModel, joined
 from loadkit.request.recipes.key_tables import Default, Dialect, Key, entry
 from loadkit.request.recipes.meaning import NOTHING, UNFILLED, UNFILLED_IS, as_text, meant
 from loadkit.text.suggest import nearest_name
@@ -51,13 +52,14 @@ class Translation(NamedTuple):
     shared: set[str]
     notes: list[str]
     problems: list[Problem]
+    by_model: list[ByModel]
 
 
 def translate(content: Mapping[str, Any], dialect: Dialect) -> Translation:
     """Turn a recipe's loading keys into options."""
     content = _flat(content, dialect)
     source, wrong = _source(content, dialect)
-    found = Translation(source, {}, {}, set(), [], wrong)
+    found = Translation(source, {}, {}, set(), [], wrong, [])
     asked: list[tuple[str, Any, Key]] = []
     for key, value in content.items():
         if key == dialect.source:
@@ -147,7 +149,7 @@ def _settle(
     label = f"{key}.{option}" if meaning.fields else key
     if option in given_by:
         first, earlier = given_by[option], found.options[option]
-        settled = _joined(earlier, plain) if meaning.joins else None
+        settled = joined(earlier, plain) if meaning.joins else None
         settled = _agreed(earlier, plain) if settled is None else settled
         if settled is None and not meaning.overrides:
             message = f"{first} and {label} both settle {option}, as {earlier!r} and as {plain!r}"
@@ -176,18 +178,42 @@ def _defaults(content: Mapping[str, Any], dialect: Dialect, found: Translation) 
     for default in dialect.defaults:
         if not _holds(default, content, found.options):
             continue
+        if default.model_types or default.has or default.below:
+            found.by_model.extend(_by_model(default, content))
+            continue
         new = {k: v for k, v in default.options.items() if default.over or k not in found.options}
         if default.adds:
-            grown = {
-                k: _joined(found.options[k], v) for k, v in default.options.items() if k in found.options
-            }
+            grown = {k: joined(found.options[k], v) for k, v in default.options.items() if k in found.options}
             new |= {k: v for k, v in grown.items() if v is not None}
         for option, (other, factor) in default.multiples.items():
             if option not in found.options and isinstance(found.options.get(other), int | float):
                 new[option] = found.options[other] * factor
+        for option, other in default.copies.items():
+            if option not in found.options and other in found.options:
+                new[option] = found.options[other]
         found.options.update(new)
         if default.note and (new or not default.options):
             found.notes.append(default.note)
+
+
+def _by_model(default: Default, content: Mapping[str, Any]) -> list[ByModel]:
+    """The default as a rule of the recipe; none where a number that it compares with isn't given."""
+    below = {
+        field: number
+        for field, key in default.below.items()
+        if isinstance(number := content.get(key), int | float) and not isinstance(number, bool)
+    }
+    if default.below and not below:
+        return []
+    rule = ByModel(
+        model_types=default.model_types,
+        has=default.has,
+        below=below,
+        options=default.options,
+        over=default.over,
+        note=default.note,
+    )
+    return [rule]
 
 
 def _holds(default: Default, content: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
@@ -198,6 +224,7 @@ def _holds(default: Default, content: Mapping[str, Any], options: Mapping[str, A
     )
     return (
         (not default.when or options.get(default.when) is True)
+        and (not default.named or any(option in options for option in default.named))
         and all(options.get(option) == value for option, value in default.where.items())
         and not any(options.get(option) == value for option, value in default.without.items())
         and not any(option in options for option in default.unless)
@@ -206,6 +233,7 @@ def _holds(default: Default, content: Mapping[str, Any], options: Mapping[str, A
         and not any(content.get(key) not in NOTHING for key in default.silent)
         and not content.keys() & set(default.absent)
         and _has(content, default.keys)
+        and (not default.like or any(_like(content.get(k), form) for k, form in default.like.items()))
         and not any(barred)
     )
 
@@ -250,6 +278,10 @@ def _has(content: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
     return all(as_text(content.get(key)) == as_text(value) for key, value in keys.items())
 
 
+def _like(value: Any, form: str) -> bool:
+    return isinstance(value, str) and fnmatchcase(value.lower(), form)
+
+
 def _is_set(value: Any) -> bool:
     return value not in NOTHING and bool(value)
 
@@ -263,16 +295,4 @@ def _agreed(first: Any, second: Any) -> Any:
     for one, other in ((first, second), (second, first)):
         if one == other or (other is True and isinstance(one, str)):
             return one
-    return None
-
-
-def _joined(first: Any, second: Any) -> Any:
-    """Two lists or two mappings as one, a text beside a list as its one item; None where they can't be."""
-    if {type(first), type(second)} == {str, list}:
-        first, second = ([each] if isinstance(each, str) else each for each in (first, second))
-    if isinstance(first, list) and isinstance(second, list):
-        return [*first, *(each for each in second if each not in first)]
-    if isinstance(first, dict) and isinstance(second, dict):
-        same = all(first[key] == second[key] for key in first.keys() & second.keys())
-        return first | second if same else None
     return None

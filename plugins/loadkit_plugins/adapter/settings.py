@@ -36,6 +36,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 """Config fields for how many experts a layer has."""
 
 TASK_TYPES: Mapping[str, str] = {
+    "image-text-to-text": "CAUSAL_LM",  # as TRL, axolotl and LLaMA-Factory have it
     "causal-lm": "CAUSAL_LM",
     "seq2seq-lm": "SEQ_2_SEQ_LM",
     "sequence-classification": "SEQ_CLS",

@@ -35,15 +35,23 @@ def loadkit_options() -> Sequence[Option]:
             help="which tensors are held against the files right after loading: one of each kind (the default), or all of them, which "
             "reads every file again",
         ),
+        Option(
+            name="random_weights",
+            type="bool",
+            stage="weights",
+            help="initialise every weight anew from the config, to train from scratch: nothing is read from the weight files",
+        ),
     ]
 
 
 @hookimpl
 def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Finding]:
+    from loadkit_plugins.weights.fresh import fresh_findings
     from loadkit_plugins.weights.values import values
 
     allowed = plan.request.value("allow_weights", [])
     findings = [
+        *fresh_findings(plan, model),
         *_missing(plan, _not([*allowed, *_brought(plan)], loading.missing)),
         *_mismatched(plan, _not([*allowed, *_brought(plan)], loading.mismatched)),
         *_unexpected(plan, _not(allowed, loading.unexpected)),
@@ -58,6 +66,7 @@ def loadkit_audit_model(plan: Plan, model: Any, loading: Loading) -> Sequence[Fi
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     from loadkit_plugins.weights.config_checks import check_config
+    from loadkit_plugins.weights.fresh import check_fresh
 
     patterns = plan.request.value("allow_weights", [])
     bad = [
@@ -69,6 +78,8 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
         for pattern in patterns
         if (fault := _fault(pattern))
     ]
+    if context.request.value("random_weights"):  # the files' tensors don't matter then
+        return [*bad, *check_fresh(context, plan)]
     return [*bad, *_verification(context), *check_config(context, plan)]
 
 

@@ -195,6 +195,13 @@ def test_trl_without_a_dtype_loads_in_float32(recipe: Read) -> None:
 TURNED_BACK = {"dequantize_stored": ["mxfp4", "fp8"]}
 """What LLaMA-Factory does with checkpoints that are stored so, whatever a recipe says."""
 
+REENTRANT = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+"""The default of axolotl and LLaMA-Factory."""
+
+TRAINS = {**TURNED_BACK, "padding_side": "right"}
+RUNS = {**TURNED_BACK, "padding_side": "left"}
+"""What LLaMA-Factory has for its tokenizer, too."""
+
 
 def test_settings_of_what_is_off_are_left_out_in_plain_sight(recipe: Read) -> None:
     found = recipe("use_peft: false\nlora_r: 8\nbnb_4bit_quant_type: nf4\nload_in_4bit: false\n")
@@ -214,7 +221,8 @@ def test_settings_of_what_is_off_are_left_out_in_plain_sight(recipe: Read) -> No
         "gradient_checkpointing": True,
         "adapter_dtype": "float32",
         "frozen_parts": ["towers", "projector"],
-        **TURNED_BACK,
+        **TRAINS,
+        **REENTRANT,
     }
     assert [note.split()[0] for note in resumed.notes] == ["training", "lora_rank", "quantization_type"]
     full = recipe(
@@ -226,7 +234,8 @@ def test_settings_of_what_is_off_are_left_out_in_plain_sight(recipe: Read) -> No
         "gradient_checkpointing": True,
         "trainable_dtype": "float32",
         "frozen_parts": ["towers", "projector"],
-        **TURNED_BACK,
+        **TRAINS,
+        **REENTRANT,
     }
     assert full.trainer == {"freeze_vision_tower": True, "do_train": True}
     assert full.shared == ()
@@ -293,6 +302,7 @@ def test_an_axolotl_recipe(recipe: Read) -> None:
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_quant_storage": "bfloat16",
         "lora_r": 32,
         "lora_alpha": 16,
         "lora_dropout": 0.05,
@@ -300,6 +310,7 @@ def test_an_axolotl_recipe(recipe: Read) -> None:
         "lora_vision": True,
         "adapter_dtype": "float32",
         "gradient_checkpointing": True,
+        **REENTRANT,
         "attn_implementation": "flash_attention_2",
         "pad_token": "<|end_of_text|>",
         "additional_special_tokens": ["<|end_of_text|>", "<s>"],
@@ -347,17 +358,17 @@ LORA = {"adapter": True, "lora_dropout": 0.0, "lora_vision": True, "adapter_dtyp
         ("adapter: lora\nlora_target_modules: [q_proj]\nlora_target_linear: true", {**LORA, "lora_target_modules": ["q_proj", "every-linear"]}),
         ("adapter: lora\nlora_target_linear: true\nlora_target_modules:", {**LORA, "lora_target_modules": ["every-linear"]}),
         ("adapter: lora\nlora_target_modules: all-linear\npeft_autocast_adapter_dtype: false", {**LORA, "adapter_dtype": "auto", "lora_target_modules": "all-linear"}),
-        ("adapter: lora\nlora_exclude_modules: [k_proj]\nunfrozen_parameters: [lm_head]", {**LORA, "lora_exclude_modules": ["k_proj"]}),
+        ("adapter: lora\nlora_exclude_modules: [k_proj]\nunfrozen_parameters: [lm_head]", {**LORA, "lora_exclude_modules": ["k_proj"], "train_only": ["lm_head"]}),
         ("unfrozen_parameters:\n- ^model.layers.[0-3].+\n- lm_head", {"train_only": ["^model\\.layers\\.[0-3].+", "lm_head"]}),
         ("model_quantization_config: Mxfp4Config\nmodel_quantization_config_kwargs: {dequantize: true}", {"dequantize": True}),
         ("freeze_mm_modules: true", {"frozen_parts": ["towers", "projector"]}),
         ("special_tokens: {eos_token: <e>, pad_token: <p>}", {"eos_token": "<e>", "pad_token": "<p>", "additional_special_tokens": ["<e>", "<p>"]}),
-        ("adapter: qlora\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4, llm_int8_skip_modules: [lm_head]}", {**LORA, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True, "skip_modules": ["lm_head"], "float32_norms": False}),
+        ("adapter: qlora\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4, llm_int8_skip_modules: [lm_head]}", {**LORA, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": "bfloat16", "skip_modules": ["lm_head"], "float32_norms": False}),
         ("tokens: [<a>, <b>]\nspecial_tokens: {additional_special_tokens: [<c>, <a>]}", {"additional_special_tokens": ["<a>", "<b>", "<c>"]}),
         ("tokens: {pad_token: '[PAD]', unk_token: <unk>}", {"pad_token": "[PAD]", "unk_token": "<unk>", "additional_special_tokens": ["[PAD]", "<unk>"]}),
         ("chat_template: jinja\nchat_template_jinja: '{{ 1 }}'", {"chat_template": "{{ 1 }}"}),
         ("chat_template: tokenizer_default_fallback_chatml", {}),
-        ("gradient_checkpointing: offload", {"gradient_checkpointing": True}),
+        ("gradient_checkpointing: offload", {"gradient_checkpointing": True, **REENTRANT}),
         ("xformers_attention: true", {}),
         ("attn_implementation: sage", {}),
         ("attn_implementation: kernels-community/flash-attn3", {"attn_implementation": "kernels-community/flash-attn3"}),
@@ -415,10 +426,12 @@ def test_a_llama_factory_recipe(recipe: Read) -> None:
         "attn_implementation": "flash_attention_2",
         "gradient_checkpointing": True,
         "bnb_4bit_compute_dtype": "bfloat16",
+        "bnb_4bit_quant_storage": "bfloat16",
         "float32_norms": False,
         "adapter_dtype": "float32",
         "frozen_parts": ["towers", "projector"],
-        **TURNED_BACK,
+        **TRAINS,
+        **REENTRANT,
     }
     assert {"template", "stage", "cutoff_len"} <= set(found.trainer)
     full = recipe("do_train: true\nfinetuning_type: full\ndisable_gradient_checkpointing: true\nbf16: true\n")
@@ -428,7 +441,7 @@ def test_a_llama_factory_recipe(recipe: Read) -> None:
         "gradient_checkpointing": False,
         "trainable_dtype": "float32",
         "frozen_parts": ["towers", "projector"],
-        **TURNED_BACK,
+        **TRAINS,
     }
     listed = recipe("do_train: true\nlora_rank: 4\nlora_target: q_proj, v_proj\nlora_alpha: '12'\n")
     assert listed.options["lora_target_modules"] == ["q_proj", "v_proj"]
@@ -474,7 +487,8 @@ def test_llama_factorys_keys(recipe: Read, text: str, options: dict[str, Any]) -
         "lora_target_modules": "every-linear",
         "adapter_dtype": "float32",
         "frozen_parts": ["towers", "projector"],
-        **TURNED_BACK,
+        **TRAINS,
+        **REENTRANT,
         **options,
     }
     found = recipe(f"do_train: true\nfinetuning_type: lora\n{text}\n").options
@@ -489,14 +503,14 @@ def test_llama_factorys_files_that_dont_train(recipe: Read) -> None:
         "training": False,
         "gradient_checkpointing": False,
         "dtype": "float16",
-        **TURNED_BACK,
+        **RUNS,
     }
     predicted = recipe("adapter_name_or_path: ./mine\ndo_predict: true\nfinetuning_type: lora\nstage: sft\n")
     assert predicted.options == {
         "training": False,
         "gradient_checkpointing": False,
         "adapter": "./mine",
-        **TURNED_BACK,
+        **RUNS,
     }
     merged = recipe("adapter_name_or_path: ./mine\ntemplate: t\nexport_dir: out\n")
     assert merged.options == {**predicted.options, "merge_adapter": True}
