@@ -86,6 +86,13 @@ CORE_OPTIONS: tuple[Option, ...] = (
         help='the trainer\'s optimizer, for the estimate of memory: "adamw_torch" (the default), "adamw_8bit", "sgd", …',
     ),
     Option(
+        name="trainer_fields",
+        type="list",
+        stage="request",
+        help="fields of the trainer's config that bear on the model and that the trainer carries out: `from_training_arguments` names them, "
+        "for plan.requested",
+    ),
+    Option(
         name="check_memory",
         type="bool",
         stage="memory",

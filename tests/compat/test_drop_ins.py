@@ -226,13 +226,13 @@ def test_arguments_become_options(tmp_path: Path, tiny: Tiny) -> None:
     options = from_training_arguments(args)
     assert options == {
         "training": True, "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True},
-        "optim": "adamw_torch_fused",
+        "optim": "adamw_torch_fused", "trainer_fields": ["use_cpu"],
     }  # fmt: skip
     plan = loadkit.plan(tiny("mistral"), "qlora", **options)
     assert plan.preparation.gradient_checkpointing_kwargs == {"use_reentrant": True}
     plain = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert from_training_arguments(plain) == {
-        "training": True, "gradient_checkpointing": False, "optim": "adamw_torch_fused",
+        "training": True, "gradient_checkpointing": False, "optim": "adamw_torch_fused", "trainer_fields": ["use_cpu"],
     }  # fmt: skip
     assert from_training_arguments(
         trl.RewardConfig(
