@@ -33,6 +33,13 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
         return
     if context.machine.version("peft") is None:
         yield _problem("no-peft", "an adapter was asked for, and peft isn't installed", "pip install peft")
+    for name in context.peft_packages(plan.adapters.members[-1].peft_type):
+        if context.machine.version(name) is None:
+            yield _problem(
+                "peft-needs-package",
+                f"an adapter of {plan.adapters.members[-1].peft_type} was asked for, which needs {name}, and it isn't installed",
+                f"pip install {name}, or choose another type",
+            )
     yield from _active(context, plan.adapters)
     yield from _merging(context, plan, plan.adapters)
     if context.beside.adapters:
