@@ -237,6 +237,8 @@ def ask(
             found = f"{by} gave {name}={value!r}, a {type(value).__name__}; it takes a {option.type}"
             problems.append(problem("bad-option", found, f"{name}: {option.help}"))
             continue
+        if isinstance(clean, list):
+            clean = list(dict.fromkeys(clean))  # a name that is given twice is given
         if any(math.isnan(number) for number in _floats(clean)):
             found = f"{by} gave {name}={value!r}, and NaN isn't a number"
             problems.append(problem("bad-option", found, f"give a number; {name}: {option.help}"))

@@ -103,4 +103,7 @@ def _within(found: Any, planned: Any) -> Any:
     if isinstance(found, Mapping):
         held: Mapping[str, Any] = {str(key): value for key, value in found.items()}
         return {key: _within(held.get(key), value) for key, value in planned.items()}
-    return {key: _within(getattr(found, key, None), value) for key, value in planned.items()}
+    asked = {
+        key: value for key, value in planned.items() if value is not None
+    }  # a whole config has those too
+    return {**planned, **{key: _within(getattr(found, key, None), value) for key, value in asked.items()}}

@@ -181,6 +181,7 @@ def new_adapter(
     if lora:
         _default_targets(fields, context)
         passed += _by_parameter(fields, context, architecture)
+    _once(options)
     passed += _absent(fields, context, architecture)
     dtype, why_dtype, more = _dtype(context, dtype, trains=preparation.training)
     passed += more
@@ -211,6 +212,13 @@ def new_adapter(
         dequantize=_dequantizes(request, quantization),
     )
     return Claim(value=value, because=because, strength=asked.strength, passed_over=tuple(passed))
+
+
+def _once(options: dict[str, Any]) -> None:
+    """Names that are given twice are given once: PEFT makes sets of them."""
+    for field in ("target_modules", "target_parameters", "modules_to_save", "exclude_modules"):
+        if isinstance(given := options.get(field), list) and all(isinstance(each, str) for each in given):
+            options[field] = list(dict.fromkeys(given))
 
 
 def _dequantizes(request: Request, quantization: Quantization | None) -> bool:

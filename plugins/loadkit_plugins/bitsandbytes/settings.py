@@ -170,4 +170,10 @@ def four_bit(wishes: Mapping[str, Asked], dtype: str, context: Context) -> dict[
 
 
 def eight_bit(wishes: Mapping[str, Asked]) -> dict[str, Any]:
-    return {"load_in_8bit": True, **{name: wishes[name].value for name in EIGHT_BIT if name in wishes}}
+    found = {name: wishes[name].value for name in EIGHT_BIT if name in wishes}
+    threshold = found.get("llm_int8_threshold")  # BitsAndBytesConfig refuses an int
+    return {
+        "load_in_8bit": True,
+        **found,
+        **({"llm_int8_threshold": float(threshold)} if type(threshold) is int else {}),
+    }
