@@ -93,7 +93,9 @@ def test_an_adapter_is_frozen_as_by_the_original(tiny: Tiny, tmp_path: Path) -> 
         assert any("lora_" in name for name, _ in ours.named_parameters())
         assert not any(p.requires_grad for m in (ours, theirs) for p in m.parameters())
         assert (ours.training, ours.config.use_cache) == (theirs.training, False)
-        assert getattr(ours.get_base_model(), "is_quantized", False) is ("load_in_4bit" in more or "load_in_8bit" in more)
+        assert getattr(ours.get_base_model(), "is_quantized", False) is (
+            "load_in_4bit" in more or "load_in_8bit" in more
+        )
     scores = trl.ModelConfig(model_name_or_path=str(adapter), lora_task_type="SEQ_CLS")
     with pytest.raises(loadkit.PlanError, match="merge it first"):
         get_model(scores, Training())
