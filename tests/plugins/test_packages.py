@@ -102,4 +102,4 @@ def test_each_package_of_an_option(package: str, code: str, options: dict[str, A
     packages = {name: found for name, found in {**PACKAGES, "scipy": "1.16"}.items() if name != package}
     told = problems(machine=msgspec.structs.replace(CPU, packages=packages), **options)
     assert package in told[code]
-    assert f"pip install {package}" in told[code]
+    assert re.search(rf"pip install '?{package}", told[code])
