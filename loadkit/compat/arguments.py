@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from loadkit.errors import LoadkitError
+from loadkit.facts.machine.machine import read_machine
 from loadkit.request.recipes import Recipe
+from loadkit.request.trainer_fields import LEFT_TO_THE_TRAINER, TRAINER_FIELDS
 
 __all__ = ["LORA_FIELDS", "from_model_config", "from_training_arguments", "given", "recipe_of"]
 
@@ -44,6 +48,25 @@ TRAINING_FIELDS: Mapping[str, str] = {
 }
 """Field of a trainer's config to loadkit's option."""
 
+INIT_FIELDS = (
+    "attn_implementation", "revision", "trust_remote_code", "device_map", "max_memory", "quantization_config", "num_labels",
+)  # fmt: skip
+"""What of `model_init_kwargs` is an option of that name; dtype aside, the rest are model_kwargs."""
+
+CHECKPOINTING = {
+    "gradient_checkpointing": ("gradient_checkpointing", "activation_checkpointing"),
+    "gradient_checkpointing_kwargs": ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+}
+"""Option to the fields for it: before and after transformers renamed them."""
+
+TAKEN = (
+    *TRAINING_FIELDS,
+    "optim",
+    "model_init_kwargs",
+    *(name for names in CHECKPOINTING.values() for name in names),
+)
+"""Every field of a trainer's config that becomes an option."""
+
 DTYPE_FIELDS = ("dtype", "torch_dtype")
 """What the field is called today, and what it was called before transformers 4.56 and TRL 0.24."""
 
@@ -76,7 +99,10 @@ def from_training_arguments(training_args: Any) -> dict[str, Any]:
         loaded = loadkit.load("owner/model", "qlora", **from_training_arguments(training_args))
 
     They are training, gradient checkpointing and its settings, the optimizer (for the estimate of memory),
-    and what is said of template, tokens, labels and the checkpoint's own code.
+    what is said of template, tokens, labels and the checkpoint's own code, and `model_init_kwargs`, which the
+    trainers ignore where they are given a model. Further fields that bear on the model are named in
+    `trainer_fields`, where they differ from their defaults, so that `plan.requested` says who carries them
+    out.
 
     Parameters:
         training_args: `transformers.TrainingArguments` or one of TRL's configs.
@@ -86,9 +112,14 @@ def from_training_arguments(training_args: Any) -> dict[str, Any]:
     if optim is not None:
         options["optim"] = getattr(optim, "value", optim)
     options["gradient_checkpointing"] = _checkpoints_activations(training_args)
-    kwargs = _either(training_args, "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+    kwargs = _either(training_args, *CHECKPOINTING["gradient_checkpointing_kwargs"])
     if kwargs and options["gradient_checkpointing"]:
         options["gradient_checkpointing_kwargs"] = dict(kwargs)
+    if left := _left_to_the_trainer(training_args):
+        options[TRAINER_FIELDS] = left
+    wants_cpu = getattr(training_args, "use_cpu", False) or getattr(training_args, "no_cuda", False)
+    if wants_cpu and read_machine().accelerators:
+        options.setdefault("device_map", "cpu")
     return options
 
 
@@ -109,18 +140,61 @@ def recipe_of(model_args: Any, training_args: Any = None) -> Recipe:
 def _of_trainer(training_args: Any) -> dict[str, Any]:
     """What a trainer's config says of model and tokenizer; False, TRL's default for code, says nothing."""
     found = given(training_args, TRAINING_FIELDS)
+    found |= _of_init(getattr(training_args, "model_init_kwargs", None))
     return {name: value for name, value in found.items() if value is not False}
+
+
+def _of_init(given: Any) -> dict[str, Any]:
+    """What `model_init_kwargs` asks for, which a trainer hands to `from_pretrained` itself."""
+    given = json.loads(given) if isinstance(given, str) else given
+    found: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for name, value in (given or {}).items():
+        if (
+            value is None
+            or (name in DTYPE_FIELDS and value == "auto")
+            or (name, value) == ("revision", "main")
+        ):
+            continue
+        if name in DTYPE_FIELDS:
+            found["dtype"] = value
+        elif name in INIT_FIELDS:
+            found[name] = value
+        else:
+            rest[name] = value
+    return {**found, "model_kwargs": rest} if rest else found
+
+
+def _left_to_the_trainer(training_args: Any) -> list[str]:
+    """The fields that the trainer carries out itself, and that aren't at their defaults."""
+    fields = dataclasses.fields(training_args) if dataclasses.is_dataclass(training_args) else ()
+    defaults = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in fields
+    }
+    found = ["RewardConfig"] if _rewards(training_args) else []
+    for name in LEFT_TO_THE_TRAINER:
+        value = getattr(training_args, name, None)
+        if value is None or value is False or value == [] or value == {} or value == defaults.get(name):
+            continue
+        if name == "packing" and str(getattr(training_args, "packing_strategy", "")) == "wrapped":
+            continue  # texts are cut and joined on purpose
+        found.append(name)
+    return found
 
 
 def _of_reward(training_args: Any) -> dict[str, Any]:
     """What TRL's reward script loads: a classifier with one label."""
-    rewards = any(kind.__name__ == "RewardConfig" for kind in type(training_args).__mro__)
-    return {"task": "sequence-classification", "num_labels": 1} if rewards else {}
+    return {"task": "sequence-classification", "num_labels": 1} if _rewards(training_args) else {}
+
+
+def _rewards(training_args: Any) -> bool:
+    return any(kind.__name__ == "RewardConfig" for kind in type(training_args).__mro__)
 
 
 def _checkpoints_activations(training_args: Any) -> bool:
     """Whether gradient checkpointing is on, which transformers 5.23 calls activation checkpointing."""
-    return bool(_either(training_args, "gradient_checkpointing", "activation_checkpointing"))
+    return bool(_either(training_args, *CHECKPOINTING["gradient_checkpointing"]))
 
 
 def _model_id(model_args: Any) -> str:

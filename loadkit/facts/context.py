@@ -20,7 +20,12 @@ from loadkit.facts.library.peft_configs import (
     peft_task_types,
     peft_types,
 )
-from loadkit.facts.library.peft_layers import peft_adapts_embeddings, peft_biases, peft_layer_refusal
+from loadkit.facts.library.peft_layers import (
+    peft_adapts_embeddings,
+    peft_biases,
+    peft_layer_refusal,
+    peft_packages,
+)
 from loadkit.facts.library.shapes import Shape, expected_shapes
 from loadkit.facts.library.towers import Towers, read_towers
 from loadkit.facts.library.tp_plan import read_tp_plan
@@ -153,6 +158,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     def peft_biases(self, peft_type: str) -> frozenset[str]:
         """What `bias` may be in the config of one of PEFT's adapter types."""
         return peft_biases(peft_type)
+
+    def peft_packages(self, peft_type: str) -> tuple[str, ...]:
+        """The packages that the config of one of PEFT's adapter types can't be made without, PEFT aside."""
+        return peft_packages(peft_type)
 
     @property
     def processing(self) -> ProcessingFacts:

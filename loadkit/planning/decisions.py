@@ -17,13 +17,14 @@ from loadkit.hooks.manager import PluginManager
 from loadkit.planning.ledger import Reads
 from loadkit.planning.memory.estimate import estimate
 from loadkit.planning.memory.fit_check import check_memory
+from loadkit.planning.owned_kwargs import owned, owned_within
 from loadkit.planning.quantization_checks import check_quantization
 from loadkit.schema.claims import Claim, Decision, StampedClaim, decide
 from loadkit.schema.loading_aids import Shortcut
 from loadkit.schema.memory import Memory
 from loadkit.schema.plans import KWARGS, CheckpointSummary, Plan
 from loadkit.schema.processing import Processing
-from loadkit.schema.stages import OWNED_KWARGS, STAGES, Stage, stage_named
+from loadkit.schema.stages import OWNED_KWARGS, STAGES, Stage
 from loadkit.schema.values import Preparation
 
 __all__ = ["Decisions"]
@@ -102,8 +103,11 @@ class Decisions:
         claims: dict[str, list[StampedClaim]] = {}
         for plugin, key, given in self._guarded("kwargs", self._contributed) or ():
             if key in OWNED_KWARGS:
-                self.problems.append(_owned(key, plugin))
+                self.problems.append(owned(key, plugin))
             else:
+                self.problems += (
+                    p for claim in given for p in owned_within(key, claim.value, plugin, self.context)
+                )
                 claims.setdefault(key, []).extend(StampedClaim(plugin, claim) for claim in given)
         for key in sorted(claims):
             decided = decide(KWARGS + key, claims[key], option=f"model_kwargs={{{key!r}: …}}")
@@ -199,19 +203,3 @@ def _fitting(stage: Stage, stamped: StampedClaim) -> StampedClaim:
 def _summary(checkpoint: Checkpoint) -> CheckpointSummary:
     same = {name: getattr(checkpoint, name) for name in CheckpointSummary.__struct_fields__}
     return CheckpointSummary(**{**same, "tensors": len(checkpoint.tensors)})
-
-
-def _owned(key: str, plugin: str) -> Problem:
-    owner = OWNED_KWARGS[key]
-    stage = stage_named(owner)
-    return Problem(
-        "kwargs",
-        plugin,
-        "owned-kwarg",
-        f"{key!r} was given as a further keyword argument, but it belongs to the {owner} "
-        + ("stage" if stage else "step, which decides it itself"),
-        f"give it as an option of its own ({stage.option}=…) rather than in model_kwargs"
-        if stage
-        else f"leave {key} out of model_kwargs"
-        + ("; tp_plan and tp_size are options of their own" if owner == "engine" else ""),
-    )

@@ -9,6 +9,7 @@ from functools import partial
 
 from loadkit.errors import Problem
 from loadkit.request.options import Option
+from loadkit.request.trainer_fields import LEFT_TO_THE_TRAINER, TRAINER_FIELDS
 from loadkit.schema.claims import Decision
 from loadkit.schema.ledger import Requested
 from loadkit.schema.plans import KWARGS
@@ -77,9 +78,10 @@ def ledger_of(
     found = [
         _requested(asked, name, value, reads, _stage(asked, declared), by_stage)
         for asked in request.options.values()
-        if asked.value is not None
+        if asked.value is not None and asked.name != TRAINER_FIELDS
         for name, value in _parts(asked)
     ]
+    found += _of_the_trainers_config(request)
     found += [_hidden(asked, request) for asked in request.hidden]
     recipe = f"recipe {request.recipe!r}"
     found += [
@@ -95,6 +97,15 @@ def ledger_of(
             )
         )
     return tuple(sorted(found, key=lambda each: each.by != "you"))
+
+
+def _of_the_trainers_config(request: Request) -> list[Requested]:
+    """Fields that bear on the model, and that the trainer or the launch carries out."""
+    asked = request.asked(TRAINER_FIELDS)
+    if asked is None:
+        return []
+    about = partial(Requested, value=None, by=asked.by, disposition="left to the trainer")
+    return [about(name=name, because=LEFT_TO_THE_TRAINER.get(name, "")) for name in asked.value]
 
 
 def _requested(

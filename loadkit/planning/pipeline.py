@@ -32,6 +32,7 @@ from loadkit.planning.plan_target import Target, find_target
 from loadkit.request.environment import misspelt
 from loadkit.request.options import CORE_OPTIONS
 from loadkit.request.recipes import Recipe
+from loadkit.request.trainer_fields import unknown_trainer_fields
 from loadkit.schema.loading_aids import Shortcut
 from loadkit.schema.plans import Plan
 from loadkit.schema.request import Progress, Request, Token
@@ -194,6 +195,8 @@ def _planned(
 ) -> Planned:
     decisions = Decisions(context, manager, list(problems), reads)
     decisions.run()
+    with reads.during("request"):
+        decisions.problems += unknown_trainer_fields(context.request)
     facts: LoadFacts | None = None
     shortcuts: tuple[Shortcut, ...] = ()
     if decisions.whole and not elsewhere:  # what is prepared on this machine shortens no load on another

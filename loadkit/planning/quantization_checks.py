@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -17,6 +18,9 @@ __all__ = ["asked_to_skip", "check_quantization"]
 
 ONLINE = ("bitnet",)
 """Methods that can quantize floating-point files anew with every forward pass (transformers 5.23)."""
+
+WIDTH = re.compile(r"_[48]bit$")
+"""What transformers adds to a method's name for each of its widths."""
 
 _problem = partial(Problem, "quantization", "loadkit")
 
@@ -56,9 +60,15 @@ def _stored_otherwise(checkpoint: Checkpoint) -> Iterator[Problem]:
     else:
         yield _problem(
             "quantized-config-differs",
-            f"the files hold quantized weights ({some_of(checkpoint.quantized_tensors, 2)}), and config.json has no quantization_config",
+            f"the files hold quantized weights ({some_of(checkpoint.quantized_tensors, 2)}), and config.json has no quantization_config{_old(checkpoint)}",
             "restore the config.json that was saved with them",
         )
+
+
+def _old(checkpoint: Checkpoint) -> str:
+    """Where its config names the quantization as compressed-tensors once did."""
+    old = "compression_config" in checkpoint.config
+    return "; its compression_config isn't read any more: call it quantization_config" if old else ""
 
 
 def _unserved(request: Request, decided: Quantization | None) -> Iterator[Problem]:
@@ -67,7 +77,7 @@ def _unserved(request: Request, decided: Quantization | None) -> Iterator[Proble
     if asked is None or not asked.demanded:
         return
     method = asked.value.get("quant_method")
-    if decided is not None and method in (None, decided.method):
+    if decided is not None and (method is None or WIDTH.sub("", str(method)) == decided.method):
         return
     instead = "isn't quantized" if decided is None else f"is quantized by {decided.method}"
     which = f"of method {method!r}" if method else "that names no quant_method"

@@ -86,6 +86,13 @@ CORE_OPTIONS: tuple[Option, ...] = (
         help='the trainer\'s optimizer, for the estimate of memory: "adamw_torch" (the default), "adamw_8bit", "sgd", …',
     ),
     Option(
+        name="trainer_fields",
+        type="list",
+        stage="request",
+        help="fields of the trainer's config that bear on the model and that the trainer carries out: `from_training_arguments` names them, "
+        "for plan.requested",
+    ),
+    Option(
         name="check_memory",
         type="bool",
         stage="memory",
@@ -230,6 +237,8 @@ def ask(
             found = f"{by} gave {name}={value!r}, a {type(value).__name__}; it takes a {option.type}"
             problems.append(problem("bad-option", found, f"{name}: {option.help}"))
             continue
+        if isinstance(clean, list):
+            clean = list(dict.fromkeys(clean))  # a name that is given twice is given
         if any(math.isnan(number) for number in _floats(clean)):
             found = f"{by} gave {name}={value!r}, and NaN isn't a number"
             problems.append(problem("bad-option", found, f"give a number; {name}: {option.help}"))

@@ -43,7 +43,8 @@ def alike(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(alike(value, other[key]) for key, value in one.items())
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return sorted(map(str, one)) == sorted(map(str, other))
+        names = all(isinstance(each, str) for each in (*one, *other))  # of which one given twice is given
+        return set(one) == set(other) if names else sorted(map(str, one)) == sorted(map(str, other))
     if isinstance(one, bool) is not isinstance(other, bool):
         return False
     return bool(one == other)

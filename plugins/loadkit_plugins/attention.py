@@ -35,6 +35,8 @@ _finding = partial(Finding, "attention", "attention")
 CHAIN = ("flash_attention_3", "flash_attention_2", "sdpa", "eager")
 ON_DEMAND = ("flash_attention_4", "flex_attention")
 HALF = ("bfloat16", "float16")
+JOINING = ("padding_free", "packing")
+"""Fields of trainers' configs that make one text of several (TRL 1.16 wants FlashAttention for both)."""
 
 
 class Needs(msgspec.Struct, frozen=True):
@@ -81,7 +83,22 @@ def loadkit_choose_attention(
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    return list(_problems(context, plan))
+    return [*_problems(context, plan), *_joined(context, plan)]
+
+
+def _joined(context: Context, plan: Plan) -> Iterator[Problem]:
+    """Texts that the trainer joins, and that other attention than FlashAttention lets see each other."""
+    joining = [name for name in context.request.value("trainer_fields", ()) if name in JOINING]
+    chosen = plan.attn_implementation
+    names = [chosen] if isinstance(chosen, str) else list(chosen.values())
+    if joining and not any("flash" in name for name in names):
+        yield _problem(
+            "joined-without-flash",
+            f"the trainer's config has {' and '.join(joining)}, which joins texts into one, and with attention {chosen!r} "
+            f"({plan.why('attention').because}) they can see each other",
+            f"train where FlashAttention can be had, or leave {' and '.join(joining)} out",
+            severity="warning",
+        )
 
 
 def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
@@ -113,8 +130,14 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             yield _problem(
                 "attention-unavailable",
                 f"{by} {name}{where}, but {'; '.join(dict.fromkeys(reasons))}",
-                f"attn_implementation={instead!r} works here; leave the option out to have it chosen",
+                f"{_install(name, reasons)}attn_implementation={instead!r} works here; leave the option out to have it chosen",
             )
+
+
+def _install(name: str, reasons: Sequence[str]) -> str:
+    """What to install, where a package is all that is missing."""
+    package = FLASH[name].package if name in FLASH else "kernels"
+    return f"pip install {package}; or " if all(package in reason for reason in reasons) else ""
 
 
 @hookimpl

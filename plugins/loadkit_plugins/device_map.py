@@ -258,9 +258,11 @@ def _not_spreadable(asked: Asked, context: Context) -> str:
 
 def _mapping(value: Any) -> str | dict[str, int | str]:
     """A lone device as the mapping it stands for; spreading strategies stay as they are."""
-    if isinstance(value, dict) or value in SPREADING:
+    if isinstance(value, dict):
+        return {module: "cpu" if device == "cpu:0" else device for module, device in value.items()}
+    if value in SPREADING:
         return value  # type: ignore[no-any-return]
-    return {"": int(value) if str(value).isdigit() else value}
+    return {"": int(value) if str(value).isdigit() else "cpu" if value == "cpu:0" else value}
 
 
 def _unknown(name: str, machine: Machine) -> str:
@@ -270,7 +272,7 @@ def _unknown(name: str, machine: Machine) -> str:
         return f"it isn't a device{did_you_mean(name, (*SPREADING, 'cpu', 'cuda', 'cuda:0', 'mps', 'meta', 'disk'))}; devices are {', '.join((*SPREADING, 'cpu', 'cuda:0', 'mps'))} and the like"
     kind, _, index = ("cuda:" + name if name.isdigit() else name).partition(":")
     if kind in ("cpu", "meta", "disk"):
-        return ""
+        return f"there is one CPU to place weights on, and it is called {kind!r}" if index else ""
     here = [a for a in machine.accelerators if a.kind == kind or (name.isdigit() and a.kind != "mps")]
     if not here or (index and int(index) >= len(here)):
         return f"this machine has {machine.describe()}" + "".join(f"; {note}" for note in machine.notes)

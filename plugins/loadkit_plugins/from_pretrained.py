@@ -10,6 +10,7 @@ from loadkit import Claim, Context, Plan, Problem, Reading, hookimpl
 from loadkit.plugins import base_of, did_you_mean, plain
 from loadkit_plugins.model_kwargs import check_model_kwargs
 from loadkit_plugins.rope import moved_into_rope
+from loadkit_plugins.token_ids import check_token_ids
 
 _problem = partial(Problem, "kwargs", "from-pretrained")
 
@@ -29,7 +30,7 @@ def loadkit_contribute_kwargs(context: Context) -> Mapping[str, list[Claim[Any]]
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    return [*check_model_kwargs(context, plan), *_experts(context)]
+    return [*check_model_kwargs(context, plan), *check_token_ids(context, plan), *_experts(context)]
 
 
 def _experts(context: Context) -> Sequence[Problem]:
@@ -102,4 +103,7 @@ def _within(found: Any, planned: Any) -> Any:
     if isinstance(found, Mapping):
         held: Mapping[str, Any] = {str(key): value for key, value in found.items()}
         return {key: _within(held.get(key), value) for key, value in planned.items()}
-    return {key: _within(getattr(found, key, None), value) for key, value in planned.items()}
+    asked = {
+        key: value for key, value in planned.items() if value is not None
+    }  # a whole config has those too
+    return {**planned, **{key: _within(getattr(found, key, None), value) for key, value in asked.items()}}

@@ -167,6 +167,12 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
         )
         return
     yield from _unknown_tokens(context, tokens)
+    if blank := [token for token in tokens.additional if not token.strip()]:
+        yield _problem(
+            "blank-token",
+            f"additional_special_tokens names {blank[0]!r}, which is no token",
+            "leave it out, or name a token such as '<|tool|>'",
+        )
     pad, eos = request.asked("pad_token"), tokens.eos_token or facts.special_token("eos_token")
     if plan.preparation.training and pad is not None and pad.demanded and pad.value == eos:
         yield _problem(

@@ -119,6 +119,7 @@ NOT_IN_A_MODEL: dict[str, str] = {
     "local_files_only": "where files are",
     "max_memory": "what limits a device map",
     "optim": "the estimate of memory",
+    "trainer_fields": "what the trainer carries out, for plan.requested",
     "pad_to_multiple_of": "how far embeddings grow when tokens are new: tests/loading",
     "quantized_cache": "what makes the load faster, with the same result",
     "tokenizer": "which files are read",

@@ -78,6 +78,78 @@ def test_get_model_on_an_adapter_is_the_base_with_it(tiny: Tiny, tmp_path: Path)
     assert torch.equal(logits(ours, inputs), logits(plain.eval(), inputs))
 
 
+def test_an_adapter_is_frozen_as_by_the_original(tiny: Tiny, tmp_path: Path) -> None:
+    """transformers' own way, which the originals go, attaches it to run."""
+    adapter = make_adapter(tmp_path / "adapter", tiny("mistral"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(adapter)
+    for more in (
+        {},
+        {"use_peft": True},
+        {"load_in_4bit": True},
+        {"load_in_8bit": True},
+        {"dtype": "bfloat16"},
+    ):
+        ours = get_model(trl.ModelConfig(model_name_or_path=str(adapter), **more), Training())
+        assert any("lora_" in name for name, _ in ours.named_parameters())
+        assert not any(p.requires_grad for m in (ours, theirs) for p in m.parameters())
+        assert (ours.training, ours.config.use_cache) == (theirs.training, False)
+        assert getattr(ours.get_base_model(), "is_quantized", False) is (
+            "load_in_4bit" in more or "load_in_8bit" in more
+        )
+    scores = trl.ModelConfig(model_name_or_path=str(adapter), lora_task_type="SEQ_CLS")
+    with pytest.raises(loadkit.PlanError, match="merge it first"):
+        get_model(scores, Training())
+
+
+@pytest.mark.parametrize(
+    ("spelt", "dtype"),
+    [("torch.bfloat16", "bfloat16"), ("bf16", "bfloat16"), (torch.float16, "float16"), ("half", "float16"), ("auto", "bfloat16")],
+)  # fmt: skip
+def test_dtypes_in_every_spelling(tiny: Tiny, spelt: Any, dtype: str) -> None:
+    for name in ("dtype", "torch_dtype"):
+        model_args = type("Args", (), {"model_name_or_path": str(tiny("mistral")), name: spelt})()
+        assert get_model(model_args, Training()).dtype == getattr(torch, dtype)
+
+
+def test_stored_formats_stay_as_they_are(tiny: Tiny, tmp_path: Path) -> None:
+    """What a ModelConfig prefers gives way to what the files fix."""
+    from stored_formats import store_fp8
+
+    from loadkit.testing.checkpoints import make_prequantized
+
+    stored = {
+        "fp8": store_fp8(tmp_path / "fp8", tiny("mistral")),
+        "bnb": make_prequantized(tmp_path / "bnb", tiny("mistral")),
+    }
+    for name, folder in stored.items():
+        for more in ({}, {"load_in_4bit": True}, {"load_in_8bit": True}):
+            model_args = trl.ModelConfig(model_name_or_path=str(folder), dtype="bfloat16", **more)
+            assert get_quantization_config(model_args) is None
+            assert get_model(model_args, Training()).dtype == torch.bfloat16, (name, more)
+
+
+def test_a_quantization_config_among_the_trainers_model_init_kwargs(tiny: Tiny, tmp_path: Path) -> None:
+    """As TRL's scripts put it there."""
+    model_args = trl.ModelConfig(
+        model_name_or_path=str(tiny("mistral")),
+        load_in_4bit=True,
+        use_bnb_nested_quant=True,
+        bnb_4bit_quant_type="fp4",
+        dtype="bfloat16",
+    )
+    given = {
+        "quantization_config": get_quantization_config(model_args), "device_map": get_kbit_device_map(), "dtype": "bfloat16", "revision": "main",
+        "attn_implementation": "eager",
+    }  # fmt: skip
+    args = trl.SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, model_init_kwargs=given)
+    plain = trl.ModelConfig(model_name_or_path=str(tiny("mistral")))
+    for config in (plain, model_args):
+        model = get_model(config, args)
+        held = model.config.quantization_config
+        assert (held.bnb_4bit_quant_type, held.bnb_4bit_use_double_quant) == ("fp4", True)
+        assert (model.dtype, model.config._attn_implementation) == (torch.bfloat16, "eager")
+
+
 @pytest.mark.parametrize("config", [trl.ModelConfig, OldModelConfig])
 @pytest.mark.parametrize(
     "quantized", [{}, {"load_in_4bit": True, "use_bnb_nested_quant": True}, {"load_in_8bit": True}]
@@ -226,13 +298,13 @@ def test_arguments_become_options(tmp_path: Path, tiny: Tiny) -> None:
     options = from_training_arguments(args)
     assert options == {
         "training": True, "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True},
-        "optim": "adamw_torch_fused",
+        "optim": "adamw_torch_fused", "trainer_fields": ["use_cpu"],
     }  # fmt: skip
     plan = loadkit.plan(tiny("mistral"), "qlora", **options)
     assert plan.preparation.gradient_checkpointing_kwargs == {"use_reentrant": True}
     plain = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert from_training_arguments(plain) == {
-        "training": True, "gradient_checkpointing": False, "optim": "adamw_torch_fused",
+        "training": True, "gradient_checkpointing": False, "optim": "adamw_torch_fused", "trainer_fields": ["use_cpu"],
     }  # fmt: skip
     assert from_training_arguments(
         trl.RewardConfig(

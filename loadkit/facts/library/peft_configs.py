@@ -20,6 +20,9 @@ REGISTERED = re.compile(r"register_peft_method\(\s*name=\"(\w+)\"[^)]*?config_cl
 SHARED = ("config.py", "tuners/lycoris_utils.py", "tuners/prompt_tuning/config.py", "tuners/lora/config.py")
 """Where configs' bases are."""
 
+WORDED = ("tuners/p_tuning/config.py", "tuners/multitask_prompt_tuning/config.py")
+"""Where further enumerations are."""
+
 NESTED = re.compile(r"\b(\w+Config)\b")
 
 
@@ -31,12 +34,14 @@ class PeftField(msgspec.Struct, frozen=True):
         choices: the words it takes; empty where any goes.
         annotation: what it takes, as the source has it.
         literal: whether `default` is what it has by default.
+        member: the member of an enumeration that it is by default, as "Kind.NAME"; "" for none.
     """
 
     default: Any = None
     choices: tuple[str, ...] = ()
     annotation: str = ""
     literal: bool = True
+    member: str = ""
 
     @property
     def config(self) -> str:
@@ -79,9 +84,11 @@ def peft_refusal(peft_type: str, options: Mapping[str, Any], nested: str = "") -
         return ""
     classes = {**_bases(), **_classes(path)}
     fields = peft_class_fields(peft_type, nested or config)
+    own = (*_body(path.with_name("constants.py")), *_body(path))
+    names = {**_enumerations(), **constants(own)}
     values = {name: field.default for name, field in fields.items() if field.literal}
+    values |= {name: names[field.member] for name, field in fields.items() if field.member in names}
     values |= {name: value for name, value in options.items() if name in fields}
-    names = {**_enumerations(), **constants(_body(path))}
     return refusal(_post_inits(nested or config, classes), values, {**names, "__class__": config})
 
 
@@ -99,7 +106,8 @@ def _post_inits(name: str, classes: Mapping[str, ast.ClassDef]) -> Iterator[ast.
 @cache
 def _enumerations() -> Mapping[str, Any]:
     root = _root()
-    return constants(_body(root / "utils" / "peft_types.py")) if root else {}
+    files = [root / "utils" / "peft_types.py", *(root / name for name in (*SHARED, *WORDED))] if root else []
+    return {name: value for file in files for name, value in constants(_body(file)).items()}
 
 
 @cache
@@ -155,7 +163,9 @@ def _fields(name: str, classes: Mapping[str, ast.ClassDef]) -> Iterator[tuple[st
             continue
         if _literal(_given(line.value).get("init")) is not False:
             choices, text = tuple(_choices(line.annotation)), ast.unparse(line.annotation)
-            yield line.target.id, PeftField(_default(line.value), choices, text, _tells(line.value))
+            choices = choices or _members(line.annotation, line.target.id)
+            member = _member(line.value)
+            yield line.target.id, PeftField(_default(line.value), choices, text, _tells(line.value), member)
 
 
 def _given(value: ast.expr | None) -> dict[str, ast.expr]:
@@ -167,6 +177,16 @@ def _default(value: ast.expr | None) -> Any:
     if isinstance(value, ast.Call):
         value = _given(value).get("default")
     return _literal(value)
+
+
+def _member(value: ast.expr | None) -> str:
+    """The member of an enumeration that is the default."""
+    if isinstance(value, ast.Call):
+        value = _given(value).get("default")
+    match value:
+        case ast.Attribute(value=ast.Name(id=kind), attr=name):
+            return f"{kind}.{name}"
+    return ""
 
 
 def _tells(value: ast.expr | None) -> bool:
@@ -194,6 +214,16 @@ def _choices(annotation: ast.expr) -> Iterator[str]:
             for word in ast.walk(node.slice):
                 if isinstance(word, ast.Constant) and isinstance(word.value, str):
                     yield word.value
+
+
+def _members(annotation: ast.expr, field: str) -> tuple[str, ...]:
+    """The words of an enumeration that an annotation names; the type's and the task's have checks of their
+    own."""
+    kinds = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
+    if field in ("peft_type", "task_type"):
+        return ()
+    named = ((name.partition(".")[0], value) for name, value in _enumerations().items())
+    return tuple(value for kind, value in named if kind in kinds and isinstance(value, str))
 
 
 def _words(enumeration: ast.ClassDef) -> Iterator[str]:

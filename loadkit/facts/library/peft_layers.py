@@ -12,7 +12,11 @@ from typing import Any
 from loadkit.facts.library.peft_configs import peft_fields, peft_types
 from loadkit.facts.library.refusals import refusal
 
-__all__ = ["peft_adapts_embeddings", "peft_biases", "peft_layer_refusal"]
+__all__ = ["peft_adapts_embeddings", "peft_biases", "peft_layer_refusal", "peft_packages"]
+
+NEEDED = re.compile(r"raise ImportError\([^)]*pip install ([\w-]+)")
+"""Where a config says, when it is made, what isn't installed."""
+
 
 OTHERS = re.compile(r"Conv|Embedding|Quant|Multihead|Param")
 """Layers of other kinds than a plain linear one."""
@@ -51,6 +55,11 @@ def peft_biases(peft_type: str) -> frozenset[str]:
     """What a type's `bias` may be: none, all, or its own."""
     own = {word for text in _texts(peft_type).values() for word in re.findall(r"[\"'](\w+_only)[\"']", text)}
     return frozenset({"none", "all", *own})
+
+
+def peft_packages(peft_type: str) -> tuple[str, ...]:
+    """The packages without which a type's config can't be made, by what it says to install."""
+    return tuple(dict.fromkeys(NEEDED.findall(_texts(peft_type).get("config.py", ""))))
 
 
 @cache

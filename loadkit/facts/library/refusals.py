@@ -178,6 +178,8 @@ class _Run:
                 return isinstance(self.value(inner), tuple(self._kinds(kinds)))
             case ast.Call(func=ast.Name(id="int"), args=[inner]):
                 return int(self.value(inner))
+            case ast.Call(func=ast.Name(id="min" | "max" as name), args=[first, *others]) if others:
+                return {"min": min, "max": max}[name](self.value(each) for each in (first, *others))
             case ast.Call(func=ast.Name(id="len"), args=[inner]):
                 return len(self.value(inner))
             case ast.Call(func=ast.Name(id="set"), args=[inner]):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from loadkit import Adapter, Adapters, Checkpoint, Context, Plan, Problem
-from loadkit.plugins import AdapterFacts, did_you_mean
+from loadkit.plugins import FLOATS, AdapterFacts, canonical_dtype, did_you_mean
 from loadkit_plugins.adapter.field_checks import check_fields
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
 from loadkit_plugins.adapter.settings import needs_weights
@@ -33,6 +33,14 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
         return
     if context.machine.version("peft") is None:
         yield _problem("no-peft", "an adapter was asked for, and peft isn't installed", "pip install peft")
+    for name in context.peft_packages(plan.adapters.members[-1].peft_type):
+        if context.machine.version(name) is None:
+            yield _problem(
+                "peft-needs-package",
+                f"an adapter of {plan.adapters.members[-1].peft_type} was asked for, which needs {name}, and it isn't installed",
+                f"pip install {name}, or choose another type",
+            )
+    yield from _dtype(context)
     yield from _active(context, plan.adapters)
     yield from _merging(context, plan, plan.adapters)
     if context.beside.adapters:
@@ -74,6 +82,16 @@ def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
             "dequantize-unused",
             "dequantize=True was asked for, but no adapter is merged",
             "add merge_adapter=True, or load without quantization",
+        )
+
+
+def _dtype(context: Context) -> Iterator[Problem]:
+    asked = context.request.asked("adapter_dtype")
+    if asked is not None and canonical_dtype(asked.value) not in ("auto", *FLOATS):
+        yield _problem(
+            "unknown-dtype",
+            f"adapter_dtype={asked.value!r} was asked for ({asked.because}){did_you_mean(asked.value, FLOATS)}",
+            f"choose auto or one of {', '.join(FLOATS)}",
         )
 
 

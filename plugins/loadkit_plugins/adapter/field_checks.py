@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from loadkit.plugins import did_you_mean, fits, some_of
 from loadkit_plugins.adapter.config_refusals import check_config, in_words
 from loadkit_plugins.adapter.fields import LORA_OPTIONS, adapter_type, contradictions, merged
 from loadkit_plugins.adapter.layer_checks import check_layers
+from loadkit_plugins.adapter.ranges import check_ranges
 from loadkit_plugins.adapter.settings import TASK_TYPES
 from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR, nowhere, stored_paths, words
 
@@ -20,14 +20,7 @@ __all__ = ["check_fields"]
 
 _problem = partial(Problem, "adapter", "adapter")
 
-RANKS = ("r", "init_r", "target_r")
-AVERAGES = ("beta1", "beta2")
-"""AdaLoRA's moving averages, which PEFT asserts without a word."""
-
 NAMING = ("target_modules", "modules_to_save", "target_parameters", "exclude_modules")
-BLOCKS = ("OFT", "BOFT")
-"""PEFT's types whose rank of 0 means that the size of the blocks is given instead."""
-
 KEYED = ("rank_pattern", "alpha_pattern")
 NITER = re.compile(r"pissa_niter_\d+", re.IGNORECASE)
 OTHER_INITS = ("lora_ga",)
@@ -44,7 +37,7 @@ def check_fields(context: Context, plan: Plan, adapter: Adapter) -> list[Problem
         *_without_place(context),
         *_unknown(context, adapter),
         *_of_another_kind(context, adapter),
-        *_out_of_range(context, adapter),
+        *check_ranges(context, adapter, partial(_said, context, adapter)),
         *_together(adapter),
         *_frozen(context, plan, adapter),
         *_another_task(context, plan, adapter),
@@ -153,41 +146,6 @@ def _chosen(name: str, value: str, choices: Sequence[str]) -> bool:
 def _number_anyway(name: str, value: Any) -> bool:
     """Whether a field is annotated as an int, and computed with as a float."""
     return name in ("alpha", "lora_alpha") and isinstance(value, float)
-
-
-def _out_of_range(context: Context, adapter: Adapter) -> Iterator[Problem]:
-    for name, value in adapter.options.items():
-        for number in _numbers(value):
-            if not math.isfinite(number):
-                fault, fix = "isn't a finite number", "give a number"
-            elif (name in RANKS or name == "rank_pattern") and number < (
-                0 if adapter.peft_type in BLOCKS else 1
-            ):
-                fault, fix = "a rank is 1 or more", "give 8, 16 or 64; adapter=False loads without an adapter"
-            elif name.endswith("dropout") and not 0 <= number < 1:
-                fault, fix = "a dropout is 0 or more, and less than 1", "give 0.0, 0.05 or 0.1"
-            elif name in AVERAGES and not 0 < number < 1:
-                fault, fix = "an average weighs its past by more than 0, and less than 1", "give 0.85"
-            elif name in ("lora_alpha", "alpha_pattern") and number == 0:
-                fault, fix = "with a scale of 0 the adapter does nothing", "give 16 or 32"
-            else:
-                continue
-            yield _problem("bad-field", f"{_said(context, adapter, name)}: {fault}", fix)
-            break
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    match value:
-        case bool():
-            return
-        case int() | float():
-            yield value
-        case dict():
-            for each in value.values():
-                yield from _numbers(each)
-        case list() | tuple():
-            for each in value:
-                yield from _numbers(each)
 
 
 def _together(adapter: Adapter) -> Iterator[Problem]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from loadkit import Adapter, Context, Plan, Problem
 from loadkit.plugins import some_of
+from loadkit_plugins.adapter.targets import owners_of
+from loadkit_plugins.adapter.variants import check_variants
 
 __all__ = ["check_layers"]
 
@@ -38,6 +40,9 @@ def check_layers(context: Context, plan: Plan, adapter: Adapter, said: Said) -> 
     yield from _linear(context, plan, adapter)
     yield from _embeddings(context, plan, adapter, said)
     yield from _parameters(context, adapter, said)
+    targeted = [path for path, _, _ in _targeted(context, plan, adapter.options.get("target_modules"))]
+    yield from _both_ways(context, plan, adapter, targeted, said)
+    yield from check_variants(context, adapter, targeted, said)
 
 
 def _no_targets(context: Context, adapter: Adapter, said: Said) -> Iterator[Problem]:
@@ -55,6 +60,28 @@ def _no_targets(context: Context, adapter: Adapter, said: Said) -> Iterator[Prob
             "target-matches-nothing",
             f"{said('exclude_modules')}, which leaves out every one of target_modules={targets!r}",
             "take one of them out of exclude_modules",
+        )
+
+
+def _both_ways(
+    context: Context, plan: Plan, adapter: Adapter, targeted: Sequence[str], said: Said
+) -> Iterator[Problem]:
+    """Layers that are named, and whose parameters are named too."""
+    parameters = adapter.options.get("target_parameters") or ()
+    owners = set(owners_of(parameters, context, plan.model_class)) if isinstance(parameters, list) else set()
+    if both := [path for path in targeted if path in owners]:
+        yield _problem(
+            "fields-contradict",
+            f"{said('target_parameters')}, and {said('target_modules')}: {some_of(both)} would be adapted twice, which PEFT refuses",
+            "name the layers in one of the two; target_parameters is for weights that aren't a linear layer's, such as fused experts",
+        )
+    skipped = () if plan.quantized is None else plan.quantized.skip_modules
+    packed = [path for path in owners if not any(f".{skip}." in f".{path}." for skip in skipped)]
+    if plan.quantized is not None and packed:
+        yield _problem(
+            "target-cant-be-adapted",
+            f"{said('target_parameters')}, and {some_of(sorted(packed))} is quantized ({plan.why('quantization').because}), so that its weight is packed",
+            "name the layers in target_modules",
         )
 
 

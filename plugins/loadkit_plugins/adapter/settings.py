@@ -25,7 +25,7 @@ from loadkit import (
 )
 from loadkit.plugins import AdapterFacts, canonical_dtype
 from loadkit_plugins.adapter.fields import Fields, adapter_type, merged
-from loadkit_plugins.adapter.targets import EVERY_LINEAR, absent, unadaptable
+from loadkit_plugins.adapter.targets import EVERY_LINEAR, absent, owners_of, unadaptable
 
 __all__ = ["TASK_TYPES", "declared_options", "existing_adapters", "needs_weights", "new_adapter", "stacked"]
 
@@ -180,6 +180,8 @@ def new_adapter(
     passed = [*fields.passed_over, *_without_weights(fields, quantization)]
     if lora:
         _default_targets(fields, context)
+        passed += _by_parameter(fields, context, architecture)
+    _once(options)
     passed += _absent(fields, context, architecture)
     dtype, why_dtype, more = _dtype(context, dtype, trains=preparation.training)
     passed += more
@@ -212,6 +214,13 @@ def new_adapter(
     return Claim(value=value, because=because, strength=asked.strength, passed_over=tuple(passed))
 
 
+def _once(options: dict[str, Any]) -> None:
+    """Names that are given twice are given once: PEFT makes sets of them."""
+    for field in ("target_modules", "target_parameters", "modules_to_save", "exclude_modules"):
+        if isinstance(given := options.get(field), list) and all(isinstance(each, str) for each in given):
+            options[field] = list(dict.fromkeys(given))
+
+
 def _dequantizes(request: Request, quantization: Quantization | None) -> bool:
     """Whether a phase of its own turns the base back: not where transformers has done so while loading."""
     return bool(request.value("dequantize", False)) and (quantization is None or quantization.packed)
@@ -224,6 +233,21 @@ def _default_targets(fields: Fields, context: Context) -> None:
         fields.options["target_modules"] = list(registered.lora_target_modules)
     if not context.request.asked("peft_config") and "target_parameters" not in fields.options:
         fields.options.setdefault("target_modules", "all-linear")
+
+
+def _by_parameter(fields: Fields, context: Context, architecture: ModelClass) -> list[PassedOver]:
+    """Where the weights of linear layers are named as parameters, and nobody demands modules: those alone."""
+    asked, given = fields.by.get("target_modules"), fields.options.get("target_parameters") or ()
+    if (
+        (asked and asked.demanded)
+        or not isinstance(given, list)
+        or not owners_of(given, context, architecture)
+    ):
+        return []
+    targets = fields.options.get("target_modules")
+    fields.options["target_modules"] = []  # else PEFT adds its own for the model's type
+    reason = "a linear layer is adapted by its name or by its parameter's, and parameters were named"
+    return [PassedOver(f"lora_target_modules={targets}", reason)] if targets else []
 
 
 def _dtype(context: Context, dtype: str, *, trains: bool) -> tuple[str, str, tuple[PassedOver, ...]]:

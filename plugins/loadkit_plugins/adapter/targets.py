@@ -19,6 +19,7 @@ __all__ = [
     "linear_names",
     "new_token_rows",
     "nowhere",
+    "owners_of",
     "stored_paths",
     "unadaptable",
     "unfit",
@@ -56,6 +57,17 @@ def unadaptable(context: Context) -> dict[str, str]:
     if context.checkpoint.model_type in MAMBA:
         found["out_proj"] = "Mamba's fused kernels take its weight directly, so PEFT refuses to adapt it"
     return found
+
+
+def owners_of(parameters: Sequence[str], context: Context, architecture: ModelClass) -> list[str]:
+    """The linear layers whose weights are among an adapter's parameters: PEFT puts one adapter on a layer, by
+    its name or by its parameter's."""
+    return [
+        weight.module
+        for weight in context.weights(architecture)
+        if weight.kind == "linear"
+        and any(weight.name == p or weight.name.endswith(f".{p}") for p in parameters)
+    ]
 
 
 def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:

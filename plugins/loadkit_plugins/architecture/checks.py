@@ -13,6 +13,8 @@ __all__ = ["check", "explain"]
 
 _problem = partial(Problem, "architecture", "architecture")
 
+SCORES = "sequence-classification"
+
 
 def check(context: Context, plan: Plan) -> Sequence[Problem]:
     """Every problem of the chosen class."""
@@ -22,6 +24,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
         *_other_config(context, plan),
         *_other_task(context, plan),
         *_other_class(context, plan),
+        *_rewards(context, plan),
         *check_labels(context, plan),
         *(_unpinned(context) if remote else _consent_unused(context, plan)),
     ]
@@ -49,6 +52,17 @@ def _other_task(context: Context, plan: Plan) -> Iterator[Problem]:
         f"{plan.model_class.task}: {decision.because}",
         f"leave task out, or go without that plugin: LOADKIT_DISABLE={decision.plugin}",
     )
+
+
+def _rewards(context: Context, plan: Plan) -> Iterator[Problem]:
+    """A reward trainer's config beside a model that gives texts: TRL refuses it once it is loaded."""
+    if "RewardConfig" in context.request.value("trainer_fields", ()) and plan.model_class.task != SCORES:
+        yield _problem(
+            "reward-without-head",
+            f"the trainer's config is a RewardConfig, whose trainer scores texts, and {plan.model_class.model_class} is for "
+            f"{plan.model_class.task} ({plan.why('architecture').because})",
+            f"give task={SCORES!r} and num_labels=1",
+        )
 
 
 def _other_class(context: Context, plan: Plan) -> Iterator[Problem]:

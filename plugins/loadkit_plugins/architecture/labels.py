@@ -14,6 +14,9 @@ __all__ = ["adapter_task", "check_labels", "label_claims"]
 
 _problem = partial(Problem, "architecture", "architecture")
 
+WRITING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+"""PEFT's task types whose models generate, which PEFT 0.21 asks of the base."""
+
 LAST_LAYERS = ("score", "classifier", "out_proj", "classification_head")
 
 
@@ -64,6 +67,13 @@ def check_labels(context: Context, plan: Plan) -> Iterator[Problem]:
                 f"the adapter {facts.source!r} ({name}) was made for {theirs}, and the model is loaded for {task} "
                 f"({plan.why('architecture').because})",
                 f"leave task out, or give task={theirs!r}; adapter=False loads the base alone",
+            )
+        elif str(facts.config.get("task_type")) in WRITING and task in HEADED_TASKS:
+            yield _problem(
+                "adapter-task-differs",
+                f"the adapter {facts.source!r} ({name}) was made for a model that writes text, and the model is loaded for {task} "
+                f"({plan.why('architecture').because}), on which PEFT can't put it",
+                "merge it first: load it with merge_adapter=True, save that, and load what was saved with this task; or leave task out",
             )
 
 

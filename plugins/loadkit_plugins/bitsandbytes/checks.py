@@ -8,13 +8,16 @@ from typing import Any
 
 from loadkit import Context, Plan, Problem, Quantization
 from loadkit.plugins import did_you_mean
+from loadkit_plugins.bitsandbytes.offloaded import check_offloaded
 from loadkit_plugins.bitsandbytes.settings import (
     EIGHT_BIT,
     FIELDS,
     FOUR_BIT,
     METHOD,
+    OFFLOAD,
     UNSET,
     declared_options,
+    is_ours,
     settings,
     twice,
 )
@@ -47,7 +50,7 @@ def _fields(context: Context) -> Iterator[Problem]:
             f"keep {config} or {spelt}",
         )
     whole = context.request.asked("quantization_config")
-    if whole is None or whole.value.get("quant_method", METHOD) != METHOD:
+    if whole is None or not is_ours(whole.value):
         return
     said = f"{'you' if whole.demanded else whole.by} gave quantization_config"
     declared = {option.name: option for option in declared_options()}
@@ -80,7 +83,9 @@ def _planned(context: Context, plan: Plan) -> Sequence[Problem]:
     demanded = {name: asked.value for name, asked in wishes.items() if asked.demanded}
     quantization = plan.quantization
     if quantization is not None and quantization.prequantized:
-        platform = _platform(context, plan, quantization) if quantization.method == METHOD else ()
+        platform = list(_platform(context, plan, quantization)) if quantization.method == METHOD else []
+        if quantization.method == METHOD:
+            platform += check_offloaded(plan, quantization, asked=bool(quantization.options.get(OFFLOAD)))
         return [*_contradictions(quantization, demanded), *platform]
     if quantization is None or quantization.method != METHOD:
         return list(_unused(demanded, quantization))
@@ -90,6 +95,7 @@ def _planned(context: Context, plan: Plan) -> Sequence[Problem]:
         *_package(context),
         *_storage(context, plan, quantization),
         *_nothing(plan),
+        *check_offloaded(plan, quantization, asked=OFFLOAD in wishes and bool(wishes[OFFLOAD].value)),
         *_platform(context, plan, quantization),
     ]
 

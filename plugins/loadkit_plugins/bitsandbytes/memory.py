@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from loadkit import Context, Packed, Plan, Quantization, Weight
 from loadkit.plugins import FLOATS
+from loadkit_plugins.bitsandbytes.offloaded import offloaded
+from loadkit_plugins.bitsandbytes.settings import OFFLOAD
 
 __all__ = ["estimate"]
 
@@ -38,7 +40,8 @@ def _kept(context: Context, plan: Plan) -> tuple[str, ...]:
     """Ends of paths that stay as they are: the plan's, and those that transformers keeps in float32."""
     assert plan.quantization is not None
     facts = context.library.class_facts(plan.model_class.model_class)
-    return (*plan.quantization.skip_modules, *(facts.keep_in_fp32_modules if facts else ()))
+    beside = offloaded(plan) if plan.quantization.options.get(OFFLOAD) else ()
+    return (*plan.quantization.skip_modules, *(facts.keep_in_fp32_modules if facts else ()), *beside)
 
 
 def _ends_with(module: str, ends: Sequence[str]) -> bool:

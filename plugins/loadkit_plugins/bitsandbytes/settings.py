@@ -12,11 +12,13 @@ __all__ = [
     "FOUR_BIT",
     "METHOD",
     "FIELDS",
+    "OFFLOAD",
     "SKIPPING",
     "UNSET",
     "declared_options",
     "eight_bit",
     "four_bit",
+    "is_ours",
     "settings",
     "twice",
     "width",
@@ -26,7 +28,8 @@ METHOD = "bitsandbytes"
 FOUR_BIT = (
     "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"
 )  # fmt: skip
-EIGHT_BIT = ("llm_int8_threshold", "llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight")
+OFFLOAD = "llm_int8_enable_fp32_cpu_offload"
+EIGHT_BIT = ("llm_int8_threshold", OFFLOAD, "llm_int8_has_fp16_weight")
 SKIPPING = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
 FIELDS = (
     "quant_method", "load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit", *FOUR_BIT, *EIGHT_BIT, *SKIPPING,
@@ -41,6 +44,11 @@ UNSET: Mapping[str, Any] = {
 }
 """What a BitsAndBytesConfig holds for the width that it isn't about: nobody asked for these."""
 DTYPES = ("bfloat16", "float16", "float32")
+
+
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether a quantization config is one of bitsandbytes: by any name of transformers', or by none."""
+    return (config.get("quant_method") or METHOD) in (METHOD, f"{METHOD}_4bit", f"{METHOD}_8bit")
 
 
 def declared_options() -> Sequence[Option]:
@@ -74,7 +82,11 @@ def declared_options() -> Sequence[Option]:
             choices=("uint8", "int8", *DTYPES),
         ),
         option("llm_int8_threshold", "float", "8-bit: activations above it are computed in 16 bits"),
-        option("llm_int8_enable_fp32_cpu_offload", "bool", "8-bit: allow parts on the CPU, in float32"),
+        option(
+            OFFLOAD,
+            "bool",
+            "leave parts that the device map puts on the CPU or the disk unquantized, in either width",
+        ),
         option("llm_int8_has_fp16_weight", "bool", "8-bit: keep 16-bit main weights"),
     ]
 
@@ -84,7 +96,7 @@ def settings(request: Request) -> dict[str, Asked]:
     names = ("load_in_4bit", "load_in_8bit", *FOUR_BIT, *EIGHT_BIT, "skip_modules")
     found = {name: asked for name in names if (asked := request.asked(name))}
     whole = request.asked("quantization_config")
-    if whole is None or whole.value.get("quant_method", METHOD) != METHOD:
+    if whole is None or not is_ours(whole.value):
         return found
     four_bits = bool(whole.value.get("load_in_4bit"))
     other_width = EIGHT_BIT if four_bits else FOUR_BIT
@@ -106,7 +118,7 @@ def settings(request: Request) -> dict[str, Asked]:
 def twice(request: Request) -> Iterator[tuple[str, str]]:
     """Settings that the caller gave twice with different values: in the config, and as an option."""
     whole = request.asked("quantization_config")
-    if whole is None or not whole.demanded or whole.value.get("quant_method", METHOD) != METHOD:
+    if whole is None or not whole.demanded or not is_ours(whole.value):
         return
     an_object = "_load_in_4bit" in whole.value
     for name in ("load_in_4bit", "load_in_8bit", *FOUR_BIT, *EIGHT_BIT):
@@ -153,8 +165,15 @@ def four_bit(wishes: Mapping[str, Asked], dtype: str, context: Context) -> dict[
         "bnb_4bit_use_double_quant": wish("bnb_4bit_use_double_quant", False),
         "bnb_4bit_compute_dtype": wish("bnb_4bit_compute_dtype", dtype),
         "bnb_4bit_quant_storage": wish("bnb_4bit_quant_storage", storage),
+        **({OFFLOAD: True} if wish(OFFLOAD, False) else {}),
     }
 
 
 def eight_bit(wishes: Mapping[str, Asked]) -> dict[str, Any]:
-    return {"load_in_8bit": True, **{name: wishes[name].value for name in EIGHT_BIT if name in wishes}}
+    found = {name: wishes[name].value for name in EIGHT_BIT if name in wishes}
+    threshold = found.get("llm_int8_threshold")  # BitsAndBytesConfig refuses an int
+    return {
+        "load_in_8bit": True,
+        **found,
+        **({"llm_int8_threshold": float(threshold)} if type(threshold) is int else {}),
+    }

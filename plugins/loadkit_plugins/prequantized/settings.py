@@ -47,7 +47,8 @@ def _name(config: Mapping[str, Any]) -> str:
     (`AutoQuantizationConfig.from_dict`)."""
     if config.get("load_in_4bit") or config.get("load_in_8bit"):
         return "bitsandbytes"
-    return str(config.get("quant_method") or "unknown")
+    name = str(config.get("quant_method") or "unknown")
+    return "bitsandbytes" if name in ("bitsandbytes_4bit", "bitsandbytes_8bit") else name
 
 
 def stored_here(context: Context, dtype: str) -> Quantization | None:

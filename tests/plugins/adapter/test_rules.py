@@ -64,6 +64,7 @@ def test_a_new_adapter_by_plain_options() -> None:
     assert more.options == {
         "modules_to_save": ["lm_head"],
         "target_parameters": ["mlp.gate_proj.weight"],
+        "target_modules": [],
         "use_dora": True,
         "init_lora_weights": "gaussian",
         "task_type": "CAUSAL_LM",
