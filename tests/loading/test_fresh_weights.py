@@ -57,7 +57,7 @@ def test_embeddings_without_values_are_an_error(tiny: Tiny, value: float, codes:
         @loadkit.hookimpl
         def loadkit_checkpoint_activations(self, model: Any) -> Any:
             torch.nn.init.constant_(model.get_input_embeddings().weight, value)
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
             return model
 
     manager = loadkit.PluginManager(environ={})
