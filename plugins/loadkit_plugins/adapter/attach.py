@@ -177,7 +177,7 @@ def _add_existing(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabula
             model.load_adapter(adapter.source, **about)
         else:
             model = peft.PeftModel.from_pretrained(model, adapter.source, **about)
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+    except Exception as error:  # PEFT lets any error of its parts through
         reason = re.sub(r"\s+", " ", str(error))
         raise LoadError(
             f"the adapter {adapter.source!r} ({adapter.name}) doesn't fit {plan.checkpoint.location!r}: {reason}\n"
