@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
+import functools
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +11,11 @@ from typing import Any
 from loadkit.audit.model_access import configs
 
 __all__ = ["own_use_cache", "save_own_use_cache", "set_use_cache", "with_use_cache"]
+
+OWN = "_loadkit_own_cache"
+"""The attribute of a model with the checkpoint's own values."""
+
+_lock = threading.Lock()
 
 
 def set_use_cache(config: Any, value: bool | None) -> dict[str, bool]:
@@ -34,52 +39,29 @@ def own_use_cache(model: Any, own: Mapping[str, bool]) -> Iterator[None]:
 
 
 def save_own_use_cache(model: Any, own: Mapping[str, bool]) -> None:
-    """Have this one model's `save_pretrained`, which trainers call, write the checkpoint's own values.
+    """Have this model's `save_pretrained`, which trainers call, write the checkpoint's own values.
 
-    What is put on the model for it holds the model weakly, so that it is freed with its last reference, and
-    isn't pickled with it: what was saved by `torch.save` reads wherever transformers is, as the plain model.
-    A deep copy saves as the model does.
+    Only a plain value is put on the model: it is pickled and copied as any other, reads where loadkit isn't,
+    and holds nothing alive. transformers' own method looks for it, from the first load on: a method put on
+    the model would refer back to it, and whatever wraps the model would take it for its own.
     """
-    for name, put in (("save_pretrained", _Saving), ("__deepcopy__", _Copying), ("__getstate__", _Plain)):
-        setattr(model, name, put(model, own))
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        setattr(model, OWN, dict(own))
+        with _lock:
+            if not hasattr(PreTrainedModel.save_pretrained, OWN):
+                PreTrainedModel.save_pretrained = _looking_for_own(PreTrainedModel.save_pretrained)
 
 
-class _OnModel:
-    """Something that is called as a method of one model, which it doesn't keep alive."""
+def _looking_for_own(save_pretrained: Any) -> Any:
+    @functools.wraps(save_pretrained)
+    def saving(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with own_use_cache(self, vars(self).get(OWN, {})):
+            return save_pretrained(self, *args, **kwargs)
 
-    def __init__(self, model: Any, own: Mapping[str, bool]) -> None:
-        self._held = weakref.ref(model)
-        self._own = dict(own)
-
-    @property
-    def _model(self) -> Any:
-        return self._held()
-
-
-class _Saving(_OnModel):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`save_pretrained` of the model's class, with the checkpoint's own `use_cache` in the files."""
-        model = self._model
-        with own_use_cache(model, self._own):
-            return type(model).save_pretrained(model, *args, **kwargs)
-
-
-class _Plain(_OnModel):
-    def __call__(self) -> dict[str, Any]:
-        """The model's state, for pickles and shallow copies, without anything of ours."""
-        state = self._model.__dict__.items()
-        return {name: value for name, value in state if not isinstance(value, _OnModel)}
-
-
-class _Copying(_OnModel):
-    def __call__(self, memo: dict[int, Any]) -> Any:
-        """What `copy.deepcopy` makes of a plain model, and saves as this one does."""
-        model = self._model
-        make, given, state, *_ = model.__reduce_ex__(4)
-        memo[id(model)] = copied = make(*given)
-        copied.__setstate__(copy.deepcopy(state, memo))
-        save_own_use_cache(copied, self._own)
-        return copied
+    setattr(saving, OWN, True)
+    return saving
 
 
 def with_use_cache(model: Any) -> list[Any]:
