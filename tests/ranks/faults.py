@@ -150,7 +150,7 @@ def death(out: str, folder: str, who: str) -> None:
 
 
 def joining(out: str, folder: str) -> None:
-    """Rank 0 refuses at once, while the other is still at making its output quiet, which imports for seconds."""
+    """Rank 0 refuses at once, while the other is still making its output quiet, which imports for seconds."""
     ranks = importlib.import_module("loadkit.ranks.ranks")
     errors = []
     for moment in (0, 3):

@@ -25,13 +25,14 @@ def folder(tiny: Tiny, tmp_path: Path) -> Path:
 
 def codes(folder: os.PathLike[str] | str, **options: Any) -> list[str]:
     """The codes of the errors, each with a message and a remedy; none for a plan."""
+    problems: tuple[loadkit.Problem, ...] = ()
     try:
         assert loadkit.plan(folder, **options).to_json()
     except loadkit.PlanError as error:
-        assert all(problem.message and problem.remedy for problem in error.problems)
+        problems = tuple(error.problems)
         str(error).encode()  # it can be printed
-        return [problem.code for problem in error.problems if problem.severity == "error"]
-    return []
+    assert all(problem.message and problem.remedy for problem in problems)
+    return [problem.code for problem in problems if problem.severity == "error"]
 
 
 def edited(name: str, **more: Any) -> Change:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loadkit_plugins.adapter.pattern_cost import TOO_MANY, ways_to_match
 
 import loadkit
 from loadkit.testing.checkpoints import make_adapter
+from loadkit_plugins.adapter.pattern_cost import TOO_MANY, ways_to_match
 
 Tiny = Callable[..., Path]
 
@@ -24,8 +24,10 @@ LEGITIMATE = (
     r".*decoder.*(SelfAttention|EncDecAttention).*(q|v)$",
     r"^(?!.*(vision|audio)).*(q_proj|k_proj)",
     r"model\.layers\.\d+\.(mlp|self_attn)\.(q|k|v|o|up|down|gate)_proj",
-    r"(?:.*?(?:vision|image|visual|patch|language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)"
-    r".*?(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|k_proj)))",
+    (
+        r"(?:.*?(?:vision|language|text).*?(?:self_attn|attention|attn|mlp|ffn).*?(?:q_proj|k_proj|down_proj).*?)|"
+        r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|k_proj)))"
+    ),
     r"^(language_model(?=\.).*\.(q_proj|k_proj))$",
     r"(?:\w+\.)+q_proj",
     r"(layers|h)\.\d+\..*",
@@ -68,7 +70,7 @@ def generated(chance: random.Random, depth: int = 0) -> str:
 
 
 def slowest(seed: int, count: int) -> tuple[float, int]:
-    """The seconds that the slowest of so many patterns took which count as harmless, and how many those are."""
+    """The seconds of the slowest of so many patterns that count as harmless, and how many those are."""
     chance, worst, passed = random.Random(seed), 0.0, 0
     for _ in range(count):
         pattern = f"{generated(chance)}!"  # which no path has: every way is tried
