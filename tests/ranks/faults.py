@@ -153,7 +153,7 @@ def joining(out: str, folder: str) -> None:
     """Rank 0 refuses at once, while the other is still making its output quiet, which imports for seconds."""
     ranks = importlib.import_module("loadkit.ranks.ranks")
     errors = []
-    for moment in (0, 3):
+    for moment in (0, 8):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ranks, "_quiet", lambda wait=0.3 * moment: _slowly(wait))
             errors.append(attempt({"source": folder, "device_map": "auto" if RANK == 0 else None}))
