@@ -18,6 +18,8 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING
 
+from loadkit.facts.machine import forks as _forks  # noqa: F401 - forks are noticed from here on
+
 # fmt: off
 if TYPE_CHECKING:
     from loadkit.errors import (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 import msgspec
 
-__all__ = ["json_option", "print_json"]
+from loadkit.errors import LoadkitError
+
+__all__ = ["json_option", "print_json", "print_whole"]
 
 
 def json_option(about: str = "Print JSON.") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -18,4 +21,18 @@ def json_option(about: str = "Print JSON.") -> Callable[[Callable[..., Any]], Ca
 
 def print_json(value: Any) -> None:
     """Print what msgspec can encode, indented."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print_whole(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_whole(text: str) -> None:
+    """Print what a program reads: half of it would be worse than an error.
+
+    Raises:
+        LoadkitError: it couldn't be written.
+    """
+    click.echo(text)
+    sys.stdout.flush() if sys.stdout is not None else None
+    if lost := getattr(sys.stdout, "lost", ""):
+        raise LoadkitError(
+            f"the JSON couldn't be written to standard output: {lost}\n    fix: make room there, or print elsewhere"
+        )

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from loadkit.errors import AuditError, LoadkitError, PlanError, PluginError
+from loadkit.text.output_streams import drop_what_is_left, forgiving_output
 
 __all__ = ["EXIT_CODES", "main"]
 
@@ -45,6 +46,16 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As click does, whatever becomes of the output: a command's work doesn't depend on who reads it."""
+        streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+        try:
+            with forgiving_output(as_text=True):
+                return super().main(*args, **kwargs)
+        finally:
+            for stream in streams:
+                drop_what_is_left(stream)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

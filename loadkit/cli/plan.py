@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from loadkit.cache.atomic_write import write_whole
-from loadkit.cli.json_output import json_option, print_json
+from loadkit.cli.json_output import json_option, print_json, print_whole
 from loadkit.cli.options import FILE, chosen, engine_option, model_options
 from loadkit.errors import LoadkitError
 from loadkit.planning.pipeline import make_plan
@@ -66,7 +66,7 @@ def command(
         except OSError as error:
             raise LoadkitError(f"the plan can't be written to {str(output)!r}: {error.strerror}") from error
     if as_json:
-        click.echo(made.to_json())
+        print_whole(made.to_json())
     elif kwargs_only:
         print_json(made.kwargs)
     else:

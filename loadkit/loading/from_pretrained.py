@@ -17,6 +17,7 @@ from loadkit.loading.download import HUB_KWARGS, explain, fetch_weights, may_ask
 from loadkit.loading.fresh_weights import initialised, starts_anew
 from loadkit.loading.loaded import BareModel
 from loadkit.loading.out_of_memory import is_out_of_memory, memory_remedy
+from loadkit.loading.process_wide import one_at_a_time
 from loadkit.loading.skip_modules import modules_to_skip
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.loading.speed.page_release import released_while_loading
@@ -84,7 +85,7 @@ def _load(
     # Files that are only read, to make other weights of them, needn't stay in memory.
     made = plan.quantization is not None and not (plan.quantization.prequantized and plan.quantization.packed)
     read_only = files if made and stored is None else ()
-    with _explained(plan, "the model"), pause_gc(), released_while_loading(read_only):
+    with _explained(plan, "the model"), one_at_a_time(), pause_gc(), released_while_loading(read_only):
         config, further = load_config(plan, token)
         own_use_cache = set_use_cache(config, plan.use_cache)
         kwargs: dict[str, Any] = {**plan.kwargs, **further, **_access(plan, token)}

@@ -22,6 +22,7 @@ from loadkit.loading.download import fetch_adapters, fetch_small_files
 from loadkit.loading.fresh_weights import drawn_anew, starts_anew
 from loadkit.loading.loaded import BareModel, Loaded, LoadkitWarning
 from loadkit.loading.phases import run_phases
+from loadkit.loading.process_wide import one_at_a_time
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.loading.speed.prefetch import ReadAhead
 from loadkit.loading.speed.run_aids import gather_aids
@@ -36,6 +37,7 @@ from loadkit.request.recipes import Recipe
 from loadkit.schema.plans import Plan
 from loadkit.schema.reports import Loading, Report
 from loadkit.schema.request import Progress, Token
+from loadkit.text.output_streams import forgiving_output
 
 __all__ = ["Loaded", "LoadkitWarning", "load", "load_processing_class"]
 
@@ -83,21 +85,26 @@ def load(
         RankError: another process of the launch failed, or would load something else.
     """
     manager, launch, clock = plugin_manager or default_manager(), read_topology(), _Clock()
-    with ranks_of_this_launch(together, launch) as ranks:
-        say = ranks.reporting(progress)
+    ranks = ranks_of_this_launch(together, launch)
+    say = ranks.reporting(progress)
 
-        def planning() -> Planned:
-            made = source
-            if replay is not None:
-                _alone(replay, source=source, profile=profile, recipe=recipe, **options)
-                made = plan_of(replay, strict=strict, token=token, plugin_manager=manager, progress=say)
-            return plan_load(
-                made, profile, recipe=recipe, token=token, launch=launch, plugin_manager=manager, progress=say, **options
-            )  # fmt: skip
+    def planning() -> Planned:
+        made = source
+        if replay is not None:
+            _alone(replay, source=source, profile=profile, recipe=recipe, **options)
+            made = plan_of(replay, strict=strict, token=token, plugin_manager=manager, progress=say)
+        return plan_load(
+            made, profile, recipe=recipe, token=token, launch=launch, plugin_manager=manager, progress=say, **options
+        )  # fmt: skip
 
+    def loading() -> Loaded:
         with clock("plan"):
             planned = ranks.plan(planning)
-        return _judged(_run(planned, manager, token, say or (lambda _: None), ranks, clock), strict)
+        return _run(planned, manager, token, say or (lambda _: None), ranks, clock)
+
+    with forgiving_output():
+        loaded = ranks.together(loading)
+    return _judged(loaded, strict)
 
 
 def _run(
@@ -122,13 +129,14 @@ def _run(
     say("loading the tokenizer or processor")
     with clock("processing"):  # first: a token that can't be had is refused before the weights are read
         ranks.first_on_node("the small files", lambda: fetch_small_files(plan, facts.listings, token))
-        processing_class = from_pretrained.load_processing_class(plan, token)
-        vocabulary = finish_processing(plan, processing_class)
+        with one_at_a_time():
+            processing_class = from_pretrained.load_processing_class(plan, token)
+            vocabulary = finish_processing(plan, processing_class)
 
     def comparing(bare: BareModel) -> Sequence[Finding]:
         if full:
             say("comparing every tensor with the files")
-        with clock("comparison"):
+        with clock("comparison"), one_at_a_time():
             found = compare_with_files(plan, bare.weight_files, bare.model, manager, bare.loading, full=full)
         return drawn_anew(found, compared=bool(bare.weight_files)) if starts_anew(plan) else found
 
@@ -140,12 +148,13 @@ def _run(
     model, loading = bare.model, bare.loading
     save_own_use_cache(model, bare.own_use_cache)
     adapters = ranks.first_on_node("the adapters", lambda: fetch_adapters(plan, facts.listings, token))
-    with _missing_named(plan, loading), ranks.same_random_numbers("phases"), pause_gc():
+    with _missing_named(plan, loading), ranks.same_random_numbers("phases"), one_at_a_time(), pause_gc():
         model, changes = run_phases(plan, model, vocabulary, adapters, manager, clock, say)
     say("auditing")
     with clock("audit"):
-        found = audit(plan, model, loading, processing_class, manager, bare.findings)
-        found, readings = audit_settings(plan, model, processing_class, manager, found)
+        with one_at_a_time():
+            found = audit(plan, model, loading, processing_class, manager, bare.findings)
+            found, readings = audit_settings(plan, model, processing_class, manager, found)
         findings = ranks.finish(found)
         measurements = measure(plan, model, manager)
     report = Report(
@@ -187,8 +196,9 @@ def load_processing_class(
         source, profile, recipe=recipe, token=token, plugin_manager=plugin_manager, **options
     )
     fetch_small_files(plan, {} if facts is None else facts.listings, token)
-    loaded = from_pretrained.load_processing_class(plan, token)
-    finish_processing(plan, loaded)
+    with one_at_a_time():
+        loaded = from_pretrained.load_processing_class(plan, token)
+        finish_processing(plan, loaded)
     return loaded
 
 

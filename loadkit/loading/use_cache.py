@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import types
+import functools
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from loadkit.audit.model_access import configs
 
-__all__ = ["own_use_cache", "save_own_use_cache", "saves_own_use_cache", "set_use_cache", "with_use_cache"]
+__all__ = ["own_use_cache", "save_own_use_cache", "set_use_cache", "with_use_cache"]
+
+OWN = "_loadkit_own_cache"
+"""The attribute of a model with the checkpoint's own values."""
+
+_lock = threading.Lock()
 
 
 def set_use_cache(config: Any, value: bool | None) -> dict[str, bool]:
@@ -33,15 +39,29 @@ def own_use_cache(model: Any, own: Mapping[str, bool]) -> Iterator[None]:
 
 
 def save_own_use_cache(model: Any, own: Mapping[str, bool]) -> None:
-    """Have this one model's `save_pretrained`, which trainers call, write the checkpoint's own values."""
-    model._loadkit_own_cache = dict(own)
-    model.save_pretrained = types.MethodType(saves_own_use_cache, model)
+    """Have this model's `save_pretrained`, which trainers call, write the checkpoint's own values.
+
+    Only a plain value is put on the model: it is pickled and copied as any other, reads where loadkit isn't,
+    and holds nothing alive. transformers' own method looks for it, from the first load on: a method put on
+    the model would refer back to it, and whatever wraps the model would take it for its own.
+    """
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        setattr(model, OWN, dict(own))
+        with _lock:
+            if not hasattr(PreTrainedModel.save_pretrained, OWN):
+                PreTrainedModel.save_pretrained = _looking_for_own(PreTrainedModel.save_pretrained)
 
 
-def saves_own_use_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """`save_pretrained` of the model's class, with the checkpoint's own `use_cache` in the files."""
-    with own_use_cache(self, self._loadkit_own_cache):
-        return type(self).save_pretrained(self, *args, **kwargs)
+def _looking_for_own(save_pretrained: Any) -> Any:
+    @functools.wraps(save_pretrained)
+    def saving(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with own_use_cache(self, vars(self).get(OWN, {})):
+            return save_pretrained(self, *args, **kwargs)
+
+    setattr(saving, OWN, True)
+    return saving
 
 
 def with_use_cache(model: Any) -> list[Any]:

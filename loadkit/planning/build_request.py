@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,12 @@ from loadkit.request.recipes import Recipe, options_for, read_recipe
 from loadkit.schema.claims import Strength
 from loadkit.schema.request import Asked, Request
 
-__all__ = ["fit_to_checkpoint", "make_request", "no_source", "read_once", "several_plugins"]
+__all__ = ["NOT_UTF8", "fit_to_checkpoint", "make_request", "no_source", "read_once", "several_plugins"]
 
 _problem = partial(Problem, "request", "loadkit")
+
+NOT_UTF8 = "not-utf8-name"
+"""The code of what can't be written down: nothing is planned with it."""
 
 
 def make_request(
@@ -58,7 +61,29 @@ def make_request(
         recipe=read.path if read else "",
         trainer_keys=tuple(sorted(read.trainer)) if read else (),
     )
-    return request, problems
+    return request, [*problems, *_unwritable(request)]
+
+
+def _unwritable(request: Request) -> Iterator[Problem]:
+    """What no plan could be written with: texts with half a character in them, as paths have that aren't
+    UTF-8."""
+    given = {"the source": request.source, "the recipe": request.recipe, "the profile": request.profile}
+    given |= {name: asked.value for name, asked in request.options.items()}
+    for name, value in given.items():
+        if not _writable(value):
+            yield _problem(
+                NOT_UTF8,
+                f"{name} is {value!r}, which isn't UTF-8: no plan or manifest could hold it",
+                "rename the file or folder that it names, or correct it",
+            )
+
+
+def _writable(value: object) -> bool:
+    try:
+        msgspec.json.encode(value, enc_hook=str)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_once(recipe: str | os.PathLike[str] | Recipe | None) -> tuple[Recipe | None, list[Problem]]:

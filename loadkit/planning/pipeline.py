@@ -17,8 +17,10 @@ from loadkit.facts.library.index import read_library
 from loadkit.facts.load_facts import LoadFacts, listings_of, read_load_facts
 from loadkit.facts.machine.machine import Machine, this_machine
 from loadkit.facts.machine.topology import Topology, read_topology
+from loadkit.facts.machine.working_folder import refuse_lost_folder
 from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.planning.build_request import (
+    NOT_UTF8,
     fit_to_checkpoint,
     make_request,
     no_source,
@@ -114,6 +116,7 @@ def plan_load(
         PlanError: the request can't be met; all problems are listed.
         LoadkitError: a plan was given, and something that would change it.
     """
+    refuse_lost_folder()
     if isinstance(source, Plan):
         given = {name: value for name, value in {"profile": profile, "recipe": recipe}.items() if value}
         _refuse_changes(given | options)
@@ -125,6 +128,8 @@ def plan_load(
     if not request.source:
         told = any(problem.severity == "error" for problem in problems)  # a recipe's note doesn't tell it
         raise PlanError("", [*problems, *([] if told else [no_source(request)])])
+    if any(problem.code == NOT_UTF8 for problem in problems):
+        raise PlanError(request.source, problems)
     reads = Reads()
     with reads.during("facts"):
         target = find_target(

@@ -37,7 +37,7 @@ class Stopped(BaseException):
 class Heartbeat:
     """This rank's heartbeat, and an eye on others: rank 0's on everybody's, the others' on rank 0's.
 
-    It interrupts the thread that makes it.
+    It interrupts the thread that makes it, from `interrupt` on: whoever makes it has to have it first.
     """
 
     def __init__(self, store: Store, rank: int, size: int, settings: Settings) -> None:
@@ -50,23 +50,28 @@ class Heartbeat:
         self._not_yet_seen = set(range(size)) - {rank} if rank == 0 else {0}
         self._last_seen: dict[int, tuple[bytes, float]] = {}
         self._loading_thread = threading.get_ident()
-        self._interruptible = True
+        self._interruptible = False
         self._interrupted_at = 0.0
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loadkit-ranks", daemon=True)
         self._thread.start()
 
+    def interrupt(self) -> None:
+        """Interrupt the loading thread from now on, where another rank fails or has failed."""
+        with self._lock:
+            self._interruptible = True
+
     @contextmanager
     def uninterrupted(self) -> Iterator[None]:
         """While the loading thread waits, it looks for failures itself."""
         with self._lock:
-            self._interruptible = False
+            before, self._interruptible = self._interruptible, False
         try:
             yield
         finally:
             with self._lock:
-                self._interruptible = True
+                self._interruptible = before
 
     def store_lost(self, error: Exception) -> Failure:
         """Note that the store is gone, and give this launch's first failure."""

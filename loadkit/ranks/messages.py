@@ -77,6 +77,10 @@ class Messages:
         failure = self._heartbeat.failure
         return None if failure is None else _error(failure)
 
+    def interrupt(self) -> None:
+        """From now on this thread is interrupted, by `Stopped`, where another rank fails."""
+        self._heartbeat.interrupt()
+
     def stop_heartbeat(self) -> None:
         """This rank has loaded, or failed: nothing interrupts it any more."""
         self._heartbeat.stop()

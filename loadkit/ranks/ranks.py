@@ -7,12 +7,12 @@ import logging
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TypeVar
 
 import msgspec
 
-from loadkit.errors import Finding, RankError
+from loadkit.errors import Finding, LoadkitError, RankError
 from loadkit.facts.hub.pinned_commits import noting_commits
 from loadkit.facts.machine.topology import Topology, read_topology
 from loadkit.planning.pipeline import Planned
@@ -46,13 +46,11 @@ def ranks_of_this_launch(together: bool = True, topology: Topology | None = None
 
 
 class Ranks:
-    """A process on its own: every step is its own affair. Used as a context around the whole load."""
+    """A process on its own: every step is its own affair."""
 
-    def __enter__(self) -> Ranks:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        return None
+    def together(self, loading: Callable[[], T]) -> T:
+        """Load: every step of it is done by the methods below, all of them within."""
+        return loading()
 
     def reporting(self, progress: Progress | None) -> Progress | None:
         """Where to report progress: rank 0 does."""
@@ -88,20 +86,48 @@ class LaunchedRank(Ranks):
         self._topology = topology
         self._first_here = 0
         self._fetched: set[str] = set()
-        self._quiet: AbstractContextManager[Any] = nullcontext() if topology.rank == 0 else _quiet()
+        self._met: Messages | None = None
+        self._quieted = ExitStack()
 
-    def __enter__(self) -> Ranks:
+    @property
+    def _messages(self) -> Messages:
+        assert self._met is not None
+        return self._met
+
+    def together(self, loading: Callable[[], T]) -> T:
+        try:
+            return self._joined(loading)
+        except Stopped as stopped:
+            # It was on its way while this rank was joining or leaving; the next would come seconds later.
+            self._leave(stopped)
+            raise
+
+    def _joined(self, loading: Callable[[], T]) -> T:
+        try:
+            self._join()
+            loaded = loading()
+        except BaseException as error:
+            self._leave(error)
+            raise
+        self._leave(None)
+        return loaded
+
+    def _join(self) -> None:
+        """Meet the others, and be watched, before anything that takes long, such as an import."""
         topology, settings = self._topology, read_settings()
-        store = open_store(topology, settings, log.warning)
-        own = prefixed(f"load {next(_loads)}", store)
-        self._messages = Messages(own, topology.rank, topology.world_size, settings)
-        self._quiet.__enter__()
-        return self
+        own = prefixed(f"load {next(_loads)}", open_store(topology, settings, log.warning))
+        self._met = Messages(own, topology.rank, topology.world_size, settings)
+        self._met.interrupt()
+        if topology.rank:
+            self._quieted.enter_context(_quiet())
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        messages = self._messages
+    def _leave(self, error: BaseException | None) -> None:
+        """Tell the others of an error, or raise theirs. A second call does what is left of the first."""
+        messages = self._met
+        if messages is None:
+            return
         messages.stop_heartbeat()
-        self._quiet.__exit__(None, None, None)
+        self._quieted.close()
         failure = messages.failure
         stopped = failure is not None and _was_stopped(error)
         if error is not None and not stopped and not isinstance(error, RankError):
@@ -109,9 +135,11 @@ class LaunchedRank(Ranks):
         messages.close()
         if failure is not None and stopped:
             raise failure from None
+        if failure is not None and isinstance(error, Exception) and not isinstance(error, LoadkitError):
+            raise failure from error  # what a library made of having been stopped
 
     def reporting(self, progress: Progress | None) -> Progress | None:
-        return progress if self._messages.rank == 0 else None
+        return progress if self._topology.rank == 0 else None
 
     def plan(self, planning: Callable[[], Planned]) -> Planned:
         messages = self._messages

@@ -1,1 +1,1 @@
-"""How quantities and suggestions read in messages."""
+"""How quantities and suggestions read in messages, and what becomes of output that can't be written."""

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ranks.launch import report
 import loadkit
 from loadkit import Finding, LoadError, Machine, PluginManager, hookimpl
 
-__all__ = ["FAULTS", "death", "faults", "parting"]
+__all__ = ["FAULTS", "death", "faults", "joining", "parting"]
 
 RANK = int(os.environ.get("RANK", "0"))
 FAULTY = 1
@@ -149,6 +149,25 @@ def death(out: str, folder: str, who: str) -> None:
     report(out, {"error": error, "seconds": time.time() - float(moment.read_text())})
 
 
+def joining(out: str, folder: str) -> None:
+    """Rank 0 refuses at once, while the other is still making its output quiet, which imports for seconds."""
+    ranks = importlib.import_module("loadkit.ranks.ranks")
+    errors = []
+    for moment in (0, 8):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ranks, "_quiet", lambda wait=0.3 * moment: _slowly(wait))
+            errors.append(attempt({"source": folder, "device_map": "auto" if RANK == 0 else None}))
+    report(out, errors)
+
+
+@contextmanager
+def _slowly(seconds: float) -> Iterator[None]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+    yield
+
+
 def parting(out: str, folder: str) -> None:
     """Rank 0, which keeps the store, fails and is gone at once."""
 
@@ -170,8 +189,6 @@ def attempt(options: dict[str, Any]) -> str:
 
 
 def _little_memory() -> AbstractContextManager[None]:
-    from contextlib import contextmanager
-
     @contextmanager
     def patched() -> Any:
         with pytest.MonkeyPatch.context() as patch:

@@ -109,6 +109,16 @@ def test_afterwards_all_is_well(launched: Launched) -> None:
     assert errors(launched, "nothing") == {0: "", 1: ""}
 
 
+def test_a_rank_that_is_joining_learns_the_cause(folders: Path, forks: Forks, tmp_path: Path) -> None:
+    """It is stopped wherever it is by then, and never sees by what."""
+    done = launch("faults:joining", 2, tmp_path, folders / "own", launcher=forks)
+    assert sorted(done.results) == [0, 1], done.output
+    assert all("auto-under-launcher" in error for error in done.results[0]), done.results[0]
+    assert all(error.startswith("RankError: rank 0 failed: PlanError") for error in done.results[1]), (
+        done.results
+    )
+
+
 def test_the_cause_is_known_before_the_store_goes(folders: Path, forks: Forks, tmp_path: Path) -> None:
     done = launch("faults:parting", 2, tmp_path, folders / "own", launcher=forks)
     assert done.results[0].startswith("LoadError: this rank's disk is gone"), done.output

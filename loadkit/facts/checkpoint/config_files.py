@@ -27,8 +27,15 @@ _JSON_FILES = (
     "preprocessor_config.json",
     "chat_template.json",
 )
+_TOO_DEEP = "at line 1, column 1: its values are nested too deeply"
 _TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER_FILE = "tokenizer.json"
+_DEEPEST = 64
+"""Values within values that a file may have: libraries that read it too go down by recursion."""
+
+_LARGEST = 100_000_000
+"""Bytes of a file that is read whole; the index of a model of a trillion parameters has some ten millions."""
+
 _TOKENIZER_HEAD = 128 * 1024
 """Bytes of tokenizer.json to read: added tokens stand before the vocabulary of perhaps tens of megabytes."""
 
@@ -43,7 +50,7 @@ class Configs(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_configs(files: CheckpointFiles) -> tuple[Configs, list[Problem]]:
     """Read every small file that is there."""
-    problems: list[Problem] = []
+    problems = files.refusals()
     found: dict[str, dict[str, Any]] = {}
     template: str | None = None
     added: dict[str, int] = {}
@@ -86,7 +93,7 @@ def read_processing(files: CheckpointFiles) -> tuple[ProcessingFacts, list[Probl
 
 def read_json(files: CheckpointFiles, name: str) -> dict[str, Any] | Problem:
     """Read one JSON file whose content must be an object."""
-    data = files.read(name)
+    data = _read(files, name)
     text = data if isinstance(data, Problem) else _decode(name, data)
     return text if isinstance(text, Problem) else parse_json(name, text)
 
@@ -105,9 +112,13 @@ def parse_json(name: str, text: str) -> dict[str, Any] | Problem:
         except json.JSONDecodeError as error:
             return _bad_json(name, f"at line {error.lineno}, column {error.colno}: {error.msg}")
         except RecursionError:
-            return _bad_json(name, "at line 1, column 1: its values are nested too deeply")
+            return _bad_json(name, _TOO_DEEP)
         except ValueError as error:  # Python limits the digits of an integer
             return _bad_json(name, f"it holds a number that is too long: {error}")
+        if "\\u" in text and not _whole_characters(found):
+            return _bad_json(name, "it holds half of a character (a surrogate on its own)")
+    if _deeper(found, _DEEPEST):
+        return _bad_json(name, _TOO_DEEP)
     if not isinstance(found, dict):
         kind = {list: "a list", str: "a string", type(None): "null"}.get(type(found), "a bare value")
         message = f"{name} holds {kind}, where an object ({{…}}) belongs"
@@ -126,12 +137,35 @@ def read_each(workers: int, names: Iterable[S], read: Callable[[S], T]) -> Itera
         yield from zip(every, pool.map(read, every), strict=True)
 
 
+def _whole_characters(value: object) -> bool:
+    """Whether all its texts can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
+
+
+def _deeper(value: object, levels: int) -> bool:
+    """Whether there are more levels of values within values."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(each, levels - 1) for each in inner)
+
+
 def _merged(found: Mapping[str, Mapping[str, Any]], *names: str) -> dict[str, Any]:
     return {key: value for name in names for key, value in found.get(name, {}).items()}
 
 
 def _read(files: CheckpointFiles, name: str) -> bytes | Problem:
-    return files.read_range(name, 0, _TOKENIZER_HEAD) if name == _TOKENIZER_FILE else files.read(name)
+    if name == _TOKENIZER_FILE:
+        return files.read_range(name, 0, _TOKENIZER_HEAD)
+    size = files.size(name)
+    if size is not None and size > _LARGEST:
+        message = f"{name} has {size:,} bytes, and no such file has more than {_LARGEST:,}"
+        return checkpoint_problem("bad-json", message, f"restore {name} from where the checkpoint came from")
+    return files.read(name)
 
 
 def _added_tokens(head: bytes) -> dict[str, int]:
@@ -143,9 +177,10 @@ def _added_tokens(head: bytes) -> dict[str, int]:
     while at > 0 and (start := text.find("{", at)) >= 0 and "]" not in text[at:start]:
         try:
             token, at = decoder.raw_decode(text, start)
-        except ValueError:
+        except (ValueError, RecursionError):
             break  # cut off here
-        if isinstance(token.get("content"), str) and isinstance(token.get("id"), int):
+        whole = "\\u" not in text or _whole_characters(token)
+        if whole and isinstance(token.get("content"), str) and isinstance(token.get("id"), int):
             found[token["content"]] = token["id"]
     return found
 

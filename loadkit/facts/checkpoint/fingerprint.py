@@ -40,8 +40,8 @@ def fingerprint(location: str, commit: str, files: Sequence[str]) -> str:
     try:
         for name in (*files, *CONFIGS):
             path = Path(location, name)
-            if name in CONFIGS and not path.exists():
-                continue
+            if name in CONFIGS and not path.is_file():
+                continue  # or no file: opening a pipe would wait for ever
             looked_at = sample(path)
             times = struct.pack(
                 "<qqq", looked_at.stat.st_size, looked_at.stat.st_mtime_ns, looked_at.stat.st_ctime_ns

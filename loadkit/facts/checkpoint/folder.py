@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from typing import Literal
 
 from loadkit.errors import Problem
+from loadkit.facts.checkpoint.folder_entries import link_outside, refuse_entries
 from loadkit.facts.checkpoint.source import checkpoint_problem
 from loadkit.text.suggest import nearest_name
 
@@ -63,27 +64,15 @@ class Folder:
 
     def read(self, name: str) -> bytes | Problem:
         """A whole file."""
-        return self._outside(name) or read_part(os.path.join(self.location, name))
+        return link_outside(self.location, name) or read_part(os.path.join(self.location, name))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes | Problem:
         """Bytes `start` to `stop` (exclusive) of a file; fewer where the file ends before."""
-        return self._outside(name) or read_part(os.path.join(self.location, name), start, stop)
+        return link_outside(self.location, name) or read_part(os.path.join(self.location, name), start, stop)
 
-    def _outside(self, name: str) -> Problem | None:
-        """The problem of a link that leads out of the folder, to files that its maker has no right to name.
-
-        The Hub cache is made of such links: a snapshot's files lead to the blobs of the same repository.
-        """
-        path = os.path.join(self.location, name)
-        real, root = os.path.realpath(path), os.path.realpath(self.location)
-        if real == root or real.startswith(root.rstrip(os.sep) + os.sep):
-            return None
-        repository, found, _ = root.partition(f"{os.sep}snapshots{os.sep}")
-        if found and real.startswith(f"{repository}{os.sep}blobs{os.sep}"):
-            return None
-        message = f"{path!r} is a link that leads out of the folder, to {real!r}"
-        remedy = f"copy the file into {self.location!r}, if you mean it to be read"
-        return checkpoint_problem("link-outside", message, remedy)
+    def refusals(self) -> list[Problem]:
+        """Links out of the folder, and what is no file, among what loaders read of it."""
+        return list(refuse_entries(self.location))
 
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
         """A folder is all there is: what isn't in it doesn't exist."""
@@ -93,7 +82,10 @@ class Folder:
 def open_folder(source: str | os.PathLike[str]) -> Folder | None:
     """The folder that a source names; None where there is no folder of that path. "~" is the home."""
     path = os.path.expanduser(os.fspath(source))
-    return Folder(os.path.abspath(path)) if path and os.path.isdir(path) else None
+    try:
+        return Folder(os.path.abspath(path)) if path and os.path.isdir(path) else None
+    except ValueError:  # half a character, which no path can have
+        return None
 
 
 def is_repository_id(source: str) -> bool:
@@ -169,6 +161,8 @@ def _walk(root: str) -> Iterator[tuple[str, int]]:
         except OSError:
             continue  # a folder that may not be listed; files of it that are needed are reported when read
         for entry in entries:
+            if not _named_in_utf8(entry.name):
+                continue  # no config can name it, and no plan hold it
             if entry.is_dir(follow_symlinks=False):
                 if depth < _MAX_DEPTH and not entry.name.startswith("."):
                     folders.append((f"{inside}{entry.name}/", depth + 1))
@@ -177,6 +171,14 @@ def _walk(root: str) -> Iterator[tuple[str, int]]:
                 listed += 1
                 if listed == _MAX_FILES:
                     return
+
+
+def _named_in_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _regular_size(entry: os.DirEntry[str]) -> int | None:

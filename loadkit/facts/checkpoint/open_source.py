@@ -8,7 +8,7 @@ import msgspec
 
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.folder import looks_like_path, missing_folder, open_folder, similar_folder
-from loadkit.facts.checkpoint.source import Access, CheckpointFiles
+from loadkit.facts.checkpoint.source import Access, CheckpointFiles, checkpoint_problem
 
 __all__ = ["open_source"]
 
@@ -18,6 +18,8 @@ def open_source(
 ) -> tuple[CheckpointFiles | None, list[Problem]]:
     """The files of the folder or repository that a source names, and problems; folders have no revisions."""
     folder = open_folder(source)
+    if not _in_utf8(folder.location if folder else os.fspath(source)):
+        return None, [_not_utf8(folder.location if folder else os.fspath(source))]
     if folder is not None:
         return folder, []
     if looks_like_path(source):
@@ -27,6 +29,21 @@ def open_source(
     name = os.fspath(source)
     files, problems = open_repository(name, revision, access)
     return files, [_with_folder(p, name) if p.code == "no-such-repository" else p for p in problems]
+
+
+def _in_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _not_utf8(path: str) -> Problem:
+    message = f"the path {path!r} isn't UTF-8, which plans, manifests and transformers write names in"
+    return checkpoint_problem(
+        "not-utf8-name", message, "rename the folder, or make a link to it with another name"
+    )
 
 
 def _with_folder(problem: Problem, source: str) -> Problem:

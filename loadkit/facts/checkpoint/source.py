@@ -72,6 +72,9 @@ class CheckpointFiles(Protocol):
     def read_range(self, name: str, start: int, stop: int) -> bytes | Problem:
         """Bytes `start` to `stop` (exclusive) of a file; fewer where the file ends before."""
 
+    def refusals(self) -> list[Problem]:
+        """The problem of everything in it that a loader would read, and mustn't."""
+
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
         """The problem to report where these files are needed and not there; most give `otherwise`."""
 

@@ -49,6 +49,7 @@ class CachedSnapshot:
         self.read = folder.read
         self.read_range = folder.read_range
         self.first_bytes = folder.first_bytes
+        self.refusals = folder.refusals
         self._why = why
 
     def __str__(self) -> str:

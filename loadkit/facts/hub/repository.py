@@ -155,6 +155,10 @@ class HubRepository:
         except Exception as error:  # reported, as in open_repository
             return self._problem(error)
 
+    def refusals(self) -> list[Problem]:
+        """What is cached of it is looked at: a repository itself has no links."""
+        return self._cached.refusals()
+
     def absent(self, names: Iterable[str], otherwise: Problem) -> Problem:
         """The Hub listed every file: what isn't among them doesn't exist."""
         return otherwise

@@ -35,7 +35,7 @@ def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -
         LoadError: one doesn't fit the model.
     """
     _refuse_names(model, adapters)
-    with _quiet():
+    with _quiet(), _gradients_flow(model, already=plan.preparation.input_gradients):
         for adapter in adapters.members:
             add = _add_existing if adapter.source else _add_new
             model = add(plan, model, adapter, vocabulary)
@@ -177,7 +177,7 @@ def _add_existing(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabula
             model.load_adapter(adapter.source, **about)
         else:
             model = peft.PeftModel.from_pretrained(model, adapter.source, **about)
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+    except Exception as error:  # PEFT lets any error of its parts through
         reason = re.sub(r"\s+", " ", str(error))
         raise LoadError(
             f"the adapter {adapter.source!r} ({adapter.name}) doesn't fit {plan.checkpoint.location!r}: {reason}\n"
@@ -240,6 +240,21 @@ def _whole_widths(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and hasattr(module.weight, "device_mesh"):  # a DTensor
             module.out_features, module.in_features = module.weight.shape
+
+
+@contextmanager
+def _gradients_flow(model: Any, *, already: bool) -> Iterator[None]:
+    """Keep PEFT 0.21 from letting gradients through a second time, by functions that can't be pickled, where
+    the preparation has."""
+    if not already:
+        yield
+        return
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.enable_input_require_grads = lambda: None
+    try:
+        yield
+    finally:
+        del base.enable_input_require_grads
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from loadkit import Adapter, Adapters, Checkpoint, Context, Plan, Problem
 from loadkit.plugins import FLOATS, AdapterFacts, canonical_dtype, did_you_mean
 from loadkit_plugins.adapter.field_checks import check_fields
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
+from loadkit_plugins.adapter.foreign import check_foreign
 from loadkit_plugins.adapter.settings import needs_weights
 
 __all__ = ["check"]
@@ -45,6 +46,8 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     yield from _merging(context, plan, plan.adapters)
     if context.beside.adapters:
         for name, facts in context.beside.adapters.items():
+            trains = any(a.name == name and a.trainable for a in plan.adapters.members)
+            yield from check_foreign(name, facts, trainable=trains)
             yield from _base(context, name, facts, guarded)
             yield from _shapes(context.checkpoint, plan, name, facts)
     if not plan.adapters.members[-1].source:

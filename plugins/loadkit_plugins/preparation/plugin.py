@@ -224,15 +224,20 @@ def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-    return model
+    # transformers 5.20 and later let gradients through with it, by functions that can't be pickled
+    return _let_through(model) if getattr(model, "_require_grads_hooks", None) else model
 
 
 @hookimpl
 def loadkit_enable_input_gradients(model: Any) -> Any:
+    return _let_through(model)
+
+
+def _let_through(model: Any) -> Any:
     """As transformers' `enable_input_require_grads`, but the embeddings may be changed in place afterwards.
 
-    transformers 5.20 and later turn it on themselves with checkpointing; the tensor that they mark is a leaf
-    of the graph, which models that add positions in place (blip, git, udop and others) can't change.
+    The tensor that transformers marks is a leaf of the graph, which models that add positions in place (blip,
+    git, udop and others) can't change.
     """
     if getattr(model, "_require_grads_hooks", None):
         model.disable_input_require_grads()
@@ -305,8 +310,18 @@ def _in_float32(module: Any, dtype: str) -> None:
     module.to(torch.float32)
     if isinstance(module, torch.nn.LayerNorm | torch.nn.GroupNorm):
         # torch's own kernels want input and weight in one dtype; transformers' RMS norms multiply mixed ones.
-        module.register_forward_pre_hook(lambda _, args: tuple(_cast(a, torch.float32) for a in args))
-    module.register_forward_hook(lambda _, args, output: _cast(output, getattr(torch, dtype)))
+        module.register_forward_pre_hook(partial(_taken_in, dtype=torch.float32))
+    module.register_forward_hook(partial(_handed_on, dtype=getattr(torch, dtype)))
+
+
+def _taken_in(module: Any, args: tuple[Any, ...], *, dtype: Any) -> Any:
+    return tuple(
+        _cast(each, dtype) for each in args
+    )  # functions of the module: hooks are pickled with the model
+
+
+def _handed_on(module: Any, args: Any, output: Any, *, dtype: Any) -> Any:
+    return _cast(output, dtype)
 
 
 def _cast(value: Any, dtype: Any) -> Any:

@@ -3,6 +3,7 @@ happens."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -32,7 +33,25 @@ FILES = (
 STRANGE: tuple[Any, ...] = (
     None, True, -1, 0, 2**63, 2**200, 1e400, float("nan"), "", "../../etc/passwd", "a" * 5000, "\u0000", "💥", [], {}, [[]], {"": {}},
     [None], {"a": [1]}, "evil/kernel", "/etc/passwd", {"quant_method": 5}, ["auto"], "cuda:9", -(2**63), "torch.bfloat16", {"model_type": []},
+    "\ud800", {"\udfff": 1}, "(.+)+x", ["(.+)+x"], {"(.+)+x": 3}, "(" * 5000, 10**6, 300_000, {"a": "evil/adapter"}, [[0, 10**9]], "XLORA",
+    functools.reduce(lambda inner, _: [inner], range(500), []), functools.reduce(lambda inner, _: {"a_config": inner}, range(60), {}),
 )  # fmt: skip
+FIELDS = (
+    *("", "quantization_config", "auto_map", "text_config", "attn_implementation", "num_hidden_layers"),
+    *(
+        "rank_pattern",
+        "exclude_modules",
+        "modules_to_save",
+        "layer_replication",
+        "adapters",
+        "peft_type",
+        "r",
+    ),
+)
+"""Fields that are put in where they aren't."""
+
+OTHERS = ("vocab.txt", "additional_chat_templates", "chat_template.jinja", "added_tokens.json", "any.model")
+"""Entries of a folder that planning doesn't read, and loading would."""
 SLOWEST = 60.0
 """Seconds that no single case may take: a hang, not a speed."""
 
@@ -85,16 +104,46 @@ def mutated_json(text: bytes, chance: random.Random) -> bytes:
             case 0:
                 del here[key]
             case 1:
-                here[
-                    chance.choice(
-                        ["", "quantization_config", "auto_map", "text_config", "attn_implementation", key * 2]
-                    )
-                ] = chance.choice(STRANGE)
+                here[chance.choice([*FIELDS, key * 2])] = chance.choice(STRANGE)
             case _:
                 here[key] = chance.choice(STRANGE)
     elif isinstance(here, list) and here:
         here[chance.randrange(len(here))] = chance.choice(STRANGE)
     return json.dumps(content).encode("utf-8", "surrogatepass")
+
+
+@contextmanager
+def mutated_entry(path: Path, chance: random.Random) -> Iterator[str]:
+    """Something else than a file in its place, or under a name that was free; as it was afterwards."""
+    away = path.parent.parent / "away"
+    if path.exists():
+        path.rename(away)
+    kind = chance.choice(
+        ["link out", "link to a device", "link to nowhere", "pipe", "folder", "odd name", "link in"]
+    )
+    place = path
+    match kind:
+        case "link out":
+            path.symlink_to(away if away.exists() else path.parent.parent)
+        case "link to a device":
+            path.symlink_to("/dev/zero")
+        case "link to nowhere":
+            path.symlink_to("/nowhere")
+        case "link in":
+            path.symlink_to("config.json")
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case _:
+            place = path.with_name(f"{path.name}\udcff")
+            place.touch()
+    try:
+        yield kind
+    finally:
+        place.rmdir() if place.is_dir() and not place.is_symlink() else place.unlink()
+        if away.exists():
+            away.rename(path)
 
 
 def mutated_bytes(data: bytes, chance: random.Random) -> bytes:
@@ -169,6 +218,20 @@ def outcome_of(folder: Path, profile: str | None, **options: Any) -> str:
     return "plan"
 
 
+def timed(folder: Path, case: str, chance: random.Random) -> str:
+    """The outcome of a case, which is printed where there is none, or none in time."""
+    start = time.monotonic()
+    try:
+        outcome = outcome_of(
+            folder, chance.choice([None, "qlora", "inference"]), trust_remote_code=chance.random() < 0.1
+        )
+    except BaseException:
+        print(case)
+        raise
+    assert time.monotonic() - start < SLOWEST, case
+    return outcome
+
+
 def fuzz(folders: list[Path], cases: int, seed: int) -> dict[str, int]:
     """Count the outcomes of so many cases; anything but a plan or a LoadkitError is raised."""
     chance = random.Random(seed)
@@ -178,23 +241,21 @@ def fuzz(folders: list[Path], cases: int, seed: int) -> dict[str, int]:
     ]
     for number in range(cases):
         folder, path = chance.choice(targets)
+        if chance.random() < 0.05:
+            with mutated_entry(chance.choice([path, folder / chance.choice(OTHERS)]), chance) as kind:
+                outcome = timed(folder, f"case {number} of seed {seed}: {kind} for {path}", chance)
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+            continue
         original = path.read_bytes()
         if path.suffix == ".safetensors":
             changed = mutated_header(original, chance)
         else:
             changed = (mutated_json if chance.random() < 0.7 else mutated_bytes)(original, chance)
         path.write_bytes(changed)
-        start = time.monotonic()
         try:
-            outcome = outcome_of(
-                folder, chance.choice([None, "qlora", "inference"]), trust_remote_code=chance.random() < 0.1
-            )
-        except BaseException:
-            print(f"case {number} of seed {seed}: {path}: {changed[:2000]!r}")
-            raise
+            outcome = timed(folder, f"case {number} of seed {seed}: {path}: {changed[:2000]!r}", chance)
         finally:
             path.write_bytes(original)
-        assert time.monotonic() - start < SLOWEST, f"case {number} of seed {seed}: {path}"
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
     return outcomes
 
@@ -216,7 +277,7 @@ def test_some_files_from_anybody(folders: list[Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_many_files_from_anybody(folders: list[Path], seed: int) -> None:
-    run(folders, 2_200, seed)
+    run(folders, 5_000, seed)
 
 
 def test_a_token_is_nowhere(
