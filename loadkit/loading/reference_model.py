@@ -183,6 +183,21 @@ class _Guard:
         return self.whole.differs()
 
 
+class _WithoutGradients:
+    """Keeps a reference out of any graph, though its embeddings' output asks for one, as a policy's does."""
+
+    def __init__(self) -> None:
+        self.before: list[bool] = []
+
+    def off(self, module: Any, args: Any) -> None:
+        self.before.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+
+    def as_before(self, module: Any, args: Any, output: Any) -> None:
+        if self.before:  # else another hook failed before `off`
+            torch.set_grad_enabled(self.before.pop())
+
+
 def _share(policy: Any, memo: dict[int, Any]) -> None:
     """Let a copy have the policy's buffers, and what packed weights and their modules carry."""
     for parameter in policy.parameters():
@@ -227,28 +242,20 @@ def _needs_peft(policy: Any) -> bool:
 def _frozen(reference: Any, policy: Any, guard: _Guard | None) -> Any:
     """Freeze a copy for good: no gradients, no dropout whatever mode it is put in, a forward of its own."""
     foreign = {id(module) for module in policy.modules()}
-    of_gradients = list(_gradient_hooks(policy))
     for parameter in reference.parameters():
         if parameter.requires_grad:
             parameter.requires_grad_(False)
     for module in reference.modules():
         if "forward" in vars(module) and _reaches(vars(module)["forward"], foreign):
             del module.forward  # a trainer's, bound to the policy
-        for key, hook in list(module._forward_hooks.items()):
-            if hook in of_gradients or getattr(hook, "__name__", "").startswith("make_inputs_require_grad"):
-                del module._forward_hooks[key]
     reference.eval()
     reference.train = types.MethodType(_stays, reference)
     if guard is not None:
         reference.register_forward_pre_hook(guard)
+    gradients = _WithoutGradients()
+    reference.register_forward_pre_hook(gradients.off)
+    reference.register_forward_hook(gradients.as_before, always_call=True)
     return reference
-
-
-def _gradient_hooks(policy: Any) -> Iterator[Any]:
-    """What lets gradients flow from the embeddings' output."""
-    for module in policy.modules():
-        for handle in vars(module).get("_require_grads_hooks", ()):
-            yield (handle.hooks_dict_ref() or {}).get(handle.id)
 
 
 def _stays(self: Any, mode: bool = True) -> Any:

@@ -160,10 +160,14 @@ def test_a_base_that_was_written_to_is_refused(tiny: Tiny) -> None:
     loaded = loadkit.load(tiny("mistral"), "lora")
     inputs = batch(loaded)
     reference = loaded.reference()
+    with pytest.raises(TypeError):
+        reference(input_ids=3)
+    assert torch.is_grad_enabled()
     with torch.no_grad():
         dict(loaded.model.named_parameters())["base_model.model.model.norm.weight"].mul_(1.5)
     with pytest.raises(loadkit.LoadkitError, match="trained since"):
         reference(**inputs)
+    assert torch.is_grad_enabled()
     with pytest.raises(loadkit.LoadkitError, match="frozen have been written to"):
         loaded.reference()
 
