@@ -27,6 +27,10 @@ __all__ = ["attach", "merge"]
 
 WEIGHTS = "adapter_model.safetensors"
 
+HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""Heads that PEFT 0.21 trains whole and yet takes for a layer of "all-linear", and then refuses; of sequence
+classification it leaves them out itself."""
+
 
 def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -> Any:
     """Attach every adapter, and turn the active one on; the others are frozen.
@@ -137,6 +141,14 @@ def _resolve(model: Any, adapter: Adapter, options: dict[str, Any]) -> None:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     given = options.get("target_modules")
+    heads = HEADS.get(str(options.get("task_type")), ())
+    if (
+        given in ("all-linear", EVERY_LINEAR)
+        and heads
+        and not isinstance(options.get("exclude_modules"), str)
+    ):
+        left = options.get("exclude_modules") or ()
+        options["exclude_modules"] = [*left, *(head for head in heads if head not in left)]
     if given == "all-linear" and hidden_linears(model):
         given = EVERY_LINEAR
     if given == BY_TYPE:
