@@ -58,7 +58,7 @@ COPIED: dict[str, Any] = {
 }
 """Adapters that change something from the beginning, or whose disabled form isn't the model as loaded."""
 
-DEFAULT = {"whole modules", "rows of tokens", "dora", "biases", "loha", "ia3", "prompt", "prefix"}
+DEFAULT = {"whole modules", "dora", "biases", "ia3", "prompt"}
 FOUR_BITS = {*NOTHING_ADDED, "rslora", "dora", "oft", "fourierft", "vera", "prompt", "prefix", "norms"}
 """Those that work over 4-bit layers with PEFT 0.21."""
 

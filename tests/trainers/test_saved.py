@@ -41,7 +41,7 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-DEFAULT = {("sft", "lora"), ("reward", "full"), ("reward", "qlora"), ("vision", "lora"), ("resumed", "lora")}
+DEFAULT = {("sft", "lora"), ("reward", "qlora")}
 
 
 def tokenized(loaded: loadkit.Loaded) -> Dataset:
