@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from loadkit.audit.model_access import tokenizer_of
 from loadkit.errors import Finding
+from loadkit.loading.as_loaded import AsLoaded
 from loadkit.loading.inference_mode import InferenceMode
 from loadkit.manifest.manifest import Manifest, make_manifest
 from loadkit.schema.plans import Plan
@@ -16,9 +17,6 @@ from loadkit.schema.reports import Loading, Report
 from loadkit.schema.request import Progress
 
 __all__ = ["BareModel", "Loaded", "LoadkitWarning"]
-
-NEUTRAL = (None, True, "gaussian")
-"""Values of `init_lora_weights` after which a fresh adapter changes nothing."""
 
 
 class BareModel(NamedTuple):
@@ -58,7 +56,7 @@ class Loaded:
         self.processing_class = processing_class
         self.plan = plan
         self.report = report
-        self._versions = _versions(model)
+        self._as_loaded = AsLoaded(model, plan)
 
     @property
     def tokenizer(self) -> Any:
@@ -104,9 +102,11 @@ class Loaded:
     def reference(self, *, trained_in_full: bool | None = None) -> Any:
         """The frozen model as it was loaded, for preference training, without a second load.
 
-        With an adapter it is the same base with the adapter off, or, where the adapter isn't a fresh one,
-        with a frozen copy of it on. Without one it shares the policy's storage, and refuses to run once that
-        has trained; a policy that is trained in full gets a real copy instead. Call it before training.
+        It is a model of its own that shares every weight with the policy that doesn't train, and can be a
+        trainer's `ref_model`. A fresh LoRA adds nothing yet: the reference is the base, at any time, and
+        takes no memory. Of any other adapter, and of what else trains beside one, it holds a copy. Without an
+        adapter it shares the policy's storage, and refuses to run once that has trained; a policy that is
+        trained in full gets a real copy instead.
 
         Parameters:
             trained_in_full: whether the policy's own weights will train. By default as planned: training,
@@ -114,35 +114,29 @@ class Loaded:
                 adapter itself.
 
         Returns:
-            A `torch.nn.Module` with `forward`, `generate` and `config`, in evaluation mode, without trainable
-            parameters.
+            A model in evaluation mode, without trainable parameters: the class that the policy's base has;
+            where an adapter works outside the layers (prompts), a module around it with the same calls.
 
         Raises:
-            LoadkitError: the reference is an adapter that has been trained since it was loaded.
+            LoadkitError: the reference has to be copied, and the policy isn't what was loaded any more.
         """
         from loadkit.loading.reference_model import adapter_reference, frozen_copy, shared_reference
 
         plan = self.plan
         if plan.adapter is not None and hasattr(self.model, "disable_adapter"):
-            init = plan.adapter.options.get("init_lora_weights", True)
             return adapter_reference(
                 self.model,
-                plan.adapter.name,
-                trained=_versions(self.model) != self._versions,
-                starts_neutral=not plan.adapter.source and init in NEUTRAL,
+                self._as_loaded,
+                name=plan.adapter.name,
                 beneath=plan.adapters.beneath if plan.adapters is not None else "",
             )
         if trained_in_full is None:
             trained_in_full = plan.preparation.training and not plan.preparation.kbit
-        return frozen_copy(self.model) if trained_in_full else shared_reference(self.model)
+        make = frozen_copy if trained_in_full else shared_reference
+        return make(self.model, self._as_loaded)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.processing_class))
 
     def __repr__(self) -> str:
         return f"<Loaded {type(self.model).__name__} from {self.plan.checkpoint.source!r}>"
-
-
-def _versions(model: Any) -> int:
-    """torch's count of in-place changes to what trains."""
-    return sum(p._version for p in model.parameters() if p.requires_grad)

@@ -44,6 +44,33 @@ def test_a_reward_adapters_folder_is_all_that_is_needed(tiny: Tiny, tmp_path: Pa
     assert loadkit.plan(tmp_path / "reward", adapter=False).model_class.task == "causal-lm"
 
 
+@pytest.mark.parametrize(
+    ("task", "labels", "more"),
+    [
+        ("token-classification", 4, {}),
+        pytest.param(
+            "token-classification", 4, {"lora_target_modules": ["q_proj", "v_proj"]}, marks=pytest.mark.slow
+        ),
+        ("sequence-classification", 3, {"lora_modules_to_save": ["score", "norm"]}),
+    ],
+)
+def test_a_head_comes_back_whatever_is_saved_beside_it(
+    tiny: Tiny, tmp_path: Path, task: str, labels: int, more: dict[str, Any]
+) -> None:
+    first = loadkit.load(tiny("mistral"), "lora", task=task, num_labels=labels, **more)
+    with torch.no_grad():
+        for parameter in first.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01)
+    first.save_pretrained(tmp_path / "head")
+    again = loadkit.load(tmp_path / "head")
+    assert (again.plan.model_class.task, again.model.config.num_labels) == (task, labels)
+    assert not [f for f in again.report.findings if f.severity == "error" or "score" in f.message]
+    inputs = {"input_ids": torch.arange(5, 25)[None]}
+    with torch.no_grad():
+        assert torch.equal(again.model.eval()(**inputs).logits, first.model.eval()(**inputs).logits)
+
+
 def test_labels_need_a_head(tiny: Tiny) -> None:
     assert "no classification head" in refused(tiny("mistral"), num_labels=2)["num-labels-unused"]
     assert "bad-num-labels" in refused(tiny("mistral"), task="sequence-classification", num_labels=0)

@@ -27,6 +27,10 @@ __all__ = ["attach", "merge"]
 
 WEIGHTS = "adapter_model.safetensors"
 
+HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""Heads that PEFT 0.21 trains whole and yet takes for a layer of "all-linear", and then refuses; of sequence
+classification it leaves them out itself."""
+
 
 def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -> Any:
     """Attach every adapter, and turn the active one on; the others are frozen.
@@ -41,6 +45,7 @@ def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -
             model = add(plan, model, adapter, vocabulary)
             _cast(model, adapter)
         _whole_widths(model)
+        _heads_have_bias(model)
         model.set_adapter(adapters.active)
         if adapters.beneath:
             model.base_model.set_adapter([adapters.beneath, adapters.active])
@@ -136,6 +141,14 @@ def _resolve(model: Any, adapter: Adapter, options: dict[str, Any]) -> None:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     given = options.get("target_modules")
+    heads = HEADS.get(str(options.get("task_type")), ())
+    if (
+        given in ("all-linear", EVERY_LINEAR)
+        and heads
+        and not isinstance(options.get("exclude_modules"), str)
+    ):
+        left = options.get("exclude_modules") or ()
+        options["exclude_modules"] = [*left, *(head for head in heads if head not in left)]
     if given == "all-linear" and hidden_linears(model):
         given = EVERY_LINEAR
     if given == BY_TYPE:
@@ -220,13 +233,23 @@ def _embedding(name: str, state: Any) -> bool:
 
 
 def _cast(model: Any, adapter: Adapter) -> None:
-    """Bring everything of an adapter into the planned dtype, whatever its file has."""
+    """Bring everything of an adapter into the planned dtype, whatever its file has.
+
+    PEFT 0.21.2 reads a file into tensors of the base's dtype: for a wider one it is read again.
+    """
     import torch
 
-    dtype = getattr(torch, adapter.dtype)
+    dtype, rounded = getattr(torch, adapter.dtype), False
     for name, parameter in model.named_parameters():
         if adapter.name in name.split(".") and parameter.is_floating_point():
+            rounded |= parameter.dtype.itemsize < dtype.itemsize
             parameter.data = parameter.data.to(dtype)
+    path = Path(adapter.source) / WEIGHTS
+    if rounded and adapter.source and path.is_file():
+        import peft
+        from safetensors.torch import load_file
+
+        peft.set_peft_model_state_dict(model, load_file(path), adapter_name=adapter.name)
 
 
 def _whole_widths(model: Any) -> None:
@@ -240,6 +263,14 @@ def _whole_widths(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and hasattr(module.weight, "device_mesh"):  # a DTensor
             module.out_features, module.in_features = module.weight.shape
+
+
+def _heads_have_bias(model: Any) -> None:
+    """Let a head of which rows train be asked for its bias, as trainers of TRL 1.16 do: PEFT 0.21.2 hands on
+    its weight, and nothing else."""
+    for module in model.modules():
+        if type(module).__name__ == "TrainableTokensWrapper" and hasattr(module.original_module, "bias"):
+            vars(module)["bias"] = module.original_module.bias  # beside its parameters, not one more of them
 
 
 @contextmanager

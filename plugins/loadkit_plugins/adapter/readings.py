@@ -220,7 +220,7 @@ def _same_nothing(planned: Any, found: Any, field: str) -> Any:
     planned of them."""
     both = (planned, found)
     if field in ADDED_TO and all(isinstance(each, list) for each in both):
-        return [each for each in dict.fromkeys(found) if each in planned]
+        return [each for each in planned if each in found]  # PEFT writes a name twice, and reads it once
     if field in ADDED_TO and all(isinstance(each, Mapping) for each in both):
         return {key: value for key, value in found.items() if key in planned}
     return planned if planned in ([], {}, "") and found in (None, [], {}, "") else found

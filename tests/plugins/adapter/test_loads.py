@@ -366,3 +366,15 @@ def test_merging_over_a_prequantized_checkpoint(tiny: Tiny, adapter: Path, tmp_p
     )
     assert not any("lora" in n for n, _ in merged.model.named_parameters())
     assert {p.dtype for p in merged.model.parameters()} == {torch.bfloat16}
+
+
+def test_an_adapter_of_float32_over_a_base_of_16_bits_keeps_every_bit(tiny: Tiny, tmp_path: Path) -> None:
+    """PEFT reads its file into tensors of the base's dtype, and they were widened afterwards: rounded."""
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    first = loadkit.load(tiny("mistral"), "lora", dtype="float32", peft_config=config)
+    first.save_pretrained(tmp_path / "wide")
+    again = loadkit.load(tmp_path / "wide", dtype="bfloat16", adapter_dtype="float32")
+    held = dict(again.model.named_parameters())
+    of_it = {name: p for name, p in first.model.named_parameters() if "lora_" in name}
+    assert of_it
+    assert all(torch.equal(p, held[name]) for name, p in of_it.items())
