@@ -204,7 +204,9 @@ def _planned(
         decisions.problems += unknown_trainer_fields(context.request)
     facts: LoadFacts | None = None
     shortcuts: tuple[Shortcut, ...] = ()
-    if decisions.whole and not elsewhere:  # what is prepared on this machine shortens no load on another
+    if (
+        decisions.whole and not elsewhere and not _errors(decisions.problems)
+    ):  # what is prepared on this machine shortens no load on another
         plan = decisions.plan()
         read = read_load_facts(plan, context.topology, listings_of(context))
         facts = read._replace(machine=context.machine)

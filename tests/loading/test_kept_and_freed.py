@@ -75,6 +75,7 @@ def test_it_is_pickled_copied_and_freed(profile: str | None, tiny: Tiny, no_coll
         assert copied() is None
 
 
+@pytest.mark.slow
 def test_a_saved_model_reads_where_loadkit_is_not(tiny: Tiny, forks: Forks, tmp_path: Path) -> None:
     loaded = loadkit.load(tiny("mistral"), use_cache=False)
     torch.save(loaded.model, tmp_path / "model.pt")

@@ -109,6 +109,7 @@ def test_afterwards_all_is_well(launched: Launched) -> None:
     assert errors(launched, "nothing") == {0: "", 1: ""}
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_joining_learns_the_cause(folders: Path, forks: Forks, tmp_path: Path) -> None:
     """It is stopped wherever it is by then, and never sees by what."""
     done = launch("faults:joining", 2, tmp_path, folders / "own", launcher=forks)

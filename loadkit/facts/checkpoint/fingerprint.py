@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,15 +78,17 @@ def sample(path: Path, pieces: int = PIECES) -> Sample:
         OSError: it can't be read.
     """
     digest = hashlib.blake2b(digest_size=16)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))  # a pipe would be waited at for ever
     with path.open("rb") as stream:
-        stat = os.fstat(stream.fileno())
-        if stat.st_size <= pieces * PIECE:
+        found = os.fstat(stream.fileno())
+        if found.st_size <= pieces * PIECE:
             digest.update(stream.read())
-            return Sample(stat, digest.digest())
+            return Sample(found, digest.digest())
         if path.suffix == ".safetensors":
             length = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(min(length, stat.st_size)))
+            digest.update(stream.read(min(length, found.st_size)))
         for piece in range(pieces):
-            stream.seek((stat.st_size - PIECE) * (piece + 1) // pieces)
+            stream.seek((found.st_size - PIECE) * (piece + 1) // pieces)
             digest.update(stream.read(PIECE))
-    return Sample(stat, digest.digest())
+    return Sample(found, digest.digest())

@@ -185,3 +185,15 @@ def test_a_working_folder_that_is_gone(tiny: Tiny, tmp_path: Path, monkeypatch: 
     for source in (tiny("mistral"), "own", "owner/name"):
         with pytest.raises(loadkit.LoadkitError, match="the folder that this process works in is gone"):
             loadkit.load(source)
+
+
+def test_a_pipe_has_no_fingerprint(tmp_path: Path) -> None:
+    """It would be waited at for ever."""
+    from loadkit.facts.checkpoint.fingerprint import fingerprint, sample
+
+    (tmp_path / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(OSError, match="it is no file"):
+        sample(tmp_path / "model.safetensors")
+    assert fingerprint(str(tmp_path), "", ["model.safetensors"]) == ""
+    assert fingerprint(str(tmp_path), "", ["config.json"])
