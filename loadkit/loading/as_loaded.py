@@ -48,7 +48,7 @@ class AsLoaded:
 
     def __init__(self, model: Any, plan: Plan) -> None:
         named = [(name, p) for name, p in model.named_parameters() if is_here(p)]
-        trains = [p for _, p in named if p.requires_grad]
+        trains = [p for _, p in named if p.requires_grad and not is_packed(p)]
         exact = sum(p.numel() * p.element_size() for p in trains) <= EXACT_BYTES
         self.trains = fingerprints(trains, exact=exact)
         self.frozen = fingerprints((p for _, p in named if not p.requires_grad and not is_packed(p)))

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from forks import Forks
 
 import loadkit
-from loadkit.cli.main import main
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "explanation" / "audit.md"
+
+COMMAND = "from loadkit.cli.main import main\nmain(prog_name='loadkit')"
 
 OPTIONS = ["--profile", "lora", "--lora-r", "8", "--gradient-checkpointing-kwargs", '{"use_reentrant": true}']
 
@@ -21,16 +22,14 @@ def squashed(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def test_the_page_shows_what_is_printed(tiny: Callable[..., Path]) -> None:
+def test_the_page_shows_what_is_printed(tiny: Callable[..., Path], forks: Forks) -> None:
     text = PAGE.read_text(encoding="utf-8")
     wrong, table = (squashed(block) for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL))
     assert " ".join(OPTIONS[:4]) in text
     assert OPTIONS[-1] in text
-    done = CliRunner().invoke(
-        main, ["load", str(tiny("mistral")), *OPTIONS, "--asked"], env={"COLUMNS": "160"}
-    )
-    assert done.exit_code == 0, done.output
-    assert table in squashed(done.output)
+    done = forks.run(COMMAND, "load", tiny("mistral"), *OPTIONS, "--asked", environ={"COLUMNS": "160"})
+    assert done.returncode == 0, done.stderr
+    assert table in squashed(done.stdout)
 
     class Doubling:
         @loadkit.hookimpl

@@ -140,6 +140,7 @@ def test_the_cores_own_options() -> None:
         ("allow_pickle", "bool", "checkpoint"),
         ("gguf_file", "str", "checkpoint"),
         ("optim", "str", "memory"),
+        ("trainer_fields", "list", "request"),
         ("check_memory", "bool", "memory"),
         ("tp_plan", "mapping or str", "engine"),
         ("tp_size", "int", "engine"),
