@@ -67,8 +67,8 @@ def check_rope(
     known = {*keywords.rope, "type", *(own if isinstance(own, dict) else ())}
     if not keywords.rope or not keywords.rope_types:
         return
-    if given is None and not own:
-        return
+    if not given and ((given is None and not own) or stored.get("rope_parameters", ...) == given):
+        return  # what config.json has may be repeated
     if not given:
         yield _problem(
             "bad-model-kwarg",

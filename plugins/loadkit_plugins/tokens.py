@@ -41,6 +41,9 @@ NEW_PAD = "<|pad|>"
 NAMED = ("eos_token", "pad_token", "bos_token", "unk_token")
 """Roles whose token may be asked for."""
 
+LARGEST_MULTIPLE = 65_536
+"""More would fill the memory with rows that no token has."""
+
 MULTIPLES = ("pad_to_multiple_of", "vocabulary_to_multiple_of")
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
@@ -191,7 +194,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             + (f": {', '.join(reserved)}" if (reserved := _reserved(facts)[:3]) else ""),
         )
     multiples = [a for name in MULTIPLES if (a := request.asked(name))]
-    for wrong in (a for a in multiples if a.value < 1):
+    for wrong in (a for a in multiples if not 1 <= a.value <= LARGEST_MULTIPLE):
         yield _problem("bad-multiple", f"{wrong.name}={wrong.value} was asked for", "give 8, 64 or 128")
     multiple = request.asked("pad_to_multiple_of")
     if multiple is not None and multiple.value >= 1 and multiple.demanded and not tokens.additional:
