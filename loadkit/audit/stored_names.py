@@ -38,12 +38,13 @@ def as_stored(model: Any, name: str, parameter: Any, files: Mapping[str, Any]) -
         yield Stored(found, parameter)
         return
     pieces = {} if _is_split(parameter) else _reverted(model, name, parameter)
+    if is_packed(parameter):  # codes can be renamed, and neither split nor turned as weights are
+        same = [tensor.data_ptr() == parameter.data_ptr() for tensor in pieces.values()]
+        pieces = dict.fromkeys(pieces, parameter) if same == [True] else {}
     known = {stored: tensor for stored, tensor in pieces.items() if stored in files}
     if not known:
         yield Stored(None, parameter)
     for stored, tensor in known.items():
-        if len(pieces) == 1 and tensor.shape == parameter.shape and is_packed(parameter):
-            tensor = parameter  # renamed: it keeps what a quantizer knows of it
         yield Stored(stored, tensor, piece=len(pieces) > 1)
 
 
