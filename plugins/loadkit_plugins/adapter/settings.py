@@ -190,7 +190,8 @@ def new_adapter(
         unfit = unadaptable(context)
         passed += [PassedOver(name, reason) for name, reason in unfit.items()]
         options |= {"exclude_modules": list(unfit)} if unfit else {}
-    if architecture.task in TASK_TYPES:
+    # The stacks have CAUSAL_LM over images too; PEFT's class for it fails over classes that don't generate.
+    if architecture.task in TASK_TYPES and (request.recipe or architecture.task != "image-text-to-text"):
         options.setdefault("task_type", TASK_TYPES[architecture.task])
     added = [t for t in (tokens.additional if tokens else ()) if t != (tokens.pad_token if tokens else None)]
     because = asked.because + why_dtype
