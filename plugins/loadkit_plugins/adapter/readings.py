@@ -145,6 +145,9 @@ def _modules(
     layers = adapted(base, adapter.name)
     wanted = expected(model, base, config)
     if wanted is not None:
+        ends = tuple(f".{each}" for each in _held(config, "target_parameters") or ())
+        by_parameter = {path for path in layers if f".{path}.weight".endswith(ends)}
+        layers = [path for path in layers if path in wanted or path not in by_parameter]
         yield _reading(
             names=(*_names(adapter, "target_modules"), "adapter"),
             where=f"the layers that {adapter.name!r} adapts",
