@@ -21,7 +21,7 @@ import msgspec
 
 from loadkit.plugins import Entries, Record, checksum
 from loadkit_plugins.quantized_cache.early_tensors import EarlyTensors
-from loadkit_plugins.quantized_cache.model_state import content, snapshot, write_configs
+from loadkit_plugins.quantized_cache.model_state import content, contiguous_bytes, snapshot, write_configs
 from loadkit_plugins.quantized_cache.tensor_file import HEADER, TensorFile, room_for
 
 __all__ = ["WEIGHTS", "EntryWriting", "finish_writing"]
@@ -79,6 +79,8 @@ class EntryWriting:
         self._unproved: deque[tuple[str, Any]] = deque()
         self._proved: dict[str, str] = {}
         self._closing = threading.Event()
+        self._loading = threading.Lock()
+        self._loaded = False
         self._partial = entries.begin(key)
         self.bytes = 0
         """What was offered so far."""
@@ -134,13 +136,26 @@ class EntryWriting:
         Raises:
             OSError: something can't be written; `give_up` is still to be called then.
         """
+        self._end_early()
         held, digests = snapshot(state)
         configs = write_configs(model, self._partial)
         self._orders.put(_Order(lock, record, held, {**digests, **configs}))
 
     def give_up(self, lock: Any) -> None:
         """Have nothing left of it, and then the lock released."""
+        self._end_early()
         self._orders.put(_Order(lock))
+
+    def _end_early(self) -> None:
+        """From now on the model may be changed: what was offered and isn't being written yet is left."""
+        with self._loading:
+            self._loaded = True
+
+    def _offered(self, reference: weakref.ref[Any]) -> Any:
+        """A tensor that was offered, whatever is done to the model from now on; None where it is gone."""
+        with self._loading:
+            tensor = None if self._loaded or self.fault is not None else reference()
+            return None if tensor is None or not contiguous_bytes(tensor) else tensor.detach()
 
     def _write(self, beside: Future[None]) -> None:
         """In a first thread: write what is offered, then the rest, and move the entry to its place."""
@@ -148,13 +163,14 @@ class EntryWriting:
         early = EarlyTensors(self._file)
         order = self._orders.get()
         while not isinstance(order, _Order):
-            if self.fault is None:
-                try:
-                    early.write(order)
-                except Exception as error:  # whatever it is, the load goes on
-                    self.fault = error
-                    with suppress(OSError):
-                        self._file.restart(0)
+            try:
+                if (tensor := self._offered(order)) is not None:
+                    early.write(tensor)
+            except Exception as error:  # whatever it is, the load goes on
+                self.fault = error
+                with suppress(OSError):
+                    self._file.restart(0)
+            tensor = None  # not to be kept alive while waiting
             order = self._orders.get()
         try:
             if order.record is not None:

@@ -194,5 +194,5 @@ WAYS = {way.__name__: way for way in (together, killed, touched, written, alone,
 
 if __name__ == "__main__":
     transformers.utils.logging.disable_progress_bar()
-    handover.SMALL = 64  # what a tiny model has is written early too
+    handover.SMALL = 2048  # what a tiny model has is written early too
     WAYS[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
