@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["HEADER", "checksum", "checksums", "file_checksums", "running_checksum"]
+__all__ = ["HEADER", "WORKERS", "checksum", "checksums", "file_checksums", "running_checksum"]
 
 HEADER = ""
 """The name under which the checksum of a file's header stands; no tensor is called so."""

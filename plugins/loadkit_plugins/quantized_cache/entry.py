@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,7 +75,9 @@ class Cached(LoadingAid):
             self._begin_early()
             return None
         pool = ThreadPoolExecutor(1)
-        self._checking = pool.submit(self._entry.damage)
+        # the libraries' imports, which come next, have a core for themselves
+        spare = {} if "torch" in sys.modules else {"workers": max(1, (os.cpu_count() or 1) - 1)}
+        self._checking = pool.submit(self._entry.damage, **spare)
         pool.shutdown(wait=False)
         return Stored(folder=self._entry.folder, loading=loading)
 

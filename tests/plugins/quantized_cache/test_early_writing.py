@@ -404,6 +404,8 @@ def test_a_load_that_fails_half_way_leaves_nothing(
         with pytest.raises((loadkit.LoadError, KeyboardInterrupt)):
             load(tiny("mistral"))
     assert left_over[0] < 0
+    finish_writing()
+    assert left(entries) == []
     after = load(tiny("mistral"))  # at once: the lock is given back
     assert left(entries) == [next(iter(entries)).record.key]
     assert list(entries.refusals) == []
@@ -441,6 +443,31 @@ def test_modules_that_other_threads_make_meanwhile_arent_written(
     load(tiny("mistral"))
     assert keeping
     assert restarts == [0]
+
+
+def test_only_what_has_its_values_and_a_whole_size_is_handed_over() -> None:
+    """What follows a tensor of an odd size would lie where its dtype can't; code books are cheap at the end."""
+    told_of: list[tuple[Any, int]] = []
+    handing = handover.Handover(lambda tensor, room: told_of.append((tensor, room)))
+    try:
+        module = torch.nn.Module()
+        with torch.device("meta"):
+            module.unbuilt = torch.nn.Parameter(torch.empty(64, 64))
+            module.another = torch.nn.Parameter(torch.empty(64, 64))
+        module.odd = torch.nn.Parameter(torch.ones(4097, dtype=torch.bfloat16))
+        module.small = torch.nn.Parameter(torch.ones(64))
+        module.turned = torch.nn.Parameter(torch.ones(64, 32).T)
+        module.whole = torch.nn.Parameter(torch.ones(64, 64))
+        packed = torch.nn.Parameter(torch.ones(64, 64, dtype=torch.uint8), requires_grad=False)
+        packed.quant_state = torch.nn.Module  # type: ignore[attr-defined]  # a class is no tensor's holder
+        packed.scales = {"not": "looked into"}  # type: ignore[attr-defined]
+        packed.more = torch.ones(1024)  # type: ignore[attr-defined]
+        module.packed = packed
+    finally:
+        handing.end()
+    module.late = torch.nn.Parameter(torch.ones(64, 64))
+    assert [id(tensor) for tensor, _ in told_of] == [id(t) for t in (module.whole, packed, packed.more)]
+    assert {room for _, room in told_of} == {2 * handover.HEADER}
 
 
 # The file
