@@ -446,7 +446,7 @@ def test_modules_that_other_threads_make_meanwhile_arent_written(
 
 
 def test_only_what_has_its_values_and_a_whole_size_is_handed_over() -> None:
-    """What follows a tensor of an odd size would lie where its dtype can't; code books are cheap at the end."""
+    """What follows a tensor of an odd size would lie where its dtype can't."""
     told_of: list[tuple[Any, int]] = []
     handing = handover.Handover(lambda tensor, room: told_of.append((tensor, room)))
     try:
