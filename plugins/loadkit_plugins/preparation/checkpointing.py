@@ -25,8 +25,8 @@ TAKEN = {
     "early_stop": "bool",
     **BY_TRANSFORMERS,
 }
-"""Keyword arguments of torch's `checkpoint` (2.13) to their types; it hands others on to the layer, which takes
-no notice of most."""
+"""Keyword arguments of torch's `checkpoint` (2.13) to their types; it hands others on to the layer, which
+takes no notice of most."""
 
 CHECKS = ("default", "none")
 NOT_REENTRANT = {"debug": False, "determinism_check": "default", "early_stop": True}
