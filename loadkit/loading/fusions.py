@@ -13,8 +13,9 @@ __all__ = ["for_one_load"]
 def for_one_load(config: Any, kwargs: Mapping[str, Any]) -> Iterator[None]:
     """Take back what a fusion registers.
 
-    transformers 5.23 registers classes and weight conversions for a model type, and nothing takes them back: a
-    model that is loaded later would be fused too, though nobody asked. A loaded model keeps its own conversions.
+    transformers 5.23 registers classes and weight conversions for a model type, and nothing takes them back:
+    a model that is loaded later would be fused too, though nobody asked. A loaded model keeps its own
+    conversions.
 
     Parameters:
         config: the model's config, which may ask for fusions.
