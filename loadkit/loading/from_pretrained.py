@@ -15,6 +15,7 @@ from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.loading.download import HUB_KWARGS, explain, fetch_weights, may_ask, plan_kwargs
 from loadkit.loading.fresh_weights import initialised, starts_anew
+from loadkit.loading.fusions import for_one_load
 from loadkit.loading.loaded import BareModel
 from loadkit.loading.out_of_memory import is_out_of_memory, memory_remedy
 from loadkit.loading.process_wide import one_at_a_time
@@ -109,14 +110,15 @@ def _load(
             config.quantization_config = kwargs.pop("quantization_config").to_dict()
             if kwargs.pop("revision", None) and plan.model_class.implementation == "remote code":
                 kwargs.setdefault("code_revision", plan.checkpoint.commit)
-        model, info = model_class_of(plan).from_pretrained(
-            location,
-            config=config,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # not raised, so that the audit can name every tensor
-            **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind == "folder" or stored else {}),
-            **kwargs,
-        )
+        with for_one_load(config, kwargs):
+            model, info = model_class_of(plan).from_pretrained(
+                location,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # not raised, so that the audit can name every tensor
+                **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind == "folder" or stored else {}),
+                **kwargs,
+            )
         if stored is not None:
             _as_from(plan.checkpoint.location, stored.folder, model)
         if plan.quantization is not None and not plan.quantization.packed:

@@ -92,10 +92,13 @@ def loadkit_audit_model(plan: Plan, model: Any) -> Sequence[Finding]:
     kept_in_float32 = (*base._keep_in_fp32_modules, *base._keep_in_fp32_modules_strict)
     patterns = [pattern.replace("*", ".*") for pattern in kept_in_float32]
     stray: dict[str, str] = {}
+    adapters = {adapter.name for adapter in plan.adapters.members} if plan.adapters else set()
     for name, parameter in base.named_parameters():
         found = str(parameter.dtype).removeprefix("torch.")
         if found == plan.dtype or not parameter.is_floating_point() or "lora_" in name:
             continue
+        if adapters & {*name.split(".")} and "modules_to_save" not in name:
+            continue  # the adapter's own, whose dtype its plugin looks at
         if parameter.requires_grad and found == _of_training(plan):
             continue
         norm = plan.preparation.kbit and plan.preparation.float32_norms and _is_norm(base, name)

@@ -8,6 +8,7 @@ from typing import Any
 
 from loadkit import Claim, Context, Plan, Problem, Reading, hookimpl
 from loadkit.plugins import base_of, did_you_mean, plain
+from loadkit_plugins.fusion import check_fusions, fused_modules
 from loadkit_plugins.model_kwargs import check_model_kwargs
 from loadkit_plugins.rope import moved_into_rope
 from loadkit_plugins.token_ids import check_token_ids
@@ -30,7 +31,12 @@ def loadkit_contribute_kwargs(context: Context) -> Mapping[str, list[Claim[Any]]
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    return [*check_model_kwargs(context, plan), *check_token_ids(context, plan), *_experts(context)]
+    return [
+        *check_model_kwargs(context, plan),
+        *check_token_ids(context, plan),
+        *_experts(context),
+        *check_fusions(context),
+    ]
 
 
 def _experts(context: Context) -> Sequence[Problem]:
@@ -53,7 +59,7 @@ def _experts(context: Context) -> Sequence[Problem]:
 @hookimpl
 def loadkit_read_back(plan: Plan, model: Any) -> Sequence[Reading]:
     base = base_of(model)
-    return [*_kernels(plan, base), *_readings(plan, base.config)]
+    return [*_kernels(plan, base), *fused_modules(plan, base), *_readings(plan, base.config)]
 
 
 def _kernels(plan: Plan, base: Any) -> Iterator[Reading]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from loadkit import Adapter, Adapters, LoadError, Plan, Vocabulary
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
+from loadkit_plugins.adapter.layers import WITHOUT_NAME, parameters_of
 from loadkit_plugins.adapter.targets import (
     BY_TYPE,
     EVERY_LINEAR,
@@ -87,7 +88,9 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     beneath = model if isinstance(model, peft.PeftModel) else None
     model = model if beneath is None else beneath.get_base_model()
     _resolve(model, adapter, options)
-    check_targets(model, options, partly=_preferred(plan))
+    by_end = adapter.peft_type in WITHOUT_NAME and isinstance(options.get("target_modules"), str)
+    named = {**options, "target_modules": [options["target_modules"]]} if by_end else options
+    check_targets(model, named, partly=_preferred(plan))
     if not isinstance(options.get("exclude_modules"), str) and (beside := kept_apart(model, adapter)):
         ends = options.get("exclude_modules") or ()
         within = rf"({'|'.join(map(re.escape, beside))})(\..*)?"
@@ -242,8 +245,9 @@ def _cast(model: Any, adapter: Adapter) -> None:
     import torch
 
     dtype, rounded = getattr(torch, adapter.dtype), False
-    for name, parameter in model.named_parameters():
-        if adapter.name in name.split(".") and parameter.is_floating_point():
+    named = dict(model.named_parameters())
+    for parameter in (named[name] for name in parameters_of(adapter, [*named.items()])):
+        if parameter.is_floating_point():
             rounded |= parameter.dtype.itemsize < dtype.itemsize
             parameter.data = parameter.data.to(dtype)
     path = Path(adapter.source) / WEIGHTS

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loadkit import Adapter, Adapters, Finding, Plan
-from loadkit_plugins.adapter.layers import biases
+from loadkit_plugins.adapter.layers import biases, parameters_of
 from loadkit_plugins.adapter.stored_file import file_of
 
 __all__ = ["audit"]
@@ -31,15 +31,17 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
 def _findings(planned: Adapters, model: Any, cache: str | None) -> Iterator[Finding]:
     named = list(model.named_parameters())
     for adapter in planned.members:
-        weights = [p for n, p in named if adapter.name in n.split(".") and p.is_floating_point()]
+        own = {*parameters_of(adapter, named)}
+        weights = [p for n, p in named if n in own and p.is_floating_point()]
         dtypes = {str(p.dtype).removeprefix("torch.") for p in weights}
         if dtypes - {adapter.dtype}:
             yield _finding("adapter-dtype", adapter.dtype, ", ".join(sorted(dtypes)))
         if adapter.source and (different := _differing(adapter, model, cache)):
             yield _finding("adapter-values", "the tensors of its file", f"others in {different}")
     training = [a.name for a in planned.members if a.trainable and a.name == planned.active]
-    own = {*training, *(name for a in planned.members if a.name in training for name in biases(a, named))}
-    strangers = [n for n, p in named if p.requires_grad and n not in own and not own & set(n.split("."))]
+    active = [a for a in planned.members if a.name in training]
+    own = {name for a in active for name in (*parameters_of(a, named), *biases(a, named))}
+    strangers = [n for n, p in named if p.requires_grad and n not in own]
     if strangers:
         yield _finding(
             "trainable", "the active adapter trains, and nothing else", f"{strangers[0]} trains too"

@@ -11,6 +11,8 @@ from loadkit.plugins import FLOATS, AdapterFacts, canonical_dtype, did_you_mean
 from loadkit_plugins.adapter.field_checks import check_fields
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
 from loadkit_plugins.adapter.foreign import check_foreign, trained_tokens
+from loadkit_plugins.adapter.layer_checks import targeted_layers
+from loadkit_plugins.adapter.over_packed import check_over_packed
 from loadkit_plugins.adapter.settings import needs_weights
 
 __all__ = ["check"]
@@ -54,9 +56,23 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             yield from _base(context, name, facts, guarded)
             yield from _shapes(context.checkpoint, plan, name, facts)
             yield from _token_rows(context, name, facts)
+    yield from _over_packed(context, plan, plan.adapters)
     if not plan.adapters.members[-1].source:
         yield from check_fields(context, plan, plan.adapters.members[-1])
         yield from _start(context, plan, plan.adapters.members[-1])
+
+
+def _over_packed(context: Context, plan: Plan, adapters: Adapters) -> Iterator[Problem]:
+    """Types that PEFT can't compute over packed weights, new or existing."""
+    for adapter in adapters.members:
+        facts = context.beside.adapters.get(adapter.name) if adapter.source else None
+        config = adapter.options if facts is None else facts.config
+        given = config.get("target_modules")
+        if plan.quantized is None or (facts is not None and isinstance(given, str)):
+            given = None  # a pattern out of a file may take for ever to match
+        named = targeted_layers(context, plan, given) if given else ()
+        linear = [path for path, _, kind in named if kind == "linear"]
+        yield from check_over_packed(context, plan, adapter, config, linear)
 
 
 def _unused(context: Context, plan: Plan) -> Iterator[Problem]:

@@ -23,6 +23,8 @@ _problem = partial(Problem, "adapter", "adapter")
 NAMING = ("target_modules", "modules_to_save", "target_parameters", "exclude_modules")
 KEYED = ("rank_pattern", "alpha_pattern")
 NITER = re.compile(r"pissa_niter_\d+", re.IGNORECASE)
+BY_END = ("ADAPTION_PROMPT",)
+"""Types that take one name as the end of paths, where others take a pattern or a list."""
 OTHER_INITS = ("lora_ga",)
 """Initialisations that PEFT 0.21 has and its annotation doesn't name."""
 
@@ -127,6 +129,12 @@ def _of_another_kind(context: Context, adapter: Adapter) -> Iterator[Problem]:
                     f"{_said(context, adapter, name)}, and PEFT has none of that name{did_you_mean(value, facts.choices)}",
                     f"choose one of {', '.join(facts.choices)}",
                 )
+        elif adapter.peft_type in BY_END and name == "target_modules" and not isinstance(value, str):
+            yield _problem(
+                "bad-field",
+                f"{_said(context, adapter, name)}, a {type(value).__name__}; {adapter.peft_type} takes the end of a path there",
+                "give one name, such as 'self_attn'",
+            )
         elif not fits(facts.annotation, value, loosely=True) and not _number_anyway(name, value):
             yield _problem(
                 "bad-field",
@@ -209,6 +217,8 @@ def _named(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]:
     known = words(context, plan.model_class)
     for field in (*NAMING, *KEYED):
         given = adapter.options.get(field)
+        if adapter.peft_type in BY_END and field == "target_modules" and isinstance(given, str):
+            given = [given]
         if not given or given in ("all-linear", BY_TYPE, EVERY_LINEAR) or not known:
             continue
         if field in KEYED or isinstance(given, str):

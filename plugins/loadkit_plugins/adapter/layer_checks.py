@@ -12,7 +12,7 @@ from loadkit.plugins import some_of
 from loadkit_plugins.adapter.targets import owners_of
 from loadkit_plugins.adapter.variants import check_variants
 
-__all__ = ["check_layers"]
+__all__ = ["check_layers", "targeted_layers"]
 
 _problem = partial(Problem, "adapter", "adapter")
 
@@ -40,7 +40,7 @@ def check_layers(context: Context, plan: Plan, adapter: Adapter, said: Said) -> 
     yield from _linear(context, plan, adapter)
     yield from _embeddings(context, plan, adapter, said)
     yield from _parameters(context, adapter, said)
-    targeted = [path for path, _, _ in _targeted(context, plan, adapter.options.get("target_modules"))]
+    targeted = [path for path, _, _ in targeted_layers(context, plan, adapter.options.get("target_modules"))]
     yield from _both_ways(context, plan, adapter, targeted, said)
     yield from check_variants(context, adapter, targeted, said)
 
@@ -149,7 +149,7 @@ def _added(context: Context) -> int:
     return len(context.request.value("additional_special_tokens", [])) + 8
 
 
-def _targeted(context: Context, plan: Plan, given: Any) -> Iterator[tuple[str, tuple[int, ...], str]]:
+def targeted_layers(context: Context, plan: Plan, given: Any) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """The modules with weights of their own that targets name: path, shape and kind."""
     for weight in context.weights(plan.model_class):
         if not weight.name.endswith(".weight"):
@@ -174,7 +174,7 @@ def _matches(pattern: str, path: str) -> bool:
 def _linear(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]:
     """What the layers of the type say to their widths and the config's numbers."""
     found: dict[tuple[int, ...], str] = {}
-    for path, shape, kind in _targeted(context, plan, adapter.options.get("target_modules")):
+    for path, shape, kind in targeted_layers(context, plan, adapter.options.get("target_modules")):
         if kind == "linear" and len(shape) == 2 and not context.checkpoint.quantization_config:
             found.setdefault(shape, path)
     options: Mapping[str, Any] = {k: v for k, v in adapter.options.items() if k != "lora_dropout"}
@@ -196,7 +196,7 @@ def _embeddings(context: Context, plan: Plan, adapter: Adapter, said: Said) -> I
         or adapter.options.get("target_modules") == "all-linear"
     ):
         return
-    targeted = _targeted(context, plan, adapter.options.get("target_modules"))
+    targeted = targeted_layers(context, plan, adapter.options.get("target_modules"))
     if named := [path for path, _, kind in targeted if kind == "embedding"]:
         yield _problem(
             "target-cant-be-adapted",

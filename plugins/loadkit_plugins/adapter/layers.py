@@ -9,7 +9,16 @@ from typing import Any
 
 from loadkit import Adapter
 
-__all__ = ["adapted", "biases", "expected", "free_modules", "of_layers", "saved_whole"]
+__all__ = [
+    "WITHOUT_NAME",
+    "adapted",
+    "biases",
+    "expected",
+    "free_modules",
+    "of_layers",
+    "parameters_of",
+    "saved_whole",
+]
 
 PATTERNS = ("rank_pattern", "alpha_pattern", "n_frequency_pattern")
 """Fields that give some layers values of their own."""
@@ -21,11 +30,22 @@ COMPUTED = ("ADALORA", "OFT")
 """PEFT types whose layers have ranks that PEFT works out."""
 
 
-def adapted(base: Any, name: str) -> list[str]:
-    """Paths of the modules that an adapter of that name is in, not of parameters and rows of tokens."""
-    return sorted(
-        path for path, layer in _layers(base, name).items() if type(layer).__name__ not in OF_PARAMETERS
-    )
+WITHOUT_NAME = {"ADAPTION_PROMPT": ("adaption_prompt", "adaption_gate")}
+"""Types whose parameters don't have the adapter's name in their path, to what they are called."""
+
+
+def adapted(base: Any, adapter: Adapter) -> list[str]:
+    """Paths of the modules that an adapter is in, not of parameters, nor of rows of tokens unless that is
+    all."""
+    rows = adapter.peft_type == "TRAINABLE_TOKENS"
+    layers = _layers(base, adapter.name).items()
+    return sorted(path for path, layer in layers if rows or type(layer).__name__ not in OF_PARAMETERS)
+
+
+def parameters_of(adapter: Adapter, named: Sequence[tuple[str, Any]]) -> list[str]:
+    """Names of an adapter's own parameters."""
+    own = {adapter.name, *WITHOUT_NAME.get(adapter.peft_type, ())}
+    return [name for name, _ in named if own & {*name.split(".")}]
 
 
 def saved_whole(base: Any, name: str) -> list[str]:

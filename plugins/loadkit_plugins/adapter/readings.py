@@ -12,7 +12,15 @@ from typing import Any
 from loadkit import Adapter, Adapters, Plan, Reading
 from loadkit.plugins import base_of, plain, towers
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
-from loadkit_plugins.adapter.layers import adapted, biases, expected, free_modules, of_layers, saved_whole
+from loadkit_plugins.adapter.layers import (
+    WITHOUT_NAME,
+    adapted,
+    biases,
+    expected,
+    free_modules,
+    of_layers,
+    saved_whole,
+)
 from loadkit_plugins.adapter.stored_file import file_of
 from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR
 
@@ -116,9 +124,9 @@ def _targets(adapter: Adapter, planned: Mapping[str, Any], base: Any, config: An
     targets = planned.get("target_modules")
     fused = set(_held(config, "target_parameters") or ()) - set(planned.get("target_parameters") or ())
     words = {targets} if isinstance(targets, str) else {*(targets or ())}
-    if not targets or fused or words & {*WORDS, EVERY_LINEAR}:
+    if not targets or fused or words & {*WORDS, EVERY_LINEAR} or adapter.peft_type in WITHOUT_NAME:
         return
-    layers = adapted(base, adapter.name)
+    layers = adapted(base, adapter)
     if isinstance(targets, str):
         strays = [path for path in layers if not re.fullmatch(targets, path)]
         found: Any = targets if layers and not strays else layers
@@ -142,7 +150,7 @@ def _modules(
     adapter: Adapter, planned: Mapping[str, Any], base: Any, config: Any, model: Any
 ) -> Iterator[Reading]:
     """Which layers are adapted, left alone and trained whole."""
-    layers = adapted(base, adapter.name)
+    layers = adapted(base, adapter)
     wanted = expected(model, base, config)
     if wanted is not None:
         ends = tuple(f".{each}" for each in _held(config, "target_parameters") or ())

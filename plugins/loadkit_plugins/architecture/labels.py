@@ -59,6 +59,7 @@ def check_labels(context: Context, plan: Plan) -> Iterator[Problem]:
             f"num_labels={asked.value} was asked for ({asked.because}), and the adapter's head has {rows}",
             "leave num_labels out to load the adapter's head",
         )
+    yield from _of_the_config(context)
     for name, facts in _attached(context).items():
         theirs = HEADS.get(str(facts.config.get("task_type")), "")
         if theirs and theirs != task:
@@ -75,6 +76,25 @@ def check_labels(context: Context, plan: Plan) -> Iterator[Problem]:
                 f"({plan.why('architecture').because}), on which PEFT can't put it",
                 "merge it first: load it with merge_adapter=True, save that, and load what was saved with this task; or leave task out",
             )
+
+
+def _of_the_config(context: Context) -> Iterator[Problem]:
+    """Labels among model_kwargs, a number and as many names: the config's class checks neither."""
+    asked = context.request.asked("model_kwargs")
+    if asked is None:
+        return
+    count, names = asked.value.get("num_labels"), asked.value.get("id2label")
+    total = count if count is not None else context.request.value("num_labels")
+    if count is not None and (type(count) is not int or count < 1):
+        yield _problem(
+            "bad-num-labels", f"{asked.by} gave num_labels={count!r} in model_kwargs", "give 1 or more"
+        )
+    elif total is not None and isinstance(names, dict) and len(names) != total:
+        yield _problem(
+            "num-labels-differ",
+            f"{asked.by} gave id2label in model_kwargs for {len(names)} labels, and num_labels={total} was asked for",
+            "leave num_labels out, or name as many labels",
+        )
 
 
 def _attached(context: Context) -> Mapping[str, AdapterFacts]:

@@ -21,6 +21,7 @@ from loadkit_plugins.bitsandbytes.settings import (
     settings,
     twice,
 )
+from loadkit_plugins.bitsandbytes.stored_layers import check_stored_layers
 
 __all__ = ["check"]
 
@@ -86,6 +87,7 @@ def _planned(context: Context, plan: Plan) -> Sequence[Problem]:
         platform = list(_platform(context, plan, quantization)) if quantization.method == METHOD else []
         if quantization.method == METHOD:
             platform += check_offloaded(plan, quantization, asked=bool(quantization.options.get(OFFLOAD)))
+            platform += check_stored_layers(context, plan, quantization)
         return [*_contradictions(quantization, demanded), *platform]
     if quantization is None or quantization.method != METHOD:
         return list(_unused(demanded, quantization))

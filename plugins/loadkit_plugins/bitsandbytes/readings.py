@@ -59,10 +59,17 @@ def readings(plan: Plan, model: Any) -> Iterator[Reading]:
         )
 
 
+def _packed(layer: Any) -> bool:
+    """Whether a layer holds quantized weights: one without has no settings to tell."""
+    if layer.weight.__class__.__name__ == "Int8Params":
+        return True
+    return getattr(layer.weight, "quant_state", None) is not None
+
+
 def _of_layers(
     quantization: Quantization, layers: Sequence[Any], read: Mapping[str, Callable[[Any], Any]]
 ) -> Iterator[Reading]:
-    loaded = [m for m in layers if getattr(m.weight, "quant_state", True) is not None]
+    loaded = [m for m in layers if _packed(m)]  # a hollow layer is told as one
     for name, effective in read.items():
         if name in quantization.options and loaded:
             found = {effective(m) for m in loaded}

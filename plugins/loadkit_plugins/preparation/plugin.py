@@ -23,6 +23,7 @@ from loadkit import (
 from loadkit.plugins import input_embeddings
 from loadkit_plugins.model_types import OVER_A_CACHE
 from loadkit_plugins.preparation import freezing
+from loadkit_plugins.preparation.checkpointing import check_keywords, enable
 from loadkit_plugins.preparation.norms import norms
 
 _problem = partial(Problem, "preparation", "preparation")
@@ -147,7 +148,7 @@ def _wished(context: Context, default: dict[str, bool]) -> dict[str, Any]:
 
 @hookimpl
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
-    return [*freezing.check(context, plan), *_problems(context, plan)]
+    return [*freezing.check(context, plan), *_problems(context, plan), *check_keywords(context, plan)]
 
 
 def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
@@ -218,12 +219,7 @@ def loadkit_freeze(plan: Plan, model: Any) -> Any:
 
 @hookimpl
 def loadkit_checkpoint_activations(plan: Plan, model: Any) -> Any:
-    kwargs = dict(plan.preparation.gradient_checkpointing_kwargs)
-    # transformers 5.23 renamed the method, and warns at the old name; Python 3.10 has an older transformers.
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    enable(model, plan.preparation.gradient_checkpointing_kwargs)
     # transformers 5.20 and later let gradients through with it, by functions that can't be pickled
     return _let_through(model) if getattr(model, "_require_grads_hooks", None) else model
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from loadkit import Plan, Reading
 from loadkit.plugins import base_of, plain
+from loadkit_plugins.preparation.checkpointing import BY_TRANSFORMERS
 from loadkit_plugins.preparation.norms import norms
 
 __all__ = ["readings"]
 
 _reading = partial(Reading, stage="preparation")
+
+LAYER = "GradientCheckpointingLayer"
+"""transformers' class for what is repeated."""
 
 
 def readings(plan: Plan, model: Any) -> Iterator[Reading]:
@@ -34,7 +39,7 @@ def readings(plan: Plan, model: Any) -> Iterator[Reading]:
         effective=bool(on),
         code="gradient-checkpointing",
     )
-    yield from _checkpointing(plan, on)
+    yield from _checkpointing(plan, model, on)
     if preparation.input_gradients:
         base = base_of(model)
         hooks = getattr(base, "_require_grads_hooks", None) or getattr(base, "_require_grads_hook", None)
@@ -68,10 +73,19 @@ def readings(plan: Plan, model: Any) -> Iterator[Reading]:
         )
 
 
-def _checkpointing(plan: Plan, on: list[Any]) -> Iterator[Reading]:
+def _checkpointing(plan: Plan, model: Any, on: list[Any]) -> Iterator[Reading]:
     """What torch's checkpoint function is called with, in every layer that has it."""
     called = [keywords for module in on if (keywords := _keywords(module)) is not None]
-    for name, planned in plan.preparation.gradient_checkpointing_kwargs.items() if called else ():
+    given = plan.preparation.gradient_checkpointing_kwargs if called else {}
+    for name in BY_TRANSFORMERS.keys() & given.keys():
+        yield _reading(
+            names=(f"gradient_checkpointing_kwargs.{name}",),
+            where=f"{name} of the model's checkpointing",
+            planned=given[name],
+            effective=_between(model, given[name]) if name == "every_n_layers" else _moved_away(on),
+        )
+    for name in [name for name in given if name not in BY_TRANSFORMERS]:
+        planned = given[name]
         found = sorted(
             {str(plain(keywords.get(name))): plain(keywords.get(name)) for keywords in called}.items()
         )
@@ -82,6 +96,22 @@ def _checkpointing(plan: Plan, on: list[Any]) -> Iterator[Reading]:
             planned=planned,
             effective=values[0] if len(values) == 1 else values,
         )
+
+
+def _between(model: Any, planned: int) -> int:
+    """Every how many layers activations are recomputed, as far as the model has layers to tell."""
+    layers = [m for m in model.modules() if any(k.__name__ == LAYER for k in type(m).__mro__)]
+    on = [i for i, layer in enumerate(layers) if layer.gradient_checkpointing]
+    steps = {later - sooner for sooner, later in pairwise(on)}
+    if len(steps) == 1:
+        return steps.pop()
+    return planned if len(on) == 1 and len(layers) <= planned else 0
+
+
+def _moved_away(on: list[Any]) -> bool:
+    """Whether saved activations are kept elsewhere: a function of transformers' then calls torch's."""
+    called = {getattr(getattr(m, "_gradient_checkpointing_func", None), "func", None) for m in on} - {None}
+    return bool(called) and all(function.__module__ != "torch.utils.checkpoint" for function in called)
 
 
 def _keywords(module: Any) -> Any:
