@@ -77,6 +77,11 @@ def opened(parameter: Any) -> Opened | None:
     """The tensors of a quantized parameter; None for another one."""
     if not parameter.__dict__:
         return None  # a plain parameter
+    if (packing := getattr(parameter, "packing", None)) is not None:
+        shape = tuple(packing.layout.shape)
+        return Opened(
+            data=parameter.data, constants=(*packing.beside.values(),), count=math.prod(shape), shape=shape
+        )
     state = getattr(parameter, "quant_state", None)
     rows = getattr(parameter, "SCB", None)
     if state is None and rows is None:

@@ -25,8 +25,8 @@ class PackedConfig(BitsAndBytesConfig):  # type: ignore[misc]
     know it, instead of taking codes for values.
 
     Parameters:
-        packed_parameters: a module's class to its parameters, each with the attribute of the module that says
-            how many units it has; "" where its first axis does, or it is one matrix.
+        packed_parameters: a module's class to its parameters, each to where the number of its units stands:
+            "0" for its first axis, an attribute of the module's for flat stacks, "" for a single matrix.
         options: as `BitsAndBytesConfig` takes them.
     """
 

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-__all__ = ["NAME", "experts_forward", "register"]
+from loadkit_plugins.bitsandbytes.settings import PACKED_EXPERTS
 
-NAME = "packed"
-"""What `experts_implementation` is called."""
+__all__ = ["experts_forward", "register"]
 
 
 def experts_forward(
@@ -61,4 +60,4 @@ def register() -> None:
     """Have transformers know the implementation by its name."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+    ALL_EXPERTS_FUNCTIONS.register(PACKED_EXPERTS, experts_forward)

@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["BLOCK", "NESTED_BLOCK", "Layout"]
+__all__ = ["BLOCK", "FIRST_AXIS", "NESTED_BLOCK", "Layout"]
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one: bitsandbytes' defaults, which transformers keeps."""
+
+FIRST_AXIS = "0"
+"""Stands in a plan for the number of units, where the parameter's first axis counts them."""
 
 ITEM_SIZES: Mapping[str, int] = {"uint8": 1, "int8": 1, "bfloat16": 2, "float16": 2, "float32": 4}
 

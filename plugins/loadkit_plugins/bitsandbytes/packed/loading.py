@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter, log_conversion_errors
 
-from loadkit_plugins.bitsandbytes.packed import modules
 from loadkit_plugins.bitsandbytes.packed.codec import DATA, pack
 from loadkit_plugins.bitsandbytes.packed.layout import Layout
 
@@ -44,7 +43,7 @@ def tensors_of(path: str, layout: Layout, units: Iterator[torch.Tensor], device:
     """Pack a parameter: what is to be set, by path."""
     tensors = pack(units, layout, device)
     beside = {f"{path}_{name}": tensors[name] for name in layout.companions}
-    return {path: modules.codes(tensors[DATA], layout), **beside}
+    return {path: torch.nn.Parameter(tensors[DATA], requires_grad=False), **beside}
 
 
 ALONE = ("MergeModulelist", "Concatenate", "Transpose", "Interleave")

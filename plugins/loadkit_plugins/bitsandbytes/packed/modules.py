@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -13,20 +14,45 @@ from loadkit_plugins.bitsandbytes.packed.codec import DATA
 from loadkit_plugins.bitsandbytes.packed.layout import Layout
 from loadkit_plugins.bitsandbytes.packed.weight import PackedWeight
 
-__all__ = ["Carrier", "Packed", "carry", "codes", "is_carrier", "packed", "uncarry"]
+__all__ = ["Carrier", "Packed", "Packing", "carry", "is_carrier", "packed", "uncarry"]
+
+
+class Packing(NamedTuple):
+    """What the codes of a parameter know of it.
+
+    Parameters:
+        name: what their module calls it.
+        layout: how it is packed.
+        companions: those of the module, by name; the module's own mapping.
+    """
+
+    name: str
+    layout: Layout
+    companions: dict[str, torch.Tensor]
+
+    @property
+    def beside(self) -> dict[str, torch.Tensor]:
+        """The parameter's companions by their short names."""
+        return {each: self.companions[f"{self.name}_{each}"] for each in self.layout.companions}
 
 
 class Params4bit(bitsandbytes.nn.Params4bit):  # type: ignore[misc]
     """The codes of a parameter of 4 bits, under the name by which PEFT 0.21 knows what it must not cast, and
     counts twice."""
 
-    packing: Layout
+    packing: Packing
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return codes(copy.deepcopy(self.data, memo), copy.deepcopy(self.packing, memo))
 
 
 class Codes8bit(torch.nn.Parameter):
     """The codes of a parameter of 8 bits."""
 
-    packing: Layout
+    packing: Packing
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return codes(copy.deepcopy(self.data, memo), copy.deepcopy(self.packing, memo))
 
 
 class Packed(NamedTuple):
@@ -38,22 +64,22 @@ class Packed(NamedTuple):
     layout: Layout
 
 
-def codes(data: torch.Tensor, layout: Layout) -> torch.nn.Parameter:
-    """A parameter of codes, which knows its layout."""
+def codes(data: torch.Tensor, packing: Packing) -> Any:
+    """A parameter of codes, which knows how it is packed."""
+    layout = packing.layout
     made: Any
     if layout.bits == 4:
-        storage = getattr(torch, layout.storage)
         made = Params4bit(
             data,
             quant_type=layout.quant_type,
             compress_statistics=layout.nested,
-            quant_storage=storage,
+            quant_storage=getattr(torch, layout.storage),
             bnb_quantized=True,
         )
     else:
         made = torch.Tensor._make_subclass(Codes8bit, data, False)
-    made.packing = layout
-    return made  # type: ignore[no-any-return]
+    made.packing = packing
+    return made
 
 
 class Carrier(torch.nn.Module):
@@ -79,8 +105,20 @@ class Carrier(torch.nn.Module):
 
         super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            self.packed_companions = {n: _kept(t, fn) for n, t in self.packed_companions.items()}
+            self.packed_companions.update({n: _kept(t, fn) for n, t in self.packed_companions.items()})
+        self._know_codes()
         return self
+
+    def _know_codes(self) -> None:
+        """Have every parameter of codes know its packing, whoever put it there."""
+        for name in self._packed:
+            held, layout = self._parameters.get(name), self.packed_layouts[name]
+            if held is not None and not hasattr(held, "packing"):
+                self._parameters[name] = codes(held.data, Packing(name, layout, self.packed_companions))
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._know_codes()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -137,8 +175,9 @@ def _property(name: str) -> property:
             data = self.__dict__.get(f"_view_of_{name}")
         if data is None:
             raise AttributeError(f"{self._base.__name__!r} object has no attribute {name!r}")
-        beside = {n.removeprefix(f"{name}_"): self.packed_companions[n] for n in _beside(self, name)}
-        return PackedWeight(self.packed_layouts[name], {DATA: data, **beside}, self.packed_deltas.get(name))
+        layout = self.packed_layouts[name]
+        beside = Packing(name, layout, self.packed_companions).beside
+        return PackedWeight(layout, {DATA: data, **beside}, self.packed_deltas.get(name))
 
     def put(self: Any, value: Any) -> None:
         self.__dict__[f"_view_of_{name}"] = value
@@ -147,10 +186,6 @@ def _property(name: str) -> property:
         self.__dict__.pop(f"_view_of_{name}", None)
 
     return property(get, put, drop)
-
-
-def _beside(module: Any, name: str) -> list[str]:
-    return [f"{name}_{each}" for each in module.packed_layouts[name].companions]
 
 
 def is_carrier(module: Any) -> bool:
@@ -169,9 +204,8 @@ def carry(module: Any, parts: Mapping[str, tuple[Layout, Mapping[str, torch.Tens
     companions = dict(module.__dict__.get("packed_companions", {}))
     base: Any = module._base if is_carrier(module) else type(module)
     for name, (layout, tensors) in parts.items():
-        held = tensors[DATA]
-        made = held if hasattr(held, "packing") else codes(held.detach(), layout)
-        module._parameters[name] = made
+        held = tensors[DATA].detach()
+        module._parameters[name] = torch.nn.Parameter(held, requires_grad=False)
         layouts[name] = layout
         for each in layout.companions:
             module._buffers.pop(f"{name}_{each}", None)
@@ -179,6 +213,7 @@ def carry(module: Any, parts: Mapping[str, tuple[Layout, Mapping[str, torch.Tens
     module.__dict__["packed_layouts"], module.__dict__["packed_companions"] = layouts, companions
     module.__dict__.setdefault("packed_deltas", {})
     module.__class__ = _carrier(base, tuple(layouts))
+    module._know_codes()
 
 
 def uncarry(module: Any, dtype: torch.dtype | None = None) -> None:

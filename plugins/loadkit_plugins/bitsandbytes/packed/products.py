@@ -40,7 +40,7 @@ def product(func: Callable[..., Any], args: Sequence[Any], named: Mapping[str, A
             bias = given[2] if len(given) > 2 else None
             return multiply(x, weight, bias, turned=True)
         if name in RIGHT and len(given) == 2:
-            if weight.plain and len(weight.shape) == 3 and weight.unit is None and x.ndim == 3:
+            if weight.is_stack and x.ndim == 3:
                 return torch.stack([multiply(x[unit], matrix) for unit, matrix in enumerate(weight.units)])
             return multiply(x, weight)
     return _recomputed(func, args, named)

@@ -15,9 +15,9 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from loadkit_plugins.bitsandbytes.packed import modules
 from loadkit_plugins.bitsandbytes.packed.codec import DATA, empty
-from loadkit_plugins.bitsandbytes.packed.experts import NAME
-from loadkit_plugins.bitsandbytes.packed.layout import Layout
+from loadkit_plugins.bitsandbytes.packed.layout import FIRST_AXIS, Layout
 from loadkit_plugins.bitsandbytes.packed.loading import PackWhileLoading, unit_by_unit
+from loadkit_plugins.bitsandbytes.settings import PACKED_EXPERTS
 
 __all__ = ["QUANTIZERS", "PackedFourBit", "PackedEightBit", "layouts_of"]
 
@@ -44,7 +44,7 @@ def layouts_of(
             parameter = module._parameters.get(name)
             if parameter is not None:
                 shape = tuple(parameter.shape)
-                units = getattr(module, count) if count else shape[0] if len(shape) > 2 else 1
+                units = shape[0] if count == FIRST_AXIS else getattr(module, count) if count else 1
                 yield module, path, name, Layout(shape=shape, units=units, **settings)
 
 
@@ -118,7 +118,7 @@ class _Packed:
         """Packed experts run as such, where nothing else was asked for."""
         config = super().update_attn_implementation(config)  # type: ignore[misc]
         if self.quantization_config.packed_parameters and config._experts_implementation is None:
-            config._experts_implementation = NAME
+            config._experts_implementation = PACKED_EXPERTS
         return config
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:

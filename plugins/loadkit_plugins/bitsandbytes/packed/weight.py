@@ -72,6 +72,11 @@ class PackedWeight:
         return not self.steps
 
     @property
+    def is_stack(self) -> bool:
+        """Whether it is all of a stack, whose first axis counts the experts."""
+        return self.plain and self.stacked and self.unit is None and self.layout.units > 1
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype that it is multiplied in."""
         if self.steps:
@@ -136,7 +141,8 @@ class PackedWeight:
         sketch = self._sketch()
         result = getattr(sketch, name)(*given, **named)
         whole = self.plain and self.unit is None and not self.turned
-        if whole and name in ("view", "reshape") and tuple(result.shape) == self.layout.stacked:
+        flat = whole and not self.stacked and self.layout.units > 1
+        if flat and name in ("view", "reshape") and tuple(result.shape) == self.layout.stacked:
             return self.but(stacked=True)
         last = {sketch.ndim - 2, sketch.ndim - 1}
         swaps = name in ("transpose", "swapaxes") and {axis % sketch.ndim for axis in given} == last
@@ -145,7 +151,7 @@ class PackedWeight:
         return self.but(steps=(*self.steps, lambda values: getattr(values, name)(*given, **named)))
 
     def __getitem__(self, key: Any) -> Any:
-        if self.plain and self.stacked and self.unit is None:
+        if self.is_stack:
             if isinstance(key, torch.Tensor) and key.ndim == 0 and not key.is_floating_point():
                 key = int(key)
             if isinstance(key, int) and not isinstance(key, bool):
@@ -169,7 +175,7 @@ class PackedWeight:
 
     def unbind(self, dim: int = 0) -> tuple[Any, ...]:
         """As `torch.Tensor.unbind`: of a stack, its experts, each packed still."""
-        if self.plain and self.stacked and self.unit is None and dim == 0:
+        if self.is_stack and dim == 0:
             return tuple(self.units)
         return tuple(self.unpacked().unbind(dim))
 
