@@ -477,7 +477,8 @@ def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any)
     Parameters:
         plan: the plan.
         module: the `torch.nn.Module` that holds it.
-        parameter: the `torch.nn.Parameter`, quantized.
+        parameter: the `torch.nn.Parameter`, quantized; a `Unit` of it where its matrices were quantized one
+            by one (`Opened.units`).
         stored: the first rows of the tensor in the file, as a `torch.Tensor` on the CPU in the file's dtype.
 
     Returns:
