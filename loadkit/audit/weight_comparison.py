@@ -111,7 +111,8 @@ def _pairs(
             module, parameter = model.get_submodule(name.rpartition(".")[0]), parameters[name]
             hook: Any = hooks.loadkit_open_parameter
             parts = manager.first(hook, plan=plan, parameter=parameter) if is_packed(parameter) else None
-            if parts is not None and parts.units > 1:
+            stored_so = plan.quantization is not None and plan.quantization.prequantized
+            if parts is not None and parts.units > 1 and not stored_so:
                 readers = {each: opened[path] for each, path in homes.items()}
                 units = stored_units(model, name, parameter, parts, readers, None if full else VALUES)
                 pairs = [Pair(unit.name, module, unit.unit, unit.rows) for unit in units]

@@ -61,6 +61,8 @@ def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
     if not stored.is_floating_point():
         return None
     if isinstance(parameter, Unit) or hasattr(parameter, "packing"):
+        if quantization.prequantized:
+            return None  # codes, whatever dtype they are packed in
         from loadkit_plugins.bitsandbytes.packed_audit import compare_unit
 
         return compare_unit(plan, parameter, stored)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from loadkit import Context, Packed, Plan, Quantization, Weight
 from loadkit.plugins import FLOATS
@@ -16,6 +16,9 @@ __all__ = ["estimate", "layout_of"]
 CODES, NESTED_CODES = 16 * 4, 256 * 4 + 4
 """Bytes of a 4-bit code book; of the scales' code book with their offset."""
 
+COMPANIONS = ("_nested_offset", "_nested_scales", "_scales")
+"""What lies beside packed parameters, by the ends of their names."""
+
 QUANT_STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB")
 
 
@@ -25,7 +28,8 @@ def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Mapping
     if quantization is None or quantization.method != "bitsandbytes":
         return None
     if quantization.prequantized:
-        return {w.name: packed for w in weights if (packed := _stored(w)) is not None}
+        names = {w.name for w in weights}
+        return {w.name: packed for w in weights if (packed := _stored(w, names)) is not None}
     kept = _kept(context, plan)
     left = [w for w in weights if w.dtype in FLOATS and not _ends_with(w.module, kept)]
     layers = {
@@ -107,8 +111,13 @@ def _eight_bit(weight: Weight) -> Packed:
     return Packed(data=weight.count, constants=4 * weight.shape[0], dtype="int8")
 
 
-def _stored(weight: Weight) -> Packed | None:
+def _stored(weight: Weight, names: Collection[str]) -> Packed | None:
     """A tensor of a checkpoint that bitsandbytes quantized; None for one that it left alone."""
+    for end in COMPANIONS:
+        if weight.name.endswith(end) and weight.name.removesuffix(end) in names:
+            return Packed(data=0, constants=weight.nbytes)
+    if f"{weight.name}{COMPANIONS[-1]}" in names:
+        return Packed(data=weight.nbytes, dtype=weight.dtype)
     if weight.name.endswith(QUANT_STATE):
         return Packed(data=0, constants=weight.nbytes)
     if ".quant_state." in weight.name:

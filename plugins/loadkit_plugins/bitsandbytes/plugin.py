@@ -107,6 +107,12 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 def loadkit_build_quantization_config(quantization: Quantization, skip_modules: Sequence[str] | None) -> Any:
     if quantization.method != METHOD:
         return None
+    if quantization.prequantized:
+        if PACKED_PARAMETERS in quantization.options:
+            from loadkit_plugins.bitsandbytes.packed.config import register
+
+            register()  # transformers reads it then
+        return None
     from transformers import BitsAndBytesConfig
 
     _say_once("bitsandbytes.autograd._functions")

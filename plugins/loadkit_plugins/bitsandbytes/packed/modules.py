@@ -14,7 +14,7 @@ from loadkit_plugins.bitsandbytes.packed.codec import DATA
 from loadkit_plugins.bitsandbytes.packed.layout import Layout
 from loadkit_plugins.bitsandbytes.packed.weight import PackedWeight
 
-__all__ = ["Carrier", "Packed", "Packing", "carry", "is_carrier", "packed", "uncarry"]
+__all__ = ["Carrier", "Packed", "Packing", "carry", "carry_tied", "is_carrier", "packed", "uncarry"]
 
 
 class Packing(NamedTuple):
@@ -214,6 +214,18 @@ def carry(module: Any, parts: Mapping[str, tuple[Layout, Mapping[str, torch.Tens
     module.__dict__.setdefault("packed_deltas", {})
     module.__class__ = _carrier(base, tuple(layouts))
     module._know_codes()
+
+
+def carry_tied(module: Any, name: str, other: Any, theirs: str) -> None:
+    """Have a module carry a packed parameter of another one's: both stay one tensor.
+
+    Parameters:
+        module, name: the module, and what it calls the parameter.
+        other, theirs: the module that carries it already, and what that calls it.
+    """
+    layout, held = other.packed_layouts[theirs], other._parameters[theirs]
+    carry(module, {name: (layout, {DATA: held, **held.packing.beside})})
+    module._parameters[name] = held
 
 
 def uncarry(module: Any, dtype: torch.dtype | None = None) -> None:

@@ -56,6 +56,8 @@ class _Packed:
     modules_to_not_convert: list[str]
     layouts: dict[str, Layout]
     """Every packed parameter by its path."""
+    tied: dict[str, str]
+    """Parameters that are another's, to that one: only that one is loaded."""
 
     def _settings(self, dtype: torch.dtype) -> dict[str, Any]:
         raise NotImplementedError
@@ -68,13 +70,13 @@ class _Packed:
         settings = self._settings(given.get("dtype") or model.dtype)
         skipped = self.modules_to_not_convert
         wanted = self.quantization_config.packed_parameters
-        self.layouts = {}
+        self.layouts, self.tied = {}, dict(model.all_tied_weights_keys)
         for module, path, name, layout in layouts_of(model, wanted, skipped, settings):
             self.layouts[f"{path}.{name}"] = layout
             tensors = empty(layout, "meta")
             if self.pre_quantized:
                 module._parameters[name] = torch.nn.Parameter(tensors[DATA], requires_grad=False)
-            for each in layout.companions:
+            for each in () if f"{path}.{name}" in self.tied else layout.companions:
                 module.register_buffer(f"{name}_{each}", tensors[each])
         return model
 
@@ -104,9 +106,12 @@ class _Packed:
         return any(name.endswith(target) for target in targets for name in names)
 
     def _process_model_after_weight_loading(self, model: Any, **given: Any) -> Any:
-        for path, layout in self.layouts.items():
-            home, _, name = path.rpartition(".")
-            module = model.get_submodule(home)
+        for path, layout in sorted(self.layouts.items(), key=lambda item: item[0] in self.tied):
+            module, name = _home(model, path)
+            if (source := self.tied.get(path)) is not None:
+                carried, theirs = _home(model, source)
+                modules.carry_tied(module, name, carried, theirs)
+                continue
             beside = {each: module._buffers[f"{name}_{each}"] for each in layout.companions}
             modules.carry(module, {name: (layout, {DATA: module._parameters[name], **beside})})
         model._weight_conversions = [
@@ -157,6 +162,11 @@ class PackedEightBit(_Packed, Bnb8BitHfQuantizer):  # type: ignore[misc]
 
 
 QUANTIZERS: Mapping[int, type] = {4: PackedFourBit, 8: PackedEightBit}
+
+
+def _home(model: Any, path: str) -> tuple[Any, str]:
+    home, _, name = path.rpartition(".")
+    return model.get_submodule(home), name
 
 
 def _name(dtype: torch.dtype) -> str:
