@@ -117,6 +117,9 @@ def compare_unit(plan: Plan, held: Any, stored: Any) -> str | None:
     values = stored.to(getattr(torch, plan.dtype)).to(unit.parameter.device).contiguous()
     if values.shape[-1] != columns:
         return None
+    for name, (shape, _) in layout.companions.items():
+        if (found := tuple(packing.beside[name].shape)) != shape:
+            return f"{name} of the shape {found} instead of {shape}"
     if layout.bits == 8:
         return _rows_differ(unit, values.reshape(-1, columns))
     return _blocks_differ(unit, values.flatten(), unit.start * columns)

@@ -12,7 +12,7 @@ __all__ = ["packable", "routers", "run_as_experts"]
 
 def packable(context: Context, architecture: ModelClass) -> dict[str, dict[str, str]]:
     """A module's class to the parameters that can be packed, each to where the number of its matrices stands;
-    only those that the files hold, where their headers are known.
+    nothing where the headers show that the files hold none.
 
     Parameters:
         context: the facts; of code that isn't transformers' own they know nothing.
@@ -29,8 +29,8 @@ def packable(context: Context, architecture: ModelClass) -> dict[str, dict[str, 
     weights = context.weights(architecture)
     if not weights:
         return known
-    held = {weight.multiplied.rpartition(".")[0] for weight in weights if weight.multiplied}
-    return {name: known[name] for name in sorted(held) if name in known}
+    held = any(weight.multiplied for weight in weights)
+    return dict(sorted(known.items())) if held else {}
 
 
 def run_as_experts(context: Context, classes: Mapping[str, object]) -> list[str]:
