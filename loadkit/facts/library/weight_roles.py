@@ -8,8 +8,8 @@ Read off the headers' names and the source of the installed transformers: a path
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -130,8 +130,17 @@ def _count(units: str, header: TensorHeader, checkpoint: Checkpoint) -> int:
         return 1
     if units == FIRST_AXIS:
         return header.shape[0]
-    found = checkpoint.text_config.get(units, checkpoint.config.get(units))
-    return found if isinstance(found, int) and header.shape and header.shape[0] % found == 0 else 0
+    found = next(_within(checkpoint.config, units), 0)
+    return found if found and header.shape[0] % found == 0 else 0
+
+
+def _within(config: Mapping[str, Any], name: str) -> Iterator[int]:
+    """A number of the config, or of one that is nested in it."""
+    if isinstance(config.get(name), int):
+        yield config[name]
+    for value in config.values():
+        if isinstance(value, Mapping):
+            yield from _within(value, name)
 
 
 def _taken(checkpoint: Checkpoint, model: ModelClass) -> Mapping[str, TensorHeader]:
@@ -164,6 +173,11 @@ def _kind(name: str, header: TensorHeader, modules: Mapping[str, ModuleFacts], h
         return _Role("head")
     names = [part for part in module.split(".") if not part.isdigit()]
     classes = _followed(names, modules) if modules else None
+    own = {member for c in classes or () if c in modules for member in modules[c].members}
+    if classes is None or "Linear" in classes or parameter not in own:
+        stack = _renamed_stack(name, header, parameter, modules)
+        if stack:
+            return _Role("experts", False, stack, FIRST_AXIS)
     if classes is None:
         return _Role(_by_name(name, header))
     if "Conv1D" in classes and "Linear" not in classes:
@@ -172,6 +186,21 @@ def _kind(name: str, header: TensorHeader, modules: Mapping[str, ModuleFacts], h
         return _Role("head")  # a classifier's
     kind = _of_classes(classes, header, parameter, modules)
     return _Role(kind, False, *_multiplied(classes, header, names, parameter, kind, modules))
+
+
+def _renamed_stack(
+    name: str, header: TensorHeader, parameter: str, modules: Mapping[str, ModuleFacts]
+) -> str:
+    """A stack under a name of older releases, as granitemoe's "input_linear.weight": three axes, of which
+    none is that of a convolution, in a family whose experts are such stacks; "" for any other tensor."""
+    owners = [each for each, facts in modules.items() if [*facts.packable.values()].count(FIRST_AXIS) > 1]
+    matrices = len(header.shape) == 3 and min(header.shape[1:]) > 4 and parameter.endswith("weight")
+    if not owners or not matrices or re.search(r"conv|emb|norm", name):
+        return ""
+    leaf = name.split(".")[-2] if parameter == "weight" else parameter.removesuffix("_weight")
+    down = leaf in DOWN or "down" in leaf
+    wanted = [n for n in modules[owners[0]].packable if ("down" in n) is down]
+    return f"{owners[0]}.{wanted[0]}" if wanted else ""
 
 
 def _multiplied(

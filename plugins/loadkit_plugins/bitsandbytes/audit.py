@@ -169,7 +169,7 @@ def _share(model: Any, kind: type) -> Iterator[Finding]:
         yield _finding(
             "mostly-unquantized",
             f"{left:,} bytes of weights ({left / (left + packed):.0%}) stay unquantized, {largest[family]:,} of them in "
-            f"{family}, in {dtypes[family]}: no plain linear layers, and more than multiplied with",
+            f"{family}, in {dtypes[family]}: they were to stay so, or are more than multiplied with",
             f"at most {MOST_UNQUANTIZED:.0%}",
             f"{left / (left + packed):.0%}",
             severity="warning",

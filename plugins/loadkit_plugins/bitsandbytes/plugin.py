@@ -67,7 +67,7 @@ def loadkit_choose_quantization(
     because = _because(bits, wishes, context)
     if beside:
         said = (f"{name}.{each}" for name, parameters in beside.items() for each in parameters)
-        because += f"; {', '.join(said)} are packed too, a matrix at a time"
+        because += f"; {', '.join(said)} are packed too, a matrix at a time (saved so, the model loads with loadkit; transformers alone refuses it)"
     for reason in dict.fromkeys(known.values()):
         because += f"; {', '.join(k for k, r in known.items() if r == reason)} stays as it is: {reason}"
     if architecture.task.endswith("classification"):
