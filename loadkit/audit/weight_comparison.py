@@ -111,8 +111,7 @@ def _pairs(
             module, parameter = model.get_submodule(name.rpartition(".")[0]), parameters[name]
             hook: Any = hooks.loadkit_open_parameter
             parts = manager.first(hook, plan=plan, parameter=parameter) if is_packed(parameter) else None
-            stored_so = plan.quantization is not None and plan.quantization.prequantized
-            if parts is not None and parts.units > 1 and not stored_so:
+            if parts is not None and parts.units > 1 and not _stored_quantized(plan):
                 readers = {each: opened[path] for each, path in homes.items()}
                 units = stored_units(model, name, parameter, parts, readers, None if full else VALUES)
                 pairs = [Pair(unit.name, module, unit.unit, unit.rows) for unit in units]
@@ -126,6 +125,11 @@ def _pairs(
                 slices = opened[homes[stored.name]].get_slice(stored.name)
                 rows = _rows(slices, part, None if full else VALUES)
                 yield Pair(_said(name, stored), module, part.tensor, rows)
+
+
+def _stored_quantized(plan: Plan) -> bool:
+    """Whether the files hold codes, which are compared as they are."""
+    return plan.quantization is not None and plan.quantization.prequantized
 
 
 def _sample(digest: str, parameters: Mapping[str, Any], homes: Mapping[str, Path], model: Any) -> list[str]:

@@ -9,10 +9,14 @@ from loadkit import Context, ModelClass
 
 __all__ = ["packable", "routers", "run_as_experts"]
 
+WORTHWHILE = 0.05
+"""Share of the weights that are multiplied with, below which what isn't a plain linear layer stays."""
+
 
 def packable(context: Context, architecture: ModelClass) -> dict[str, dict[str, str]]:
     """A module's class to the parameters that can be packed, each to where the number of its matrices stands;
-    nothing where the headers show that the files hold none.
+    nothing where the headers show that the files hold none, or hardly any: a model that transformers alone
+    can read once it is saved is worth more.
 
     Parameters:
         context: the facts; of code that isn't transformers' own they know nothing.
@@ -29,8 +33,9 @@ def packable(context: Context, architecture: ModelClass) -> dict[str, dict[str, 
     weights = context.weights(architecture)
     if not weights:
         return known
-    held = any(weight.multiplied for weight in weights)
-    return dict(sorted(known.items())) if held else {}
+    held = sum(weight.count for weight in weights if weight.multiplied)
+    layers = sum(weight.count for weight in weights if weight.kind == "linear")
+    return dict(sorted(known.items())) if held > WORTHWHILE * (held + layers) else {}
 
 
 def run_as_experts(context: Context, classes: Mapping[str, object]) -> list[str]:
