@@ -68,7 +68,9 @@ def house(root: Path) -> str:
         for name in floor:
             lines += [_entry(root / "loadkit", name, 1), *_inside(root / "loadkit" / name, 2)]
     own = root / "plugins" / "loadkit_plugins"
-    lines += ["plugins/loadkit_plugins/", *(_entry(own, name, 1) for name in _names(own))]
+    lines.append("plugins/loadkit_plugins/")
+    for name in _names(own):
+        lines += [_entry(own, name, 1), *_inside(own / name, 2)]
     lines.append("plugins/")
     for folder in sorted((root / "plugins").glob("loadkit-*")):
         package = folder / folder.name.replace("-", "_")

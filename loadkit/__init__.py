@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from loadkit.schema.memory import Memory, RankMemory
     from loadkit.schema.plans import Plan
     from loadkit.schema.processing import Processing, Tokens, Vocabulary
-    from loadkit.schema.quantized_weights import Opened, Packed
+    from loadkit.schema.quantized_weights import Opened, Packed, Unit
     from loadkit.schema.readings import Reading
     from loadkit.schema.reports import Change, Loading, Measurements, Report
     from loadkit.schema.request import Asked, Request
@@ -94,7 +94,7 @@ _HOMES = {
     "schema.memory": "Memory RankMemory",
     "schema.plans": "Plan",
     "schema.processing": "Processing Tokens Vocabulary",
-    "schema.quantized_weights": "Opened Packed",
+    "schema.quantized_weights": "Opened Packed Unit",
     "schema.readings": "Reading",
     "schema.reports": "Change Loading Measurements Report",
     "schema.request": "Asked Request",
@@ -111,7 +111,7 @@ __all__ = [
     "PluginError", "PluginInfo", "PluginManager", "PluginWarning", "Preparation", "Problem", "Processing",
     "Profile", "Quantization", "RankError", "RankMemory", "Reading", "Recipe", "ReplayError", "ReplayWarning",
     "Report", "Request", "Severity", "StoredFormat", "Strength", "Support", "Supported", "Tokens", "Topology",
-    "Unsupported", "Vocabulary", "Weight", "differences", "hookimpl", "load", "load_processing_class",
+    "Unit", "Unsupported", "Vocabulary", "Weight", "differences", "hookimpl", "load", "load_processing_class",
     "merge", "plan", "read_profile", "read_profiles", "read_recipe",
 ]
 _MOVED = [

@@ -20,9 +20,15 @@ def plain(plan: Plan, *, location: str | None = None) -> Any:
         assert "skip_modules" not in quantization
         if plan.checkpoint.model_type == "bert":
             quantization["llm_int8_skip_modules"] = ["classifier"]  # transformers would quantize the head
+        beside = quantization.pop("packed_parameters", {})
+        kwargs.pop("experts_implementation", None)
         kwargs["quantization_config"] = transformers.BitsAndBytesConfig(**quantization)
     auto = getattr(transformers, plan.model_class.auto_class)
     model = auto.from_pretrained(location or plan.checkpoint.location, **kwargs).eval()
+    for module in model.modules() if quantization is not None else ():
+        for name, units in beside.get(type(module).__name__, {}).items():
+            assert units == "0"
+            _round(module.get_parameter(name).data, quantization)
     if plan.preparation.kbit:
         for module in (
             model.modules()
@@ -30,6 +36,24 @@ def plain(plan: Plan, *, location: str | None = None) -> Any:
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _round(stack: torch.Tensor, quantization: dict[str, Any]) -> None:
+    """Give every expert of a stack the values that bitsandbytes' codes stand for."""
+    from bitsandbytes import functional
+
+    for matrix in stack:
+        if quantization.get("load_in_8bit"):
+            codes, scales, _ = functional.int8_vectorwise_quant(matrix.to(torch.float16))
+            matrix.copy_(functional.int8_vectorwise_dequant(codes, scales))
+            continue
+        codes, state = functional.quantize_4bit(
+            matrix.contiguous(),
+            blocksize=64,
+            compress_statistics=quantization["bnb_4bit_use_double_quant"],
+            quant_type=quantization["bnb_4bit_quant_type"],
+        )
+        matrix.copy_(functional.dequantize_4bit(codes, state))
 
 
 def batch(loaded: Loaded, *, seed: int = 0) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loadkit.audit.local_shard import Part, part_of
+from loadkit.audit.model_access import is_packed
 from loadkit.audit.sampling import choose, pick
 from loadkit.audit.stored_names import Stored, as_stored, stored_name
+from loadkit.audit.stored_units import stored_units
 from loadkit.errors import Finding
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.schema.plans import Plan
+from loadkit.schema.quantized_weights import Unit
 from loadkit.schema.reports import Loading
 from loadkit.text.suggest import some_of
 
@@ -55,14 +58,15 @@ def compare_with_files(
         full: whether every tensor is compared, and all of it.
     """
     different, alike, left, hook = [], 0, [], hooks.loadkit_compare_tensor
-    for name, module, held, rows in _pairs(plan, files, model, loading, full=full):
+    for name, module, held, rows in _pairs(plan, files, model, loading, manager, full=full):
         if held is None:
             continue
         if rows is None:
             left.append(name)
             continue
         answer = manager.first(hook, plan=plan, module=module, parameter=held, stored=rows)
-        difference = _difference(held, rows) if answer is None else answer
+        unit = isinstance(held, Unit)
+        difference = _difference(held, rows) if answer is None and not unit else answer
         if difference is None:
             left.append(name)
         elif difference:
@@ -89,7 +93,9 @@ def compare_with_files(
     return [_finding("not-compared", said, severity="note")]
 
 
-def _pairs(plan: Plan, files: Sequence[Path], model: Any, loading: Loading, *, full: bool) -> Iterator[Pair]:
+def _pairs(
+    plan: Plan, files: Sequence[Path], model: Any, loading: Loading, manager: PluginManager, *, full: bool
+) -> Iterator[Pair]:
     """Tensors of the model beside the files'."""
     from safetensors import safe_open
 
@@ -103,6 +109,14 @@ def _pairs(plan: Plan, files: Sequence[Path], model: Any, loading: Loading, *, f
         chosen = parameters if full else _sample(plan.digest, parameters, homes, model)
         for name in chosen:
             module, parameter = model.get_submodule(name.rpartition(".")[0]), parameters[name]
+            hook: Any = hooks.loadkit_open_parameter
+            parts = manager.first(hook, plan=plan, parameter=parameter) if is_packed(parameter) else None
+            if parts is not None and parts.units > 1 and not _stored_quantized(plan):
+                readers = {each: opened[path] for each, path in homes.items()}
+                units = stored_units(model, name, parameter, parts, readers, None if full else VALUES)
+                pairs = [Pair(unit.name, module, unit.unit, unit.rows) for unit in units]
+                yield from pairs or [Pair(name, module, parameter, None)]
+                continue
             for stored in as_stored(model, name, parameter, homes):
                 part = part_of(stored.tensor)
                 if part is None or stored.name is None:
@@ -111,6 +125,11 @@ def _pairs(plan: Plan, files: Sequence[Path], model: Any, loading: Loading, *, f
                 slices = opened[homes[stored.name]].get_slice(stored.name)
                 rows = _rows(slices, part, None if full else VALUES)
                 yield Pair(_said(name, stored), module, part.tensor, rows)
+
+
+def _stored_quantized(plan: Plan) -> bool:
+    """Whether the files hold codes, which are compared as they are."""
+    return plan.quantization is not None and plan.quantization.prequantized
 
 
 def _sample(digest: str, parameters: Mapping[str, Any], homes: Mapping[str, Path], model: Any) -> list[str]:

@@ -414,11 +414,12 @@ def loadkit_build_quantization_config(
     """Build the object that `from_pretrained` takes as `quantization_config`. May import what it needs.
 
     When:
-        Right before the model is loaded, where the plan quantizes.
+        Right before the model is loaded, where the plan quantizes; and where the checkpoint is stored in a
+        format that transformers doesn't know, so that a plugin can register it: what it builds isn't used.
 
     Parameters:
         plan: the plan.
-        quantization: what was decided.
+        quantization: what was decided; `prequantized` where the checkpoint is stored so.
         skip_modules: full paths of every module to leave alone, the automatic ones included; None where the
             method's own choice is enough.
 
@@ -477,7 +478,8 @@ def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any)
     Parameters:
         plan: the plan.
         module: the `torch.nn.Module` that holds it.
-        parameter: the `torch.nn.Parameter`, quantized.
+        parameter: the `torch.nn.Parameter`, quantized; a `Unit` of it where its matrices were quantized one
+            by one (`Opened.units`).
         stored: the first rows of the tensor in the file, as a `torch.Tensor` on the CPU in the file's dtype.
 
     Returns:

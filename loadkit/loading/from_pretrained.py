@@ -102,6 +102,7 @@ def _load(
             kwargs["quantization_config"] = _quantization_config(plan, quantization, config, manager)
         elif plan.quantization is not None and plan.quantization.prequantized:
             set_stored(config, plan.quantization.settings)
+            _introduce_format(plan, plan.quantization, config, manager)
         if "max_memory" in kwargs:
             kwargs["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in kwargs["max_memory"].items()}
         location = plan.checkpoint.location
@@ -204,6 +205,17 @@ def _quantization_config(plan: Plan, quantization: Quantization, config: Any, ma
             "install the plugin that made the plan, or plan again"
         )
     return built
+
+
+def _introduce_format(plan: Plan, quantization: Quantization, config: Any, manager: PluginManager) -> None:
+    """Let the plugin whose format it is register it, where transformers doesn't know what is stored."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    own = getattr(config, "quantization_config", None)
+    method = own.get("quant_method") if isinstance(own, dict) else None
+    if method is not None and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        hook: Callable[..., Any] = hooks.loadkit_build_quantization_config
+        manager.first(hook, plan=plan, quantization=quantization, skip_modules=None)
 
 
 def model_class_of(plan: Plan) -> Any:

@@ -32,12 +32,14 @@ def modules_to_skip(plan: Plan, auto_class: Any, config: Any) -> list[str] | Non
     import torch
     from transformers.quantizers.base import get_keys_to_not_convert
 
+    config = copy.deepcopy(config)
+    config._experts_implementation = None  # a plugin's may not be registered yet
     with torch.device("meta"):  # takes no memory for weights
         if hasattr(auto_class, "from_config"):
             remote_code = plan.model_class.implementation == "remote code"
-            model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=remote_code)
+            model = auto_class.from_config(config, trust_remote_code=remote_code)
         else:
-            model = auto_class(copy.deepcopy(config))
+            model = auto_class(config)
     names = [name for name, _ in model.named_modules() if name]
     matched = {entry: [n for n in names if n == entry or n.endswith(f".{entry}")] for entry in entries}
     _refuse_unmatched([e for e in asked_to_skip(plan.request) if not matched.get(e, names)], names, model)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Opened", "Packed"]
+__all__ = ["Opened", "Packed", "Unit"]
 
 
 class Packed(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,9 +31,25 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
         constants: scales, zero points, code books: none twice, and none that shares the data's storage.
         count: how many weights it stands for.
         shape: of the weights that it stands for; () where that isn't known.
+        units: how many matrices of that shape's last axes were quantized one by one, as a stack's experts.
     """
 
     data: Any
     constants: tuple[Any, ...] = ()
     count: int
     shape: tuple[int, ...] = ()
+    units: int = 1
+
+
+class Unit(msgspec.Struct, frozen=True):
+    """Rows of one of the matrices that a quantized parameter consists of.
+
+    Parameters:
+        parameter: the `torch.nn.Parameter`, quantized.
+        index: which of its matrices.
+        start: the first row, as the matrix's values lie.
+    """
+
+    parameter: Any
+    index: int
+    start: int

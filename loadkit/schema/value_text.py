@@ -99,7 +99,7 @@ def _tokens(value: Tokens) -> str:
 def _worth_saying(value: Quantization) -> dict[str, Any]:
     """What is worth saying of a quantization: its settings without their prefixes, and not that it is on."""
     shown = {
-        k.removeprefix("bnb_4bit_").removeprefix("llm_int8_"): v
+        k.removeprefix("bnb_4bit_").removeprefix("llm_int8_"): ", ".join(v) if isinstance(v, dict) else v
         for k, v in value.options.items()
         if v not in (None, False, [])
         and not k.startswith("load_in_")

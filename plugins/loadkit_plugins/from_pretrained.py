@@ -34,15 +34,17 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
     return [
         *check_model_kwargs(context, plan),
         *check_token_ids(context, plan),
-        *_experts(context),
+        *_experts(context, plan),
         *check_fusions(context),
     ]
 
 
-def _experts(context: Context) -> Sequence[Problem]:
+def _experts(context: Context, plan: Plan) -> Sequence[Problem]:
     """An implementation of experts that isn't there."""
     given: Mapping[str, Any] = context.request.value("model_kwargs", {})
     wanted, known = given.get("experts_implementation"), context.experts_implementations
+    if known and plan.quantized is not None and plan.quantized.options.get("packed_parameters"):
+        known = (*known, "packed")
     named = list(wanted.values()) if isinstance(wanted, dict) else [wanted]
     wrong = [name for name in named if name is not None and known and name not in known]
     return [

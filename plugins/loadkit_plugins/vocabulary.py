@@ -146,7 +146,8 @@ def _at(base: Any, path: str) -> Any:
     except AttributeError:
         return None
     found = getattr(found, "original_module", found)
-    return getattr(found, name, None)
+    held = found._parameters.get(name)  # what a packed one gives as attribute isn't the tensor
+    return getattr(found, name, None) if held is None else held
 
 
 def _findings(plan: Plan, model: Any, processing_class: Any) -> Iterator[Finding]:

@@ -355,7 +355,7 @@ def test_every_check_has_a_mutant() -> None:
     caught = set().union(
         *(codes for _, _, codes in MUTANTS.values()), *(codes for *_, codes in PHASES.values())
     )
-    beside = ("test_read_back.py", "test_packed_modules.py")
+    beside = ("test_read_back.py", "test_packed_modules.py", "test_packed_mutants.py")
     files = (Path(__file__), *(Path(__file__).parent / name for name in beside))
     here = "".join(file.read_text(encoding="utf-8") for file in files)
     elsewhere = {

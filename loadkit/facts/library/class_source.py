@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from loadkit.facts.library.multiplied import only_multiplied
 from loadkit.facts.library.shape_source import attribute_values, parameter_shapes
 
 __all__ = ["ClassSource", "class_source"]
@@ -35,6 +36,8 @@ class ClassSource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         settable: the attributes that its methods give to self, and properties with a setter.
         arguments: what its `__init__` takes by name beside self; None without one.
         shapes, values_of_self: as `parameter_shapes` and `attribute_values` tell.
+        multiplied: parameters of its own that its methods only multiply with.
+        experts: whether transformers may run its forward pass as it runs experts.
     """
 
     name: str
@@ -52,6 +55,8 @@ class ClassSource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     arguments: tuple[str, ...] | None = None
     shapes: dict[str, tuple[tuple[str, ...], ...]] = {}
     values_of_self: dict[str, tuple[str, ...]] = {}
+    multiplied: tuple[str, ...] = ()
+    experts: bool = False
 
 
 def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
@@ -66,6 +71,7 @@ def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
     shapes: dict[str, tuple[tuple[str, ...], ...]] = {}
     set_to: dict[str, tuple[str, ...]] = {}
     head = ""
+    methods = []
     for line in statement.body:
         if isinstance(line, ast.FunctionDef):
             settable |= dict.fromkeys(_settable(line))
@@ -85,6 +91,11 @@ def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
                 head = _returned(line)
             case ast.FunctionDef(name=name) if "init" not in name:
                 direct |= dict.fromkeys(_direct(line))
+                methods += [] if name.startswith("reset") else [line]
+    decorators = tuple(
+        _last_part(each.func if isinstance(each, ast.Call) else each) for each in statement.decorator_list
+    )
+    own = {name: classes for name, classes in members.items() if "Parameter" in classes}
     return ClassSource(
         name=statement.name,
         module=module,
@@ -96,13 +107,13 @@ def class_source(module: str, statement: ast.ClassDef) -> ClassSource:
         given=given,
         head=head,
         direct=tuple(direct),
-        decorators=tuple(
-            _last_part(each.func if isinstance(each, ast.Call) else each) for each in statement.decorator_list
-        ),
+        decorators=decorators,
         settable=tuple(settable),
         arguments=arguments,
         shapes=shapes,
         values_of_self=set_to,
+        multiplied=only_multiplied(methods, {**own, "weight": ()}),
+        experts="use_experts_implementation" in decorators,
     )
 
 

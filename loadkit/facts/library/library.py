@@ -98,6 +98,11 @@ class ModuleFacts(msgspec.Struct, frozen=True, kw_only=True):
         direct: members whose weight it computes with itself, or casts to the dtype of: they can't be packed.
         shapes: layers and parameters that it makes, to the shapes that they may have, an expression an axis.
         values: the other attributes that those expressions name, to what they may be.
+        packable: parameters that it only multiplies with, routers aside: they can be packed as the weights of
+            linear layers are. Each to where it has the number of its matrices: "0" for the first axis, an
+            attribute for flat stacks, "" for a single one.
+        experts: whether transformers runs it by `experts_implementation`.
+        routers: plain linear layers that it makes to choose experts.
     """
 
     members: dict[str, tuple[str, ...]] = {}
@@ -107,6 +112,9 @@ class ModuleFacts(msgspec.Struct, frozen=True, kw_only=True):
     direct: tuple[str, ...] = ()
     shapes: dict[str, tuple[tuple[str, ...], ...]] = {}
     values: dict[str, tuple[str, ...]] = {}
+    packable: dict[str, str] = {}
+    experts: bool = False
+    routers: tuple[str, ...] = ()
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from typing import Any
 from loadkit.facts.library.class_source import ClassSource
 from loadkit.facts.library.library import ConfigFacts, ModelFacts, ModuleFacts
 from loadkit.facts.library.literals import known, text, text_items
+from loadkit.facts.library.multiplied import EXPERTS, FIRST_AXIS, expert_counts, routers
 from loadkit.facts.library.source_tree import SourceTree
 
 __all__ = ["read_folder", "source_of"]
@@ -175,7 +176,45 @@ def _module_facts(mro: list[ClassSource], sub_configs: frozenset[str]) -> Module
         direct=tuple(dict.fromkeys(name for source in mro for name in source.direct)),
         shapes=shapes,
         values=_named(shapes, values),
+        packable=_packable(mro, members, shapes),
+        experts=any(source.experts for source in mro),
+        routers=routers(shapes, members),
     )
+
+
+OTHERS = re.compile(r"Router|Gate$|Gating|Embedding")
+"""Classes that choose experts, and those that look something up."""
+
+LOOKED_UP = re.compile(r"emb|gate$")
+"""Parameters that are no layer's weights, though they are multiplied with."""
+
+STACKS = ("gate_up_proj", "up_proj", "down_proj")
+"""What transformers' own functions for experts multiply with."""
+
+
+def _packable(
+    mro: list[ClassSource],
+    members: dict[str, tuple[str, ...]],
+    shapes: dict[str, tuple[tuple[str, ...], ...]],
+) -> dict[str, str]:
+    """Parameters that a class only multiplies with, as its own or its nearest methods tell."""
+    if any(OTHERS.search(source.name) for source in mro):
+        return {}
+    own = {name for name, classes in members.items() if "Parameter" in classes}
+    flat = expert_counts({name: shape for name, shape in shapes.items() if name in own})
+    if any(source.experts for source in mro):
+        return dict.fromkeys(filter(own.__contains__, STACKS), FIRST_AXIS)
+    linear = [source for source in mro if "Linear" in source.kin]
+    multiplied = {n for source in mro for n in source.multiplied if n in own and not LOOKED_UP.search(n)}
+    if linear and all("weight" not in source.direct for source in mro):
+        multiplied |= {"weight"}
+    return {name: _units(shapes.get(name, ())) for name in sorted(multiplied)} | flat
+
+
+def _units(shapes: tuple[tuple[str, ...], ...]) -> str:
+    """Where a parameter has how many matrices it consists of: experts, if any, come first."""
+    stacked = bool(shapes) and all(len(axes) > 2 and EXPERTS.fullmatch(axes[0]) for axes in shapes)
+    return FIRST_AXIS if stacked else ""
 
 
 def _named(

@@ -8,13 +8,14 @@ Read off the headers' names and the source of the installed transformers: a path
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from loadkit.facts.checkpoint.checkpoint import Checkpoint, TensorHeader
 from loadkit.facts.library.library import Library, ModuleFacts
+from loadkit.facts.library.multiplied import FIRST_AXIS
 from loadkit.schema.dtypes import SAFETENSORS_NAMES
 from loadkit.schema.values import ModelClass
 
@@ -53,6 +54,9 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
         dtype: its dtype in the file, by torch's name.
         nbytes: its bytes in the file.
         kind: what it is: "linear" is the weight or bias of a plain `torch.nn.Linear` (or GPT-2's Conv1D).
+        multiplied: where the model only multiplies with it, and it is no plain linear layer's: the parameter
+            that it becomes, or a part of, by class and name ("MixtralExperts.gate_up_proj"); "" elsewhere.
+        units: how many matrices of such a parameter it holds; a stored expert holds one, or a part of it.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     nbytes: int
     kind: Kind
+    multiplied: str = ""
+    units: int = 1
 
     @property
     def count(self) -> int:
@@ -85,13 +91,14 @@ def read_weights(checkpoint: Checkpoint, library: Library, model: ModelClass) ->
     native = model.implementation == "transformers"
     modules = {**TORCH, **_modules(library)} if native and library.families else {}
     head = _head(modules, model.model_class)
-    kinds: dict[tuple[str, int], tuple[Kind, bool]] = {}
+    kinds: dict[tuple[str, int], _Role] = {}
     found = []
     for name, header in _taken(checkpoint, model).items():
         pattern = (NUMBER.sub("*", name), len(header.shape))
         if pattern not in kinds:
             kinds[pattern] = _kind(name, header, modules, head)
-        kind, turned = kinds[pattern]
+        kind, turned, multiplied, units = kinds[pattern]
+        count = _count(units, header, checkpoint)
         found.append(
             Weight(
                 name=name,
@@ -100,9 +107,40 @@ def read_weights(checkpoint: Checkpoint, library: Library, model: ModelClass) ->
                 dtype=SAFETENSORS_NAMES.get(header.dtype, header.dtype.lower()),
                 nbytes=header.nbytes,
                 kind=kind,
+                multiplied=multiplied if count else "",
+                units=count or 1,
             )
         )
     return tuple(found)
+
+
+class _Role(NamedTuple):
+    """What a tensor is, whether it is stored with a linear layer's inputs first, the packable parameter that
+    it belongs to, and where the number of its matrices stands."""
+
+    kind: Kind
+    turned: bool = False
+    multiplied: str = ""
+    units: str = ""
+
+
+def _count(units: str, header: TensorHeader, checkpoint: Checkpoint) -> int:
+    """How many matrices a tensor holds; 0 where that isn't known."""
+    if not units:
+        return 1
+    if units == FIRST_AXIS:
+        return header.shape[0]
+    found = next(_within(checkpoint.config, units), 0)
+    return found if found and header.shape[0] % found == 0 else 0
+
+
+def _within(config: Mapping[str, Any], name: str) -> Iterator[int]:
+    """A number of the config, or of one that is nested in it."""
+    if isinstance(config.get(name), int):
+        yield config[name]
+    for value in config.values():
+        if isinstance(value, Mapping):
+            yield from _within(value, name)
 
 
 def _taken(checkpoint: Checkpoint, model: ModelClass) -> Mapping[str, TensorHeader]:
@@ -129,28 +167,75 @@ def _head(modules: Mapping[str, ModuleFacts], model_class: str) -> str:
     return facts.head or ("lm_head" if "lm_head" in facts.members else "")
 
 
-def _kind(
-    name: str, header: TensorHeader, modules: Mapping[str, ModuleFacts], head: str
-) -> tuple[Kind, bool]:
-    """What a tensor is, and whether it is stored with a linear layer's inputs first."""
+def _kind(name: str, header: TensorHeader, modules: Mapping[str, ModuleFacts], head: str) -> _Role:
     module, _, parameter = name.rpartition(".")
     if head and (module == head or module.endswith(f".{head}")):
-        return "head", False
+        return _Role("head")
     names = [part for part in module.split(".") if not part.isdigit()]
     classes = _followed(names, modules) if modules else None
+    own = {member for c in classes or () if c in modules for member in modules[c].members}
+    if classes is None or "Linear" in classes or parameter not in own:
+        stack = _renamed_stack(name, header, parameter, modules)
+        if stack:
+            return _Role("experts", False, stack, FIRST_AXIS)
     if classes is None:
-        return _by_name(name, header), False
+        return _Role(_by_name(name, header))
     if "Conv1D" in classes and "Linear" not in classes:
-        return "linear", True
+        return _Role("linear", turned=True)
     if "Linear" in classes and not head and len(names) == 1:
-        return "head", False  # a classifier's
-    return _of_classes(classes, header, parameter, modules), False
+        return _Role("head")  # a classifier's
+    kind = _of_classes(classes, header, parameter, modules)
+    return _Role(kind, False, *_multiplied(classes, header, names, parameter, kind, modules))
+
+
+def _renamed_stack(
+    name: str, header: TensorHeader, parameter: str, modules: Mapping[str, ModuleFacts]
+) -> str:
+    """A stack under a name of older releases, as granitemoe's "input_linear.weight": three axes, of which
+    none is that of a convolution, in a family whose experts are such stacks; "" for any other tensor."""
+    owners = [each for each, facts in modules.items() if [*facts.packable.values()].count(FIRST_AXIS) > 1]
+    matrices = len(header.shape) == 3 and min(header.shape[1:]) > 4 and parameter.endswith("weight")
+    if not owners or not matrices or re.search(r"conv|emb|norm", name):
+        return ""
+    leaf = name.split(".")[-2] if parameter == "weight" else parameter.removesuffix("_weight")
+    down = leaf in DOWN or "down" in leaf
+    wanted = [n for n in modules[owners[0]].packable if ("down" in n) is down]
+    return f"{owners[0]}.{wanted[0]}" if wanted else ""
+
+
+def _multiplied(
+    classes: frozenset[str],
+    header: TensorHeader,
+    names: list[str],
+    parameter: str,
+    kind: Kind,
+    modules: Mapping[str, ModuleFacts],
+) -> tuple[str, str]:
+    """The packable parameter that a tensor becomes, or a part of, and where its number of matrices stands."""
+    if kind in ("linear", "embedding", "norm", "head") or len(header.shape) < 2:
+        return "", ""
+    alone = classes >= EXPERTS  # a single expert's
+    for owner in sorted(classes - EXPERTS):
+        packable = modules[owner].packable if owner in modules else {}
+        if alone and packable:
+            down = names[-1] in DOWN or "down" in names[-1]
+            wanted = ("down_proj",) if down else ("gate_up_proj", "up_proj")
+            name = next((each for each in wanted if each in packable), "")
+            if name:
+                return f"{owner}.{name}", ""
+        elif parameter in packable:
+            return f"{owner}.{parameter}", packable[parameter]
+    return "", ""
+
+
+DOWN = ("w2", "fc2", "output_linear", "wo", "linear_out")
+"""What single experts' files call the layer that leads back to the hidden size."""
 
 
 def _of_classes(
     classes: frozenset[str], header: TensorHeader, parameter: str, modules: Mapping[str, ModuleFacts]
 ) -> Kind:
-    if classes == EXPERTS:
+    if classes >= EXPERTS:
         return "experts"
     facts = [modules[c] for c in classes if c in modules]
     if "Linear" in classes:
@@ -179,8 +264,9 @@ def _followed(names: list[str], modules: Mapping[str, ModuleFacts]) -> frozenset
     for name in names:
         below = _members(name, (modules[c] for c in here if c in modules))
         whole = below <= PARAMETER  # no module: files that have one there hold the experts one by one
-        if whole and any(_stacked(modules[c]) for c in here if c in modules):
-            return EXPERTS
+        stacks = {c for c in here if c in modules and _stacked(modules[c])}
+        if whole and stacks:
+            return EXPERTS | stacks
         here = below or _members(
             name, modules.values()
         )  # renamed, or made in a way that the source doesn't show

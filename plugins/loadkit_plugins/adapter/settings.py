@@ -189,6 +189,7 @@ def new_adapter(
     if lora:
         _default_targets(fields, context)
         passed += _by_parameter(fields, context, architecture)
+        passed += _beside_packed(options, quantization)
     _once(options)
     passed += _absent(fields, context, architecture)
     dtype, why_dtype, more = _dtype(context, dtype, trains=preparation.training)
@@ -203,7 +204,7 @@ def new_adapter(
         options.setdefault("task_type", TASK_TYPES[architecture.task])
     added = [t for t in (tokens.additional if tokens else ()) if t != (tokens.pad_token if tokens else None)]
     because = asked.because + why_dtype
-    if lora and options.get("lora_dropout") and _has_experts(context):
+    if lora and options.get("lora_dropout") and _has_experts(context) and not _packs(quantization):
         because += "; dropout stays off fused experts, over which PEFT has none"
     if lora and added:
         because += "; the rows of new tokens train too"
@@ -257,6 +258,19 @@ def _by_parameter(fields: Fields, context: Context, architecture: ModelClass) ->
     fields.options["target_modules"] = []  # else PEFT adds its own for the model's type
     reason = "a linear layer is adapted by its name or by its parameter's, and parameters were named"
     return [PassedOver(f"lora_target_modules={targets}", reason)] if targets else []
+
+
+def _beside_packed(options: dict[str, Any], quantization: Quantization | None) -> list[PassedOver]:
+    """Over packed stacks "all-linear" is what it says: PEFT 0.21 would adapt stacks too, as plain weights."""
+    if options.get("target_modules") != "all-linear" or not _packs(quantization):
+        return []
+    options["target_modules"] = EVERY_LINEAR
+    return [PassedOver("all-linear", "PEFT would have it adapt the packed experts, and routers, too")]
+
+
+def _packs(quantization: Quantization | None) -> bool:
+    """Whether parameters are packed beside the linear layers."""
+    return quantization is not None and bool(quantization.options.get("packed_parameters"))
 
 
 def _dtype(context: Context, dtype: str, *, trains: bool) -> tuple[str, str, tuple[PassedOver, ...]]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from loadkit import Finding, Opened, Plan
+from loadkit import Finding, Opened, Plan, Unit
 from loadkit.plugins import base_of, input_embeddings, output_embeddings
+from loadkit_plugins.bitsandbytes.settings import PACKED_PARAMETERS
 
 __all__ = ["audit", "compare", "opened"]
 
@@ -27,16 +28,26 @@ def audit(plan: Plan, model: Any) -> Sequence[Finding]:
     if quantization is None or quantization.method != "bitsandbytes":
         return []
     if plan.adapters is not None and plan.adapters.dequantize:
-        left = [name for name, m in model.named_modules() if hasattr(m, "quant_state") or hasattr(m, "state")]
+        left = [
+            name
+            for name, m in model.named_modules()
+            if hasattr(m, "quant_state") or hasattr(m, "state") or hasattr(m, "packed_layouts")
+        ]
         return [_finding("not-dequantized", "a module is still quantized", "none", left[0])] if left else []
     import bitsandbytes as bnb
 
     kind = bnb.nn.Linear4bit if quantization.bits == 4 else bnb.nn.Linear8bitLt
     modules = [(name, m) for name, m in model.named_modules() if isinstance(m, kind)]
-    if not modules:
+    beside = quantization.options.get(PACKED_PARAMETERS)
+    if not modules and not beside:
         what = f"no module is a {kind.__name__}"
         return [_finding("not-quantized", what, f"{quantization.bits:g} bits", "no quantized module")]
-    return [*_share(model, kind), *_not_finite(model)]
+    found = [*_share(model, kind), *_not_finite(model)]
+    if beside:
+        from loadkit_plugins.bitsandbytes.packed_audit import packed_findings
+
+        found += packed_findings(plan, base_of(model))
+    return found
 
 
 def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
@@ -47,7 +58,15 @@ def compare(plan: Plan, parameter: Any, stored: Any) -> str | None:
     quantization = plan.quantization
     if quantization is None or quantization.method != "bitsandbytes":
         return None  # without importing bitsandbytes, which takes a second
-    if not stored.is_floating_point() or stored.ndim != 2:
+    if not stored.is_floating_point():
+        return None
+    if isinstance(parameter, Unit) or hasattr(parameter, "packing"):
+        if quantization.prequantized:
+            return None  # codes, whatever dtype they are packed in
+        from loadkit_plugins.bitsandbytes.packed_audit import compare_unit
+
+        return compare_unit(plan, parameter, stored)
+    if stored.ndim != 2:
         return None
     import bitsandbytes.functional as functional
     import torch
@@ -77,6 +96,15 @@ def opened(parameter: Any) -> Opened | None:
     """The tensors of a quantized parameter; None for another one."""
     if not parameter.__dict__:
         return None  # a plain parameter
+    if (packing := getattr(parameter, "packing", None)) is not None:
+        shape = tuple(packing.layout.shape)
+        return Opened(
+            data=parameter.data,
+            constants=(*packing.beside.values(),),
+            count=math.prod(shape),
+            shape=shape,
+            units=packing.layout.units,
+        )
     state = getattr(parameter, "quant_state", None)
     rows = getattr(parameter, "SCB", None)
     if state is None and rows is None:
@@ -119,7 +147,7 @@ def _not_finite(model: Any) -> Iterator[Finding]:
 
 
 def _share(model: Any, kind: type) -> Iterator[Finding]:
-    """How much stayed as it was: fused experts and subclasses of Linear are passed over in silence."""
+    """How much stayed as it was: transformers passes over what isn't a plain linear layer in silence."""
     base = base_of(model)
     ends = (input_embeddings(base), output_embeddings(base))
     apart = {id(weight) for m in ends if (weight := getattr(m, "weight", None)) is not None}
@@ -129,7 +157,7 @@ def _share(model: Any, kind: type) -> Iterator[Finding]:
     for name, module in base.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             size = parameter.numel() * parameter.element_size()
-            if isinstance(module, kind) and key == "weight":
+            if (isinstance(module, kind) and key == "weight") or hasattr(parameter, "packing"):
                 packed += size
             elif id(parameter) not in apart and parameter.ndim > 1 and not _adapters(name):
                 left += size
@@ -141,7 +169,7 @@ def _share(model: Any, kind: type) -> Iterator[Finding]:
         yield _finding(
             "mostly-unquantized",
             f"{left:,} bytes of weights ({left / (left + packed):.0%}) stay unquantized, {largest[family]:,} of them in "
-            f"{family}, in {dtypes[family]}: bitsandbytes replaces plain Linear layers only",
+            f"{family}, in {dtypes[family]}: they were to stay so, or are more than multiplied with",
             f"at most {MOST_UNQUANTIZED:.0%}",
             f"{left / (left + packed):.0%}",
             severity="warning",

@@ -144,7 +144,7 @@ def _storage(context: Context, plan: Plan, quantization: Quantization) -> Iterat
 
 
 def _nothing(plan: Plan) -> Iterator[Problem]:
-    """bitsandbytes replaces plain Linear layers only; of others transformers says nothing, or logs it."""
+    """What is more than multiplied with can't be packed; of that transformers says nothing, or logs it."""
     memory = plan.memory
     if memory is None or not memory.unquantized:
         return
@@ -154,14 +154,14 @@ def _nothing(plan: Plan) -> Iterator[Problem]:
     if not memory.quantized:
         yield _problem(
             "nothing-to-quantize",
-            f"quantizing was asked for, and {plan.model_class.model_class} has no plain Linear layer for bitsandbytes to replace: {said}",
+            f"quantizing was asked for, and {plan.model_class.model_class} has no plain Linear layer for bitsandbytes to replace, and nothing else that it could pack: {said}",
             "leave out the quantization, or quantize with a method that takes them",
         )
     elif left > MOST_UNQUANTIZED * (left + memory.quantized):
         yield _problem(
             "mostly-unquantized",
-            f"{left / (left + memory.quantized):.0%} of the weight bytes, embeddings and head aside, will stay unquantized ({said}): bitsandbytes replaces "
-            "plain Linear layers only",
+            f"{left / (left + memory.quantized):.0%} of the weight bytes, embeddings and head aside, will stay unquantized ({said}): they were to stay "
+            "so, or are more than multiplied with",
             "count with that memory (see memory below), or choose a method that quantizes them",
             severity="warning",
         )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from loadkit import Context, Packed, Plan, Quantization, Weight
 from loadkit.plugins import FLOATS
 from loadkit_plugins.bitsandbytes.offloaded import offloaded
-from loadkit_plugins.bitsandbytes.settings import OFFLOAD
+from loadkit_plugins.bitsandbytes.packed.layout import BLOCK, NESTED_BLOCK, Layout
+from loadkit_plugins.bitsandbytes.settings import OFFLOAD, PACKED_PARAMETERS
 
-__all__ = ["estimate"]
-
-BLOCK, NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share one: bitsandbytes' defaults, which transformers keeps."""
+__all__ = ["estimate", "layout_of"]
 
 CODES, NESTED_CODES = 16 * 4, 256 * 4 + 4
 """Bytes of a 4-bit code book; of the scales' code book with their offset."""
+
+COMPANIONS = ("_nested_offset", "_nested_scales", "_scales")
+"""What lies beside packed parameters, by the ends of their names."""
 
 QUANT_STATE = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB")
 
@@ -27,13 +28,60 @@ def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Mapping
     if quantization is None or quantization.method != "bitsandbytes":
         return None
     if quantization.prequantized:
-        return {w.name: packed for w in weights if (packed := _stored(w)) is not None}
+        names = {w.name for w in weights}
+        return {w.name: packed for w in weights if (packed := _stored(w, names)) is not None}
     kept = _kept(context, plan)
-    return {
+    left = [w for w in weights if w.dtype in FLOATS and not _ends_with(w.module, kept)]
+    layers = {
         w.name: _four_bit(w, quantization) if quantization.bits == 4 else _eight_bit(w)
-        for w in weights
-        if w.kind == "linear" and len(w.shape) == 2 and w.dtype in FLOATS and not _ends_with(w.module, kept)
+        for w in left
+        if w.kind == "linear" and len(w.shape) == 2
     }
+    return {**layers, **_beside(left, quantization, plan.dtype)}
+
+
+def _beside(weights: Sequence[Weight], quantization: Quantization, dtype: str) -> dict[str, Packed]:
+    """What is packed beside the layers. Experts that are stored in parts, as gate and up, are packed whole:
+    what lies beside their codes is counted with the first part."""
+    classes = quantization.options.get(PACKED_PARAMETERS, {})
+    parts: dict[tuple[str, str], list[Weight]] = {}
+    for w in weights:
+        owner, _, parameter = w.multiplied.rpartition(".")
+        if parameter in classes.get(owner, {}):
+            alone = w.kind == "experts" and parameter not in w.name.split(".")
+            parts.setdefault((w.multiplied, w.module.rpartition(".")[0] if alone else w.name), []).append(w)
+    found = {}
+    for several in parts.values():
+        first = several[0]
+        shape = (sum(w.count for w in several) // first.shape[-1], first.shape[-1])
+        layout = layout_of(quantization, shape, first.units, dtype)
+        for w in several:
+            beside = layout.companion_bytes if w is first else 0
+            data = layout.data_bytes * w.count // math.prod(shape)
+            found[w.name] = Packed(data=data, constants=beside, dtype=layout.packed_dtype)
+    return found
+
+
+def layout_of(quantization: Quantization, shape: tuple[int, ...], units: int, dtype: str) -> Layout:
+    """How the plan packs a parameter.
+
+    Parameters:
+        quantization: what was decided.
+        shape, units: as `Layout` takes them.
+        dtype: of the load.
+    """
+    options = quantization.options
+    if quantization.bits == 8:
+        return Layout(shape=shape, units=units, bits=8, dtype=dtype)
+    return Layout(
+        shape=shape,
+        units=units,
+        bits=4,
+        dtype=dtype,
+        quant_type=str(options["bnb_4bit_quant_type"]),
+        nested=bool(options.get("bnb_4bit_use_double_quant")),
+        storage=str(options.get("bnb_4bit_quant_storage", "uint8")),
+    )
 
 
 def _kept(context: Context, plan: Plan) -> tuple[str, ...]:
@@ -63,8 +111,13 @@ def _eight_bit(weight: Weight) -> Packed:
     return Packed(data=weight.count, constants=4 * weight.shape[0], dtype="int8")
 
 
-def _stored(weight: Weight) -> Packed | None:
+def _stored(weight: Weight, names: Collection[str]) -> Packed | None:
     """A tensor of a checkpoint that bitsandbytes quantized; None for one that it left alone."""
+    for end in COMPANIONS:
+        if weight.name.endswith(end) and weight.name.removesuffix(end) in names:
+            return Packed(data=0, constants=weight.nbytes)
+    if f"{weight.name}{COMPANIONS[-1]}" in names:
+        return Packed(data=weight.nbytes, dtype=weight.dtype)
     if weight.name.endswith(QUANT_STATE):
         return Packed(data=0, constants=weight.nbytes)
     if ".quant_state." in weight.name:

@@ -21,9 +21,12 @@ from loadkit import (
     Weight,
     hookimpl,
 )
+from loadkit_plugins.bitsandbytes.packed_parameters import packable, run_as_experts
 from loadkit_plugins.bitsandbytes.settings import (
     FOUR_BIT,
     METHOD,
+    PACKED_EXPERTS,
+    PACKED_PARAMETERS,
     declared_options,
     eight_bit,
     four_bit,
@@ -53,19 +56,35 @@ def loadkit_choose_quantization(
     skip = (*wishes["skip_modules"].value,) if "skip_modules" in wishes else ()
     registered = context.registered.skip_modules if context.registered else ()
     stored = bool(context.checkpoint.quantization_config)  # then this gives way whole
+    beside = {} if stored or options.get("llm_int8_has_fp16_weight") else packable(context, architecture)
     known = {} if stored else unsupported(context, architecture, 4 if four else 8)
     value = Quantization(
         method=METHOD,
         bits=4 if four else 8,
-        options=options,
+        options={**options, **({PACKED_PARAMETERS: beside} if beside else {})},
         skip_modules=tuple(dict.fromkeys((*skip, *registered, *known))),
     )
     because = _because(bits, wishes, context)
+    if beside:
+        said = (f"{name}.{each}" for name, parameters in beside.items() for each in parameters)
+        because += f"; {', '.join(said)} are packed too, a matrix at a time (saved so, the model loads with loadkit; transformers alone refuses it)"
     for reason in dict.fromkeys(known.values()):
         because += f"; {', '.join(k for k, r in known.items() if r == reason)} stays as it is: {reason}"
     if architecture.task.endswith("classification"):
         because += "; the classification head stays as it is"
     return [Claim(value=value, because=because, strength=bits.strength)]
+
+
+@hookimpl
+def loadkit_contribute_kwargs(context: Context, plan: Plan) -> Mapping[str, Claim[Any]]:
+    quantization = plan.quantized
+    if quantization is None or quantization.method != METHOD:
+        return {}
+    beside = quantization.options.get(PACKED_PARAMETERS, {})
+    if not run_as_experts(context, beside):
+        return {}
+    because = f"the experts are packed in {quantization.bits:g} bits: each that was hit is unpacked for its tokens alone"
+    return {"experts_implementation": Claim(value=PACKED_EXPERTS, because=because)}
 
 
 @hookimpl
@@ -88,12 +107,22 @@ def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:
 def loadkit_build_quantization_config(quantization: Quantization, skip_modules: Sequence[str] | None) -> Any:
     if quantization.method != METHOD:
         return None
+    if quantization.prequantized:
+        if PACKED_PARAMETERS in quantization.options:
+            from loadkit_plugins.bitsandbytes.packed.config import register
+
+            register()  # transformers reads it then
+        return None
     from transformers import BitsAndBytesConfig
 
     _say_once("bitsandbytes.autograd._functions")
-    return BitsAndBytesConfig(
-        **quantization.options, llm_int8_skip_modules=None if skip_modules is None else list(skip_modules)
-    )
+    skipped = None if skip_modules is None else list(skip_modules)
+    if PACKED_PARAMETERS not in quantization.options:
+        return BitsAndBytesConfig(**quantization.options, llm_int8_skip_modules=skipped)
+    from loadkit_plugins.bitsandbytes.packed.config import PackedConfig, register
+
+    register()
+    return PackedConfig(**quantization.options, llm_int8_skip_modules=skipped)
 
 
 @hookimpl

@@ -92,7 +92,7 @@ def _of_config(quantization: Quantization, base: Any) -> Iterator[Reading]:
                 names=_names(name),
                 where=f"quantization_config.{name}",
                 planned=quantization.options[name],
-                effective=plain(held.get(name)),
+                effective=plain(held.get(name, held.get(f"_{name}"))),
                 code="quantization-config",
             )
 

@@ -11,6 +11,9 @@ __all__ = [
     "EIGHT_BIT",
     "FOUR_BIT",
     "METHOD",
+    "PACKED_EXPERTS",
+    "PACKED_METHODS",
+    "PACKED_PARAMETERS",
     "FIELDS",
     "OFFLOAD",
     "SKIPPING",
@@ -43,6 +46,12 @@ UNSET: Mapping[str, Any] = {
     "llm_int8_threshold": 6.0,
 }
 """What a BitsAndBytesConfig holds for the width that it isn't about: nobody asked for these."""
+PACKED_METHODS = {4: "loadkit_bitsandbytes_4bit", 8: "loadkit_bitsandbytes_8bit"}
+"""What a model with packed parameters beside linear layers is stored as: transformers alone can't read it."""
+PACKED_EXPERTS = "packed"
+"""The `experts_implementation` that walks packed stacks."""
+PACKED_PARAMETERS = "packed_parameters"
+"""Which those are: a module's class to its parameters, each to the attribute that counts its units or ""."""
 DTYPES = ("bfloat16", "float16", "float32")
 
 

@@ -1,10 +1,11 @@
-"""Linear layers that bitsandbytes would replace and that then can't run."""
+"""Linear layers that bitsandbytes would replace and that then can't run, or choose other experts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from loadkit import Context, ModelClass, Weight
+from loadkit_plugins.bitsandbytes.packed_parameters import routers
 
 __all__ = ["unsupported"]
 
@@ -28,8 +29,10 @@ def unsupported(context: Context, architecture: ModelClass, bits: int) -> dict[s
     """The ends of such layers' paths, each with the reason, for 4 or 8 bits."""
     facts = context.library.class_facts(architecture.model_class)
     kept = facts.keep_in_fp32_modules if facts else ()  # transformers leaves those alone itself
+    choosing = (path for path in routers(context) if path.rpartition(".")[2] not in kept)
+    found = dict.fromkeys(choosing, "it chooses experts, which a rounding could change")
     direct = (path for path in _used_directly(context) if path.rpartition(".")[2] not in kept)
-    found = dict.fromkeys(direct, "its weight is computed with directly, which a packed one can't")
+    found |= dict.fromkeys(direct, "its weight is computed with directly, which a packed one can't")
     if context.machine.kind != "cuda" and bits == 8:
         reason = "its activations have four dimensions, which bitsandbytes' 8-bit product takes on CUDA only"
         found |= dict.fromkeys(_four_dimensional(context), reason)

@@ -15,7 +15,7 @@ from loadkit_plugins.prequantized.memory import grown
 from loadkit_plugins.prequantized.method import Method
 from loadkit_plugins.prequantized.methods import SOURCE, UNREADABLE, methods_named
 from loadkit_plugins.prequantized.requirements import installable, lacking
-from loadkit_plugins.prequantized.settings import asked_back, method_of, misplaced, runnable
+from loadkit_plugins.prequantized.settings import OURS, asked_back, method_of, misplaced, runnable
 
 __all__ = ["check"]
 
@@ -77,11 +77,12 @@ def _config(context: Context, method: Method, quantization: Quantization) -> Ite
     options, named = quantization.options, context.checkpoint.quantization_config.get("quant_method")
     wrong = list(refused_fields(method, options))
     bits = options.get("load_in_4bit") or options.get("load_in_8bit")
+    own = bool(OURS.match(str(named)))
     if method.name == "bitsandbytes" and not bits:
         wrong.append(
             "neither load_in_4bit nor load_in_8bit, without which the weights are taken for plain ones"
         )
-    elif bits and named not in (None, "bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
+    elif bits and not own and named not in (None, "bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
         wrong.append(
             f"quant_method={named!r} and a load_in_4bit or load_in_8bit, which makes it bitsandbytes"
         )

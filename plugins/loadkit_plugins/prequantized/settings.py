@@ -14,6 +14,7 @@ from loadkit_plugins.prequantized.methods import KERNELS, methods_named
 from loadkit_plugins.prequantized.requirements import lacking
 
 __all__ = [
+    "OURS",
     "asked_back",
     "format_on",
     "holds_floats",
@@ -28,18 +29,20 @@ FP8_KERNELS = Method(name="", quantizer="", devices=("cuda", "xpu"), capability=
 """Where `use_optimized_inference` of compressed-tensors has kernels."""
 
 
+OURS = re.compile(r"^loadkit_(?=bitsandbytes)")
+"""Begins the name of a method of transformers' by which loadkit packs more than transformers does."""
+
+
 def stored(checkpoint: Checkpoint) -> Quantization | None:
     """The quantization that the checkpoint's config states; None for an unquantized one."""
     config = checkpoint.quantization_config
     if not config:
         return None
     name = _name(config)
-    return Quantization(
-        method=name,
-        bits=_bits(name, config),
-        options={k: v for k, v in sorted(config.items()) if k != "quant_method" and not k.startswith("_")},
-        prequantized=True,
-    )
+    options = {k: v for k, v in sorted(config.items()) if k != "quant_method" and not k.startswith("_")}
+    if OURS.match(str(config.get("quant_method"))):
+        options |= {k[1:]: True for k in ("_load_in_4bit", "_load_in_8bit") if config.get(k)}
+    return Quantization(method=name, bits=_bits(name, options), options=options, prequantized=True)
 
 
 def _name(config: Mapping[str, Any]) -> str:
@@ -47,7 +50,7 @@ def _name(config: Mapping[str, Any]) -> str:
     (`AutoQuantizationConfig.from_dict`)."""
     if config.get("load_in_4bit") or config.get("load_in_8bit"):
         return "bitsandbytes"
-    name = str(config.get("quant_method") or "unknown")
+    name = OURS.sub("", str(config.get("quant_method") or "unknown"))
     return "bitsandbytes" if name in ("bitsandbytes_4bit", "bitsandbytes_8bit") else name
 
 

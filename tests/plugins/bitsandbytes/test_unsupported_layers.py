@@ -26,20 +26,56 @@ FALCON = {
 
 @pytest.mark.parametrize("profile", ["qlora", "qlora-8bit", "inference-4bit"])
 def test_nothing_to_quantize_is_refused_before_loading(profile: str) -> None:
-    """TRAPS 6: falcon's layers are a subclass of Linear, which bitsandbytes passes over: a "4-bit" falcon has
-    no 4-bit weight."""
-    said = problems(checkpoint({"model_type": "falcon"}, tensors=tensors(FALCON)), profile)
-    assert "FalconForCausalLM has no plain Linear layer" in said["nothing-to-quantize"]
-    assert planned(checkpoint({"model_type": "falcon"}, tensors=tensors(FALCON)), "lora").memory is not None
+    """TRAPS 6: what would stay as it is, whatever was asked for."""
+    ends = tensors(dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (320, 64)))
+    said = problems(checkpoint(tensors=ends), profile)
+    assert "MistralForCausalLM has no plain Linear layer" in said["nothing-to-quantize"]
+    assert planned(checkpoint(tensors=ends), "lora").memory is not None
 
 
-def test_fused_experts_are_told_with_their_bytes() -> None:
+@pytest.mark.parametrize(
+    ("profile", "data", "beside"), [("qlora", 14_336, 448 + 16), ("qlora-8bit", 28_672, 1_792)]
+)
+def test_subclasses_of_linear_are_packed(profile: str, data: int, beside: int) -> None:
+    """TRAPS 6: falcon's layers are a subclass of Linear, which bitsandbytes passes over."""
+    plan = planned(checkpoint({"model_type": "falcon"}, tensors=tensors(FALCON)), profile)
+    assert plan.quantization is not None
+    assert plan.quantization.options["packed_parameters"] == {"FalconLinear": {"weight": ""}}
+    assert plan.memory is not None
+    assert (plan.memory.quantized, plan.memory.constants) == (data, beside)
+    assert "subclasses of Linear" not in plan.memory.unquantized
+    assert "FalconLinear.weight" in plan.why("quantization").because
+
+
+def test_experts_are_packed_and_what_runs_them_is_decided() -> None:
+    names = {"w1": (128, 64), "w3": (128, 64), "w2": (64, 128)}
+    shapes = {
+        f"model.layers.0.block_sparse_moe.experts.{i}.{n}.weight": s
+        for i in range(8)
+        for n, s in names.items()
+    }
+    shapes |= {"model.layers.0.block_sparse_moe.gate.weight": (8, 64), "lm_head.weight": (320, 64)}
+    facts = checkpoint({"model_type": "mixtral"}, tensors=tensors(shapes))
+    plan = planned(facts, "qlora")
+    assert plan.memory is not None
+    assert plan.memory.quantized == 8 * 3 * 128 * 64 // 2
+    # a scale a block, of a stack's expert one for each 256 of them, and its offset
+    assert plan.memory.constants == 8 * (256 + 128) + 8 * (2 * 4 + 2 * 4)
+    assert plan.kwargs["experts_implementation"] == "packed"
+    assert "unpacked for its tokens" in plan.why("kwargs.experts_implementation").because
+    mine = planned(facts, "qlora", model_kwargs={"experts_implementation": "eager"})
+    assert mine.kwargs["experts_implementation"] == "eager"
+    assert "experts_implementation" not in planned(facts, "lora").kwargs
+
+
+def test_experts_that_are_skipped_are_told_with_their_bytes() -> None:
     shapes: dict[str, tuple[int, ...]] = {
         "model.layers.0.self_attn.q_proj.weight": (64, 64),
         "lm_head.weight": (320, 64),
     }
     shapes |= {f"model.layers.0.block_sparse_moe.experts.{i}.w1.weight": (128, 64) for i in range(8)}
-    plan = planned(checkpoint({"model_type": "mixtral"}, tensors=tensors(shapes)), "qlora")
+    facts = checkpoint({"model_type": "mixtral"}, tensors=tensors(shapes))
+    plan = planned(facts, "qlora", skip_modules=["experts"])
     said = next(p for p in plan.warnings if p.code == "mostly-unquantized").message
     assert "fused experts 131,072 bytes" in said
     assert plan.memory is not None
