@@ -16,7 +16,7 @@ Four kinds of hooks:
 * **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `shortcuts`, `shorten_loading`,
   `audit_model`, `read_back`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
-* **Act** (`build_quantization_config`, `load_model`, `compare_tensor`, `open_parameter`, and the phases from
+* **Act** (`build_quantization_config`, `load_model`, `decode_stored`, `compare_tensor`, `open_parameter`, and the phases from
   `fit_vocabulary` to `merge_adapters`): the first result that isn't None is used; return None for what isn't
   yours. loadkit's own plugins are asked last, the others by name. The core calls the phases always in the
   same order.
@@ -484,6 +484,26 @@ def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any)
 
     Returns:
         What differs, in a few words; "" where nothing does; None where it isn't yours.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_decode_stored(plan: Plan, files: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Show a checkpoint's tensors in floating point whose files hold codes that your plugin has decoded while
+    the model was loaded.
+
+    When:
+        Right after loading, before tensors are compared with the files, where the plan has a quantization.
+
+    Parameters:
+        plan: the plan.
+        files: the name of every tensor in the files to the file that has it, as `safetensors.safe_open` opens
+            it.
+
+    Returns:
+        The name of every tensor, as the files would have it in floating point, to what is asked for it:
+        an object with `get_slice(name)`, which gives a slice like safetensors', and `file`, the file that it
+        reads; or that file itself. None where you decode nothing of this plan.
     """
 
 

@@ -38,6 +38,7 @@ ANSWERS: Mapping[str, Kind] = {
     ),
     "loadkit_load_model": MODEL,
     "loadkit_compare_tensor": Kind("words", lambda answer: isinstance(answer, str)),
+    "loadkit_decode_stored": Kind("a mapping", lambda answer: isinstance(answer, Mapping)),
     "loadkit_open_parameter": Kind("an Opened", lambda answer: isinstance(answer, Opened)),
     "loadkit_fit_vocabulary": MODEL,
     "loadkit_dequantize": MODEL,

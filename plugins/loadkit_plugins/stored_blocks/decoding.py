@@ -9,7 +9,7 @@ import torch
 
 from loadkit_plugins.stored_blocks.headers import block_of
 
-__all__ = ["decode", "decode_blocks", "is_coded"]
+__all__ = ["decode", "decode_blocks", "decode_matrix", "is_coded", "of_two"]
 
 AT_ONCE = 2**20
 """About how many values are in float32 at a time."""
@@ -36,39 +36,46 @@ def decode(codes: torch.Tensor, scales: torch.Tensor, block: Any, dtype: torch.d
     Raises:
         ValueError: the scales aren't this weight's.
     """
-    two = not codes.is_floating_point() or codes.dtype == getattr(torch, "float4_e2m1fn_x2", None)
-    shape = (*codes.shape[:-1], codes.shape[-1] * (2 if two else 1))
+    shape = (*codes.shape[:-1], codes.shape[-1] * (2 if of_two(codes) else 1))
     sides = block_of(tuple(shape), tuple(scales.shape), block)
     if sides is None:
         raise ValueError(f"scales of {tuple(scales.shape)} don't belong to a weight of {tuple(shape)}")
+    if len(shape) == 2:
+        return decode_matrix(codes, scales, sides, dtype)
     values = torch.empty(shape, dtype=dtype, device=codes.device)
+    for one, its_codes, its_scales in zip(values, codes, scales, strict=True):
+        one[:] = decode_matrix(its_codes, its_scales, sides, dtype)
+    return values
+
+
+def of_two(codes: torch.Tensor) -> bool:
+    """Whether each code is of two values."""
+    return not codes.is_floating_point() or codes.dtype == getattr(torch, "float4_e2m1fn_x2", None)
+
+
+@torch.no_grad()
+def decode_matrix(
+    codes: torch.Tensor, scales: torch.Tensor, sides: tuple[int, int], dtype: torch.dtype
+) -> torch.Tensor:
+    """The values of one matrix, or of its first rows, in blocks of so many rows and columns."""
+    rows, columns = codes.shape[0], codes.shape[1] * (2 if of_two(codes) else 1)
+    values = torch.empty((rows, columns), dtype=dtype, device=codes.device)
     factors = _factors(scales)
-    if len(shape) > 2:
-        for one, its_codes, its_factors in zip(values, codes, factors, strict=True):
-            _decode_matrix(one, its_codes, its_factors, sides, two=two)
-    else:
-        grid = factors.reshape(1, 1) if factors.numel() == 1 else factors
-        _decode_matrix(values, codes, grid, sides, two=two)
+    factors = factors.reshape(1, 1) if factors.numel() == 1 else factors
+    high, wide = sides
+    step = max(1, AT_ONCE // max(columns, 1))
+    for start in range(0, rows, step):
+        some = slice(start, min(start + step, rows))
+        found = _pairs(codes[some]) if of_two(codes) else codes[some].to(torch.float32)
+        of_rows = torch.arange(some.start, some.stop, device=codes.device) // high
+        by = factors[of_rows].repeat_interleave(wide, dim=1)[:, :columns]
+        values[some] = found.mul_(by)
     return values
 
 
 def _factors(scales: torch.Tensor) -> torch.Tensor:
     found = scales.to(torch.float32)
     return (found - 127.0).exp2() if scales.dtype == torch.uint8 else found
-
-
-def _decode_matrix(
-    values: torch.Tensor, codes: torch.Tensor, factors: torch.Tensor, sides: tuple[int, int], *, two: bool
-) -> None:
-    rows, columns = values.shape
-    high, wide = sides
-    step = max(1, AT_ONCE // max(columns, 1))
-    for start in range(0, rows, step):
-        some = slice(start, min(start + step, rows))
-        found = _pairs(codes[some]) if two else codes[some].to(torch.float32)
-        of_rows = torch.arange(some.start, some.stop, device=codes.device) // high
-        by = factors[of_rows].repeat_interleave(wide, dim=1)[:, :columns]
-        values[some] = found.mul_(by)
 
 
 def _pairs(codes: torch.Tensor) -> torch.Tensor:

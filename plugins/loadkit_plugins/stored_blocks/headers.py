@@ -17,6 +17,7 @@ __all__ = [
     "FIELDS",
     "METHODS",
     "as_floats",
+    "beside",
     "block_of",
     "coded_tensors",
     "fields_of",
@@ -69,11 +70,13 @@ class Decoded(NamedTuple):
     Parameters:
         checkpoint: the checkpoint, without its quantization config.
         names: a name in the files to that of its values; scales have none.
+        coded: the names of values that are stored in codes.
         faults: what is wrong with tensors that are in codes, in a sentence each.
     """
 
     checkpoint: Checkpoint
     names: Mapping[str, str]
+    coded: frozenset[str]
     faults: tuple[str, ...]
 
 
@@ -99,7 +102,7 @@ def as_floats(checkpoint: Checkpoint, dtype: str = "BF16") -> Decoded:
             names[name] = each.name
             count = math.prod(each.shape)
             tensors[each.name] = TensorHeader(dtype, each.shape, 2 * count, header.file)
-        elif name in gone or name.endswith(BESIDE):
+        elif name in gone or beside(name):
             continue
         elif name.endswith(orphans):
             faults.append(f"{name} is a scale, and nothing that it belongs to is there")
@@ -111,7 +114,7 @@ def as_floats(checkpoint: Checkpoint, dtype: str = "BF16") -> Decoded:
         if isinstance(part, dict) and "quantization_config" in part:
             config[key] = {k: v for k, v in part.items() if k != "quantization_config"}
     plain = msgspec.structs.replace(checkpoint, config=config, tensors=tensors)
-    return Decoded(plain, names, tuple(faults))
+    return Decoded(plain, names, frozenset(each.name for each in coded.values()), tuple(faults))
 
 
 def coded_tensors(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Coded]:
@@ -129,6 +132,11 @@ def coded_tensors(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> Iter
             found = _fp8(name, tensors, config.get("weight_block_size"))
             if found is not None:
                 yield found
+
+
+def beside(name: str) -> bool:
+    """Whether a tensor scales activations, and has no use where weights are in another format."""
+    return name.endswith(BESIDE)
 
 
 def _fp8(name: str, tensors: Mapping[str, Any], block: Any) -> Coded | None:
