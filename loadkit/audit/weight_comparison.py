@@ -105,7 +105,8 @@ def _pairs(
         if not files_of:
             return
         if plan.quantization is not None:
-            files_of = manager.first(hooks.loadkit_decode_stored, plan=plan, files=files_of) or files_of
+            decoding: Any = hooks.loadkit_decode_stored
+            files_of = manager.first(decoding, plan=plan, files=files_of) or files_of
         paths = {id(file): path for path, file in opened.items()}
         homes = {name: paths[id(getattr(file, "file", file))] for name, file in files_of.items()}
         absent = {*loading.missing, *(text.partition(":")[0] for text in loading.mismatched)}

@@ -16,10 +16,10 @@ Four kinds of hooks:
 * **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `shortcuts`, `shorten_loading`,
   `audit_model`, `read_back`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
-* **Act** (`build_quantization_config`, `load_model`, `decode_stored`, `compare_tensor`, `open_parameter`, and the phases from
-  `fit_vocabulary` to `merge_adapters`): the first result that isn't None is used; return None for what isn't
-  yours. loadkit's own plugins are asked last, the others by name. The core calls the phases always in the
-  same order.
+* **Act** (`build_quantization_config`, `load_model`, `decode_stored`, `compare_tensor`, `open_parameter`, and
+  the phases from `fit_vocabulary` to `merge_adapters`): the first result that isn't None is used; return None
+  for what isn't yours. loadkit's own plugins are asked last, the others by name. The core calls the phases
+  always in the same order.
 
 Hooks up to `shortcuts` run while planning: they must not import torch or transformers, and must not look at
 the machine, the environment or the network. All they need is in the frozen facts of `context`. The others run

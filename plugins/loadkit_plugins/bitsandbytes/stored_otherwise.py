@@ -16,7 +16,7 @@ __all__ = ["ERRORS", "as_the_files_name_it", "cost", "decodable", "in_floats", "
 ERRORS: Mapping[str, float] = {
     "nf4": 9.2, "fp4": 12.2, "int8": 0.9,
     "fp8": 2.7, "fp8 nf4": 9.6, "fp8 fp4": 12.4, "fp8 int8": 2.8,
-    "mxfp8": 2.7, "mxfp8 nf4": 9.6, "mxfp8 fp4": 12.4, "mxfp8 int8": 2.8,
+    "mxfp8": 2.7, "mxfp8 nf4": 9.6, "mxfp8 fp4": 12.5, "mxfp8 int8": 2.8,
     "mxfp4": 11.5, "mxfp4 nf4": 13.9, "mxfp4 fp4": 14.6, "mxfp4 int8": 11.5,
 }  # fmt: skip
 """The root mean square of the error over that of the weights, in percent: of a format alone, and of one after
@@ -31,7 +31,7 @@ def decodable(context: Context) -> Decoded | None:
     if method not in METHODS or quantized_again(context) is None:
         return None
     found = as_floats(context.checkpoint)
-    return None if found.faults else found
+    return found if found.able else None
 
 
 def in_floats(context: Context, decoded: Decoded) -> Context:
@@ -40,8 +40,8 @@ def in_floats(context: Context, decoded: Decoded) -> Context:
 
 
 def left_in_floats(decoded: Decoded, weights: Sequence[Weight]) -> tuple[str, ...]:
-    """The ends of paths of layers that are stored in floating point beside others in codes: whoever quantized
-    the checkpoint left them so.
+    """The ends of paths of layers that are stored in floating point beside others in codes: whoever made the
+    checkpoint left them so.
 
     Parameters:
         decoded: the checkpoint in floating point.
@@ -54,7 +54,7 @@ def left_in_floats(decoded: Decoded, weights: Sequence[Weight]) -> tuple[str, ..
 
 
 def _end(weight: Weight) -> str:
-    """The last two parts of a module's path that are no numbers; of single experts, the module of them all."""
+    """The last two parts of a module's path but for numbers; of single experts, of the module of them all."""
     parts = [part for part in weight.module.split(".") if not part.isdigit()]
     if "experts" in parts:
         parts = parts[: parts.index("experts") + 1]

@@ -75,7 +75,7 @@ def loadkit_choose_quantization(
         chosen = ", ".join(f"{name}={value}" for name, value in already.settings.items())
         because += f"; {chosen} is set, with which it trains" if chosen else ""
         because += f"; it takes {', '.join(already.format.needs)}" if already.format.needs else ""
-    if already.method in METHODS and quantized_again(context) and not as_floats(context.checkpoint).faults:
+    if already.method in METHODS and quantized_again(context) and as_floats(context.checkpoint).able:
         because = f"the checkpoint is stored quantized ({already.method})"
         return Claim(value=already, because=because)
     return Claim(value=already, because=because, strength=Strength.YOU)

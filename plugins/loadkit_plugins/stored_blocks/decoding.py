@@ -43,7 +43,8 @@ def decode(codes: torch.Tensor, scales: torch.Tensor, block: Any, dtype: torch.d
     if len(shape) == 2:
         return decode_matrix(codes, scales, sides, dtype)
     values = torch.empty(shape, dtype=dtype, device=codes.device)
-    for one, its_codes, its_scales in zip(values, codes, scales, strict=True):
+    each = scales.reshape(1).expand(len(codes)) if scales.numel() == 1 else scales
+    for one, its_codes, its_scales in zip(values, codes, each, strict=True):
         one[:] = decode_matrix(its_codes, its_scales, sides, dtype)
     return values
 
@@ -96,5 +97,6 @@ def decode_blocks(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype
     """
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-    for one, its_scales in zip(blocks.split(1), scales.split(1), strict=True):
-        yield convert_moe_packed_tensors(one, its_scales, dtype=dtype)[0]
+    for at in range(len(blocks)):
+        one = slice(at, at + 1)
+        yield convert_moe_packed_tensors(blocks[one], scales[one], dtype=dtype)[0]

@@ -18,9 +18,7 @@ class _Header(NamedTuple):
     shape: tuple[int, ...]
 
 
-def decoded_files(
-    files: Mapping[str, Any], stored: Mapping[str, Any], dtype: torch.dtype
-) -> dict[str, Any]:
+def decoded_files(files: Mapping[str, Any], stored: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Every tensor by its name in floating point, to what reads it.
 
     Parameters:
@@ -105,10 +103,9 @@ class _Matrices(_Slice):
 
     def _first(self, index: int, rows: Any = slice(None)) -> torch.Tensor:
         _, stop, _ = rows.indices(self.shape[1])
-        found = decode_matrix(
-            self.codes[index, :stop], self.scales[index, : -(-stop // self.sides[0])], self.sides, torch.float32
-        )
-        return found[rows]
+        one = len(self.scales.get_shape()) < len(self.shape) or self.scales.get_shape()[0] != self.shape[0]
+        scales = self.scales[...] if one else self.scales[index, : -(-stop // self.sides[0])]
+        return decode_matrix(self.codes[index, :stop], scales, self.sides, torch.float32)[rows]
 
 
 class _Stack(_Slice):

@@ -14,20 +14,17 @@ from loadkit.plugins import TensorHeader
 __all__ = [
     "Coded",
     "Decoded",
-    "FIELDS",
     "METHODS",
     "as_floats",
     "beside",
     "block_of",
     "coded_tensors",
     "fields_of",
+    "uneven",
 ]
 
 METHODS = ("fp8", "mxfp8", "mxfp4")
 """Stored formats, by `quant_method`, whose weights can be decoded one by one."""
-
-FIELDS = ("quant_method", "weight_block_size")
-"""Fields of a stored config that decoding goes by; the rest is in the files."""
 
 BLOCKS, SCALES = "_blocks", "_scales"
 """Ends of the names of mxfp4's codes and exponents."""
@@ -54,7 +51,8 @@ class Coded(NamedTuple):
         name: what its values are called: the files' name of the codes, mxfp4's without its end.
         codes, scales: the files' names; scales is "" where there are none.
         shape: of the values, as the model's code has them.
-        fault: what is wrong with it, in a sentence; "" where nothing is.
+        fault: why it can't be decoded, in a sentence; "" where it can.
+        damaged: whether nothing else can read it, either.
     """
 
     name: str
@@ -62,6 +60,7 @@ class Coded(NamedTuple):
     scales: str
     shape: tuple[int, ...]
     fault: str = ""
+    damaged: bool = True
 
 
 class Decoded(NamedTuple):
@@ -71,18 +70,29 @@ class Decoded(NamedTuple):
         checkpoint: the checkpoint, without its quantization config.
         names: a name in the files to that of its values; scales have none.
         coded: the names of values that are stored in codes.
-        faults: what is wrong with tensors that are in codes, in a sentence each.
+        faults: why tensors can't be decoded, in a sentence each.
+        damage: those of them that nothing else can read, either.
     """
 
     checkpoint: Checkpoint
     names: Mapping[str, str]
     coded: frozenset[str]
     faults: tuple[str, ...]
+    damage: tuple[str, ...]
+
+    @property
+    def able(self) -> bool:
+        """Whether its weights can be decoded; without headers, nothing is known to be in the way."""
+        return not self.faults and bool(self.coded or not self.checkpoint.tensors)
 
 
 def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decoding goes by, of a stored quantization config."""
-    return {name: config[name] for name in FIELDS if config.get(name) is not None}
+    found: dict[str, Any] = {"quant_method": str(config.get("quant_method", ""))}
+    block = config.get("weight_block_size")
+    if isinstance(block, list | tuple) and len(block) == 2 and all(type(n) is int and n > 0 for n in block):
+        found["weight_block_size"] = list(block)
+    return found
 
 
 def as_floats(checkpoint: Checkpoint, dtype: str = "BF16") -> Decoded:
@@ -95,7 +105,8 @@ def as_floats(checkpoint: Checkpoint, dtype: str = "BF16") -> Decoded:
     coded = {each.codes: each for each in coded_tensors(checkpoint.tensors, checkpoint.quantization_config)}
     gone = {each.scales for each in coded.values()}
     orphans = (SCALES,) if checkpoint.quantization_config.get("quant_method") == "mxfp4" else ALWAYS_SCALES
-    tensors, names, faults = {}, {}, [each.fault for each in coded.values() if each.fault]
+    faulty = [each for each in coded.values() if each.fault]
+    tensors, names, stray = {}, {}, []
     for name, header in checkpoint.tensors.items():
         if name in coded:
             each = coded[name]
@@ -105,7 +116,7 @@ def as_floats(checkpoint: Checkpoint, dtype: str = "BF16") -> Decoded:
         elif name in gone or beside(name):
             continue
         elif name.endswith(orphans):
-            faults.append(f"{name} is a scale, and nothing that it belongs to is there")
+            stray.append(f"{name} is a scale, and no weight in codes that it belongs to is there")
         else:
             names[name] = name
             tensors[name] = header
@@ -114,7 +125,13 @@ def as_floats(checkpoint: Checkpoint, dtype: str = "BF16") -> Decoded:
         if isinstance(part, dict) and "quantization_config" in part:
             config[key] = {k: v for k, v in part.items() if k != "quantization_config"}
     plain = msgspec.structs.replace(checkpoint, config=config, tensors=tensors)
-    return Decoded(plain, names, frozenset(each.name for each in coded.values()), tuple(faults))
+    return Decoded(
+        checkpoint=plain,
+        names=names,
+        coded=frozenset(each.name for each in coded.values()),
+        faults=(*(each.fault for each in faulty), *stray),
+        damage=(*(each.fault for each in faulty if each.damaged), *stray),
+    )
 
 
 def coded_tensors(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Coded]:
@@ -129,7 +146,7 @@ def coded_tensors(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> Iter
         if four and name.endswith(BLOCKS):
             yield _mxfp4(name, tensors)
         elif not four and header.dtype not in FLOATS and len(header.shape) > 1:
-            found = _fp8(name, tensors, config.get("weight_block_size"))
+            found = _fp8(name, tensors, fields_of(config).get("weight_block_size"))
             if found is not None:
                 yield found
 
@@ -137,6 +154,24 @@ def coded_tensors(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> Iter
 def beside(name: str) -> bool:
     """Whether a tensor scales activations, and has no use where weights are in another format."""
     return name.endswith(BESIDE)
+
+
+def uneven(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[int, ...], tuple[int, int]]]:
+    """Weights of fp8 whose last blocks are cut off, with their shape and the block's."""
+    config = checkpoint.quantization_config
+    block = fields_of(config).get("weight_block_size")
+    for each in coded_tensors(checkpoint.tensors, config):
+        if each.fault or not block or not each.scales or each.name != each.codes:
+            continue
+        grid = tuple(checkpoint.tensors[each.scales].shape)
+        sides = block_of(each.shape, grid, block)
+        several = [
+            n
+            for n, count, side in zip(each.shape[-2:], grid[-2:], sides or (1, 1), strict=True)
+            if count > 1 and n % side
+        ]
+        if several:
+            yield each.name, each.shape[-2:], (block[0], block[1])
 
 
 def _fp8(name: str, tensors: Mapping[str, Any], block: Any) -> Coded | None:
@@ -148,15 +183,17 @@ def _fp8(name: str, tensors: Mapping[str, Any], block: Any) -> Coded | None:
     if not one and (not scales or header.dtype not in FOUR_BITS):
         return None  # no weight's codes: a scale, an index
     shape = tuple(header.shape) if one else (*header.shape[:-1], 2 * header.shape[-1])
-    fault = ""
-    if not scales:
+    fault, other = "", f"{name}_scale"
+    if not scales and other in tensors:
+        fault = f"{name} is in codes ({header.dtype}), and its scale is called {other}, which isn't one of this format"
+    elif not scales:
         fault = f"{name} is in codes ({header.dtype}), and its scale {known[0]} isn't there"
     else:
         grid = tuple(tensors[scales].shape)
         if block_of(shape, grid, block) is None:
             blocks = f" in blocks of {' × '.join(map(str, block))}" if block else ""
             fault = f"{scales} has the shape {_sides(grid)}, which isn't one of scales for {name} of {_sides(shape)}{blocks}"
-    return Coded(name, name, scales, shape, fault)
+    return Coded(name, name, scales, shape, fault, damaged=bool(fault) and other not in tensors)
 
 
 def _mxfp4(name: str, tensors: Mapping[str, Any]) -> Coded:
@@ -173,7 +210,10 @@ def _mxfp4(name: str, tensors: Mapping[str, Any]) -> Coded:
         fault = fault or f"{name} is in codes (mxfp4), and its scale {scales} isn't there"
     elif tuple(tensors[scales].shape) != shape[:-1]:
         found = _sides(tensors[scales].shape)
-        fault = fault or f"{scales} has the shape {found}, and {name} of {_sides(shape)} needs {_sides(shape[:-1])}"
+        fault = (
+            fault
+            or f"{scales} has the shape {found}, and {name} of {_sides(shape)} needs {_sides(shape[:-1])}"
+        )
     return Coded(stem, name, scales if scales in tensors else "", values, fault)
 
 
@@ -195,7 +235,7 @@ def block_of(shape: tuple[int, ...], grid: tuple[int, ...], block: Any) -> tuple
     """
     rows, columns = shape[-2:]
     if math.prod(grid) == 1:
-        return (rows, columns) if len(shape) == 2 else None
+        return rows, columns
     if len(grid) != len(shape) or grid[:-2] != shape[:-2]:
         return None
     high, wide = grid[-2:]

@@ -1,14 +1,14 @@
-"""How transformers' `from_pretrained` decodes tensors while it reads them, whatever is done with the values."""
+"""How transformers' `from_pretrained` decodes tensors while it reads them, whatever becomes of the values."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import FineGrainedFP8Config, Mxfp4Config
-from transformers.core_model_loading import ConversionOps, WeightRenaming
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 
@@ -32,6 +32,9 @@ class Reader:
     block: Any = None
     uncast: tuple[str, ...] = ()
     """Ends of the names of parameters that are read as they are stored."""
+    _plan: Sequence[tuple[Any, torch.dtype]]
+    stacks: Sequence[str] = ()
+    """The names of parameters of more than two axes."""
 
     def begin(self, model: Any, dtype: torch.dtype, quantized: Callable[[str], bool]) -> None:
         """Prepare for reading.
@@ -45,19 +48,19 @@ class Reader:
         self._plan = [(re.compile(glob.replace("*", ".*")), found) for glob, found in own.items()]
         self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         self._dtype, self._quantized = dtype, quantized
-        stacks = {n.rpartition(".")[2] for n, p in model.named_parameters() if p.ndim > 2} - {"weight"}
-        ends = (*self.uncast, *sorted(stacks))
+        stacks = {n.rpartition(".")[2] for n, p in model.named_parameters() if p.ndim > 2}
+        self.stacks = sorted(stacks - {"weight"})
+        ends = (*self.uncast, *self.stacks)
         model._get_dtype_plan = lambda _: {**own, **{rf"(?:^|\.){re.escape(end)}$": None for end in ends}}
 
     def dtype_of(self, path: str) -> torch.dtype:
         """The dtype that a parameter's values are read in."""
         path = path.replace("*.", "0.")
-        for pattern, dtype in self._plan:
-            if pattern.search(path):
-                return dtype
+        if planned := [dtype for pattern, dtype in self._plan if pattern.search(path)]:
+            return planned[0]
         if self._quantized(path):
             return self._dtype
-        found = self._dtypes.get(path, self._dtype)
+        found: torch.dtype = self._dtypes.get(path, self._dtype)
         return found if found.is_floating_point else self._dtype
 
     def finish(self, model: Any) -> None:
@@ -117,15 +120,12 @@ class DecodeEach(Decoding):
         return SCALE in pattern or "activation_scale" in pattern
 
     def convert(self, input_dict: dict[str, Any], full_layer_name: str = "", **given: Any) -> dict[str, Any]:
-        """Values under the names of their codes; or, where a conversion only decodes, under the whole path.
-        A tensor that is stored in floating point gets the parameter's dtype."""
+        """Values under the names of their codes. A tensor in floating point gets the parameter's dtype."""
         dtype, found = self.hf_quantizer.dtype_of(full_layer_name), {}
         for pattern, value in input_dict.items():
             if not self.is_beside(pattern):
                 tensors, scales = _listed(value), _listed(input_dict.get(pattern + SCALE) or ())
                 found[pattern] = [*self._decoded(pattern, tensors, scales, dtype)]
-        if set(found) <= set(self.hf_quantizer.serialized_names):
-            return {full_layer_name: values[0] for values in found.values()}
         return found
 
     def units(self, input_dict: dict[str, Any], full_layer_name: str) -> Iterator[torch.Tensor]:
@@ -147,6 +147,15 @@ class DecodeEach(Decoding):
             raise ValueError(f"{len(tensors)} tensors of {pattern}, and {len(scales)} of their scales")
         for codes, its_scales in zip(tensors, scales, strict=True):
             yield decode(codes, its_scales, self.hf_quantizer.block, dtype)
+
+
+class DecodeAlone(DecodeEach):
+    """The same, where nothing else is done to a tensor."""
+
+    def convert(self, input_dict: dict[str, Any], full_layer_name: str = "", **given: Any) -> dict[str, Any]:
+        """The values under their path."""
+        ((value,),) = super().convert(input_dict, full_layer_name, **given).values()
+        return {full_layer_name: value}
 
 
 class DecodeStack(Decoding):
@@ -174,7 +183,26 @@ def _listed(value: Any) -> list[Any]:
 
 
 class _Fp8(Reader, FineGrainedFP8HfQuantizer):  # type: ignore[misc]
+    """transformers 5.23 decodes what is called "weight": stacks of experts that are stored whole, as
+    "experts.gate_up_proj", it only reads in codes."""
+
     uncast = ("weight",)
+
+    def begin(self, model: Any, dtype: torch.dtype, quantized: Callable[[str], bool]) -> None:
+        super().begin(model, dtype, quantized)
+        known = FineGrainedFP8HfQuantizer.serialized_names
+        self.serialized_names = {**known, **{name: [name, name + SCALE] for name in self.stacks}}
+
+    def get_weight_conversions(self) -> list[Any]:
+        """What reads whatever the model's own conversions don't."""
+        alone, names = DecodeAlone(self), self.serialized_names
+        return [
+            *(
+                WeightConverter([f"experts.{each}" for each in names[stack]], f"experts.{stack}", [alone])
+                for stack in self.stacks
+            ),
+            WeightConverter(names["weight"], "weight", [alone]),
+        ]
 
     def get_load_operations(self) -> dict[str, Any]:
         return {"dequantize": DecodeEach}
@@ -198,5 +226,3 @@ def reader_of(stored: Mapping[str, Any]) -> Any:
     reader = _Fp8(config, pre_quantized=True)
     reader.block = block
     return reader
-
-
