@@ -468,26 +468,6 @@ def loadkit_shorten_loading(
 
 
 @hookspec(firstresult=True)
-def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any) -> str | None:
-    """Compare a parameter that your plugin quantized with what the checkpoint's file has for it.
-
-    When:
-        For a sample of tensors, right after loading. What nobody takes is compared by the core, value by
-        value.
-
-    Parameters:
-        plan: the plan.
-        module: the `torch.nn.Module` that holds it.
-        parameter: the `torch.nn.Parameter`, quantized; a `Unit` of it where its matrices were quantized one
-            by one (`Opened.units`).
-        stored: the first rows of the tensor in the file, as a `torch.Tensor` on the CPU in the file's dtype.
-
-    Returns:
-        What differs, in a few words; "" where nothing does; None where it isn't yours.
-    """
-
-
-@hookspec(firstresult=True)
 def loadkit_decode_stored(plan: Plan, files: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Show a checkpoint's tensors in floating point whose files hold codes that your plugin has decoded while
     the model was loaded.
@@ -504,6 +484,26 @@ def loadkit_decode_stored(plan: Plan, files: Mapping[str, Any]) -> Mapping[str, 
         The name of every tensor, as the files would have it in floating point, to what is asked for it:
         an object with `get_slice(name)`, which gives a slice like safetensors', and `file`, the file that it
         reads; or that file itself. None where you decode nothing of this plan.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_compare_tensor(plan: Plan, module: Any, parameter: Any, stored: Any) -> str | None:
+    """Compare a parameter that your plugin quantized with what the checkpoint's file has for it.
+
+    When:
+        For a sample of tensors, right after loading. What nobody takes is compared by the core, value by
+        value.
+
+    Parameters:
+        plan: the plan.
+        module: the `torch.nn.Module` that holds it.
+        parameter: the `torch.nn.Parameter`, quantized; a `Unit` of it where its matrices were quantized one
+            by one (`Opened.units`).
+        stored: the first rows of the tensor in the file, as a `torch.Tensor` on the CPU in the file's dtype.
+
+    Returns:
+        What differs, in a few words; "" where nothing does; None where it isn't yours.
     """
 
 

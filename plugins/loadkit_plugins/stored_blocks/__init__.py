@@ -1,5 +1,4 @@
-"""No plugin: weights that are stored in codes with a scale a block (fp8, mxfp8, mxfp4), by their headers and
-their values.
+"""Weights that are stored in codes with a scale a block (fp8, mxfp8, mxfp4). It is no plugin.
 
 - `headers`, without torch, says what such a checkpoint holds as if it were stored in floating point, and what
   is wrong with it: a scale that is missing, or belongs to another shape.
