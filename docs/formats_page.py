@@ -8,6 +8,7 @@ from loadkit import Accelerator, Machine
 from loadkit_plugins.prequantized.method import Method
 from loadkit_plugins.prequantized.methods import METHODS, SOURCE, UNREADABLE
 from loadkit_plugins.prequantized.settings import format_on, misplaced
+from loadkit_plugins.stored_blocks.headers import METHODS as AGAIN
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 9), (9, 0), (10, 0))
 
@@ -21,6 +22,8 @@ those of the installed transformers.
 - **stored**: the weights stay as they are in the files; **16 bits**: they are turned back into the dtype of the load,
   and train and are saved like any other; **no**: the plan is refused, with the ways out.
 - **trains** and **saves** are said of weights that stay: an adapter over them, and `save_pretrained`.
+- **4 bits**: whether `load_in_4bit=True`, `load_in_8bit=True` and profiles that prefer them [quantize it
+  again](../how-to/quantize-again.md): weights are decoded one by one, and rounded twice.
 - `dequantize=True` turns back the methods marked so on any machine: the way to train what is stored by one that can't.
 - Packages are those of the machine; a missing one is a problem of the plan."""
 
@@ -42,8 +45,8 @@ A GGUF file is named as the source (`models/tiny.gguf`) or by `gguf_file=` besid
 read without torch, and its weights are turned back while they are loaded, as transformers does; config and tokenizer
 come from the file too.
 
-A profile's preference for 4 bits gives way to a stored format, and the plan says "instead of". Asking for another
-quantization yourself is refused, as transformers would drop it."""
+A profile's preference for 4 bits gives way to a stored format that can't be quantized again, and the plan says "instead
+of". Asking for another quantization of such a one yourself is refused, as transformers would drop it."""
 
 
 def formats() -> Iterator[str]:
@@ -52,9 +55,11 @@ def formats() -> Iterator[str]:
     yield ABOUT
     heads = ["CPU", *(f"sm{major}{minor}" for major, minor in CAPABILITIES), "Apple"]
     rows = [
-        "| method | packages | " + " | ".join(heads) + " | `dequantize=True` | trains | saves | quantizer |"
+        "| method | packages | "
+        + " | ".join(heads)
+        + " | `dequantize=True` | 4 bits | trains | saves | quantizer |"
     ]
-    rows.append("|" + "---|" * (len(heads) + 6))
+    rows.append("|" + "---|" * (len(heads) + 7))
     yield "\n".join([*rows, *(_row(method) for method in METHODS)])
     yield MORE
     others = ", ".join(f"`{name}` ({whose})" for name, whose in UNREADABLE.items())
@@ -72,6 +77,7 @@ def _row(method: Method) -> str:
         ", ".join(filter(None, (needs, runs))) or "none",
         *(_cell(method, machine) for machine in machines),
         f"`{method.config}`" if method.config else "",
+        "yes" if method.name in AGAIN else "",
         _trains(method),
         "" if method.unreadable else "yes" if method.saves else "no",
         f"`{method.quantizer}`",

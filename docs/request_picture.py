@@ -131,7 +131,7 @@ def steps() -> list[Step | Value]:
         Step(
             "audit/",
             "a sample of the weights is held against the files' bytes",
-            (Box("comparison", "compare_tensor"),),
+            (Box("stored formats", "decode_stored"), Box("comparison", "compare_tensor")),
         ),
         Step(
             "loading/",

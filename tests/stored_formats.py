@@ -15,6 +15,7 @@ __all__ = [
     "store_bitnet",
     "store_compressed",
     "store_fp8",
+    "store_fp8_stacks",
     "store_gemma",
     "store_gguf",
     "store_gptq",
@@ -31,20 +32,64 @@ GROUP = 32
 """Inputs that share a scale, in GPTQ, AWQ and MLX."""
 
 
-def store_fp8(folder: Path, source: Path, ends: tuple[str, ...] = ("_proj.weight",)) -> Path:
-    """Store the layers' weights as DeepSeek does: float8 with a scale for each block."""
+def store_fp8(
+    folder: Path,
+    source: Path,
+    ends: tuple[str, ...] = ("_proj.weight",),
+    block: tuple[int, int] | None = (BLOCK, BLOCK),
+    *,
+    rounded: bool = False,
+    **fields: Any,
+) -> Path:
+    """Store the layers' weights as DeepSeek does: float8 with a scale for each block.
+
+    Parameters:
+        ends: of the names of the weights.
+        block: rows and columns; the last blocks may be cut off. None for one scale a weight.
+        rounded: whether scales are powers of two, in a byte each.
+        fields: further ones of the config.
+    """
     import torch
 
     def packed(name: str, weight: Any) -> Tensors:
-        rows, columns = weight.shape
+        high, wide = block or weight.shape
+        values = weight.float()
+        grid = (-(-values.shape[0] // high), -(-values.shape[1] // wide))
+        whole = values.new_zeros(grid[0] * high, grid[1] * wide)
+        whole[: values.shape[0], : values.shape[1]] = values
+        scale = whole.reshape(grid[0], high, grid[1], wide).abs().amax((1, 3)) / 448
+        if rounded:
+            scale = torch.exp2(torch.ceil(torch.log2(scale)))
+        each = scale.repeat_interleave(high, 0).repeat_interleave(wide, 1)
+        codes = (values / each[: values.shape[0], : values.shape[1]]).to(torch.float8_e4m3fn)
+        stored = scale.to(torch.float8_e8m0fnu) if rounded else scale
+        static = fields.get("activation_scheme") == "static"
+        beside = {f"{name.removesuffix('.weight')}.activation_scale": torch.tensor(0.5)} if static else {}
+        return {name: codes, f"{name}_scale_inv": stored if block else stored.reshape(()), **beside}
+
+    config = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": None if block is None else list(block),
+        **fields,
+    }
+    return _stored(folder, source, ends, packed, config)
+
+
+def store_fp8_stacks(folder: Path, source: Path) -> Path:
+    """Store stacks of experts whole, in float8 with a scale for each block of each expert."""
+    import torch
+
+    def packed(name: str, stack: Any) -> Tensors:
+        experts, rows, columns = stack.shape
         high, wide = min(BLOCK, rows), min(BLOCK, columns)
-        blocks = weight.float().reshape(rows // high, high, columns // wide, wide)
-        scale = blocks.abs().amax((1, 3), keepdim=True) / 448
-        codes = (blocks / scale).reshape(rows, columns).to(torch.float8_e4m3fn)
-        return {name: codes, f"{name}_scale_inv": scale.reshape(rows // high, columns // wide)}
+        blocks = stack.float().reshape(experts, rows // high, high, columns // wide, wide)
+        scale = blocks.abs().amax((2, 4), keepdim=True) / 448
+        codes = (blocks / scale).reshape(stack.shape).to(torch.float8_e4m3fn)
+        return {name: codes, f"{name}_scale_inv": scale.reshape(experts, rows // high, columns // wide)}
 
     config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
-    return _stored(folder, source, ends, packed, config)
+    return _stored(folder, source, ("_proj",), packed, config, inside=".experts.")
 
 
 def store_compressed(folder: Path, source: Path, kind: str = "int-quantized") -> Path:

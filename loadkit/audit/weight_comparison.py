@@ -101,9 +101,14 @@ def _pairs(
 
     with ExitStack() as stack:
         opened = {path: stack.enter_context(safe_open(path, framework="pt")) for path in files}
-        homes = {name: path for path, file in opened.items() for name in file.keys()}  # noqa: SIM118
-        if not homes:
+        files_of = {name: file for file in opened.values() for name in file.keys()}  # noqa: SIM118
+        if not files_of:
             return
+        if plan.quantization is not None:
+            decoding: Any = hooks.loadkit_decode_stored
+            files_of = manager.first(decoding, plan=plan, files=files_of) or files_of
+        paths = {id(file): path for path, file in opened.items()}
+        homes = {name: paths[id(getattr(file, "file", file))] for name, file in files_of.items()}
         absent = {*loading.missing, *(text.partition(":")[0] for text in loading.mismatched)}
         parameters = {n: p for n, p in model.named_parameters() if n not in absent}
         chosen = parameters if full else _sample(plan.digest, parameters, homes, model)
@@ -112,8 +117,7 @@ def _pairs(
             hook: Any = hooks.loadkit_open_parameter
             parts = manager.first(hook, plan=plan, parameter=parameter) if is_packed(parameter) else None
             if parts is not None and parts.units > 1 and not _stored_quantized(plan):
-                readers = {each: opened[path] for each, path in homes.items()}
-                units = stored_units(model, name, parameter, parts, readers, None if full else VALUES)
+                units = stored_units(model, name, parameter, parts, files_of, None if full else VALUES)
                 pairs = [Pair(unit.name, module, unit.unit, unit.rows) for unit in units]
                 yield from pairs or [Pair(name, module, parameter, None)]
                 continue
@@ -122,7 +126,7 @@ def _pairs(
                 if part is None or stored.name is None:
                     yield Pair(name, module, None if part is None else part.tensor, None)
                     continue
-                slices = opened[homes[stored.name]].get_slice(stored.name)
+                slices = files_of[stored.name].get_slice(stored.name)
                 rows = _rows(slices, part, None if full else VALUES)
                 yield Pair(_said(name, stored), module, part.tensor, rows)
 

@@ -16,10 +16,10 @@ Four kinds of hooks:
 * **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `shortcuts`, `shorten_loading`,
   `audit_model`, `read_back`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
-* **Act** (`build_quantization_config`, `load_model`, `compare_tensor`, `open_parameter`, and the phases from
-  `fit_vocabulary` to `merge_adapters`): the first result that isn't None is used; return None for what isn't
-  yours. loadkit's own plugins are asked last, the others by name. The core calls the phases always in the
-  same order.
+* **Act** (`build_quantization_config`, `load_model`, `decode_stored`, `compare_tensor`, `open_parameter`, and
+  the phases from `fit_vocabulary` to `merge_adapters`): the first result that isn't None is used; return None
+  for what isn't yours. loadkit's own plugins are asked last, the others by name. The core calls the phases
+  always in the same order.
 
 Hooks up to `shortcuts` run while planning: they must not import torch or transformers, and must not look at
 the machine, the environment or the network. All they need is in the frozen facts of `context`. The others run
@@ -464,6 +464,26 @@ def loadkit_shorten_loading(
 
     Returns:
         A `LoadingAid`; None for none.
+    """
+
+
+@hookspec(firstresult=True)
+def loadkit_decode_stored(plan: Plan, files: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Show a checkpoint's tensors in floating point whose files hold codes that your plugin has decoded while
+    the model was loaded.
+
+    When:
+        Right after loading, before tensors are compared with the files, where the plan has a quantization.
+
+    Parameters:
+        plan: the plan.
+        files: the name of every tensor in the files to the file that has it, as `safetensors.safe_open` opens
+            it.
+
+    Returns:
+        The name of every tensor, as the files would have it in floating point, to what is asked for it:
+        an object with `get_slice(name)`, which gives a slice like safetensors', and `file`, the file that it
+        reads; or that file itself. None where you decode nothing of this plan.
     """
 
 

@@ -37,6 +37,7 @@ ANSWERS: Mapping[str, Kind] = {
         lambda answer: isinstance(answer, Mapping) or hasattr(answer, "quant_method"),
     ),
     "loadkit_load_model": MODEL,
+    "loadkit_decode_stored": Kind("a mapping", lambda answer: isinstance(answer, Mapping)),
     "loadkit_compare_tensor": Kind("words", lambda answer: isinstance(answer, str)),
     "loadkit_open_parameter": Kind("an Opened", lambda answer: isinstance(answer, Opened)),
     "loadkit_fit_vocabulary": MODEL,

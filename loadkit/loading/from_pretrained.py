@@ -25,6 +25,7 @@ from loadkit.loading.speed.page_release import released_while_loading
 from loadkit.loading.speed.run_aids import NO_AIDS, Aids, with_aids
 from loadkit.loading.turned_back import (
     finish_turning_back,
+    forget_stored,
     gguf_in_floating_point,
     saved_as_stored,
     set_stored,
@@ -99,6 +100,8 @@ def _load(
         elif gguf:
             kwargs |= gguf_in_floating_point()
         elif quantization is not None:
+            if quantization.again:
+                forget_stored(config)
             kwargs["quantization_config"] = _quantization_config(plan, quantization, config, manager)
         elif plan.quantization is not None and plan.quantization.prequantized:
             set_stored(config, plan.quantization.settings)

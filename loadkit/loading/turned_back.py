@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["finish_turning_back", "gguf_in_floating_point", "saved_as_stored", "set_stored"]
+from loadkit.audit.model_access import configs
+
+__all__ = ["finish_turning_back", "forget_stored", "gguf_in_floating_point", "saved_as_stored", "set_stored"]
 
 
 def set_stored(config: Any, settings: Mapping[str, Any]) -> None:
@@ -18,6 +20,14 @@ def set_stored(config: Any, settings: Mapping[str, Any]) -> None:
         own = getattr(each, "quantization_config", None)
         if own is not None:
             each.quantization_config = {**(own if isinstance(own, dict) else own.to_dict()), **settings}
+
+
+def forget_stored(config: Any) -> None:
+    """Take the checkpoint's own quantization config off, as its weights get another: transformers 5.23 takes
+    no second one (`merge_quantization_configs`), and would save the first in nested configs."""
+    for each in {id(c): c for c in (config, *(nested for _, nested in configs(config)))}.values():
+        if getattr(each, "quantization_config", None) is not None:
+            del each.quantization_config
 
 
 def gguf_in_floating_point() -> dict[str, Any]:

@@ -16,11 +16,14 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True):
         data: bytes of its codes.
         constants: bytes of its scales and code books.
         dtype: what the codes are packed in, by torch's name: engines that shard parameters take floats only.
+        decoded: it isn't quantized: it is stored so, and `data` are the bytes of its values in `dtype`; none
+            for a scale, which is gone by then.
     """
 
     data: int
     constants: int = 0
     dtype: str = "uint8"
+    decoded: bool = False
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,7 +68,7 @@ def _state(adapter: Adapter, of: Adapters) -> str:
 def _quantization(value: Quantization) -> str:
     bits = f" {value.bits:g}-bit" if value.bits else ""
     if value.format is msgspec.UNSET:
-        stored = " (stored)" if value.prequantized else ""
+        stored = " (stored)" if value.prequantized else f", decoded from {value.again}" if value.again else ""
         return f"{value.method}{bits}{stored}{_fields(_worth_saying(value))}"
     found = value.format
     train, save = ("can" if able else "can't" for able in (found.trains, found.saves))

@@ -132,6 +132,8 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
             `dequantize` that was asked for.
         format: of a checkpoint that is stored so, what it is in memory; unset where it isn't, and in plans of
             loadkit before 1.0.
+        decoded_from: how a checkpoint is stored whose weights are decoded and quantized again, one by one:
+            its `quant_method`, and the fields of its config that decoding goes by; unset for any other.
     """
 
     method: str
@@ -140,6 +142,12 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     skip_modules: tuple[str, ...] = ()
     prequantized: bool = False
     format: StoredFormat | msgspec.UnsetType = msgspec.UNSET
+    decoded_from: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def again(self) -> str:
+        """The method that the checkpoint is stored by, where its weights are quantized again; or ""."""
+        return "" if self.decoded_from is msgspec.UNSET else str(self.decoded_from.get("quant_method", ""))
 
     @property
     def packed(self) -> bool:

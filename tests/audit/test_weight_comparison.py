@@ -56,7 +56,8 @@ def compared(
     weight_format: str = "safetensors",
     full: bool = False,
 ) -> list[Finding]:
-    plan: Any = SimpleNamespace(checkpoint=SimpleNamespace(weight_format=weight_format), digest="abc")
+    checkpoint = SimpleNamespace(weight_format=weight_format)
+    plan: Any = SimpleNamespace(checkpoint=checkpoint, quantization=None, digest="abc")
     by: Any = manager or Manager()
     return compare_with_files(plan, files, model, by, Loading(), full=full)
 

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 from forks import Forks
+from stored_formats import store_fp8
 
 from loadkit.hooks import hookspecs
 
@@ -35,6 +36,7 @@ PAGES_THAT_RUN = (
     "how-to/move-to-loadkit.md",
     "how-to/plan-for-a-cluster.md",
     "how-to/qlora-with-trl.md",
+    "how-to/quantize-again.md",
     "how-to/repeat-a-load.md",
     "how-to/see-if-it-fits.md",
     "how-to/tensor-parallel.md",
@@ -60,6 +62,7 @@ def test_a_page_works_when_typed_in(
     if page.startswith("how-to"):
         (tmp_path / "my-mistral").symlink_to(tiny("mistral"))
         (tmp_path / "my-gemma3").symlink_to(tiny("gemma3"))
+        store_fp8(tmp_path / "my-fp8", tiny("mistral"))
     namespace: dict[str, object] = {"__name__": "__main__"}
     ran = 0
     for language, title, code in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):

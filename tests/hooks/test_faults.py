@@ -28,6 +28,7 @@ LOADING = {
     "loadkit_shorten_loading": {"profile": "inference-4bit"},
     "loadkit_open_parameter": {"profile": "inference-4bit"},
     "loadkit_workarounds": {},
+    "loadkit_decode_stored": {"profile": "inference-4bit"},
     "loadkit_compare_tensor": {"profile": "inference-4bit"},
     "loadkit_fit_vocabulary": {},
     "loadkit_dequantize": {

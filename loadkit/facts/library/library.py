@@ -27,6 +27,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         no_split_modules: classes of submodules that must stay on one device.
         keep_in_fp32_modules: names of submodules kept in float32 when the load dtype is float16.
         keep_in_fp32_modules_strict: the same for float16 and bfloat16.
+        ignored: patterns of what files may hold and the class has no place for.
         compatible_flash_implementations: the only flash kernels it works with; empty for no such limit.
         tp_plan: how tensor parallelism splits the class's own modules, beside the config's plan.
         arguments: what its constructor takes by name beside the config.
@@ -43,6 +44,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     no_split_modules: tuple[str, ...] = ()
     keep_in_fp32_modules: tuple[str, ...] = ()
     keep_in_fp32_modules_strict: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     compatible_flash_implementations: tuple[str, ...] = ()
     tp_plan: dict[str, str] = {}
     arguments: tuple[str, ...] = ()

@@ -151,6 +151,7 @@ def _model_facts(mro: list[ClassSource]) -> ModelFacts:
         no_split_modules=names("_no_split_modules"),
         keep_in_fp32_modules=names("_keep_in_fp32_modules"),
         keep_in_fp32_modules_strict=names("_keep_in_fp32_modules_strict"),
+        ignored=names("_keys_to_ignore_on_load_unexpected"),
         compatible_flash_implementations=names("_compatible_flash_implementations"),
         tp_plan=text_items(_nearest(mro, "_tp_plan")),
         arguments=next((each.arguments for each in mro if each.arguments is not None), ())[1:],

@@ -24,6 +24,7 @@ __all__ = ["Kind", "Weight", "read_weights"]
 Kind = Literal["linear", "linear subclass", "head", "embedding", "norm", "experts", "other"]
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+LAYER, MTP = re.compile(r"(?:^|\.)layers\.(\d+)\."), re.compile(r"(?:^|\.)mtp\w*\.")
 NORM = re.compile(r"Norm(\d+d)?$")
 EXPERT = re.compile(r"\w+_projs?|w\d|weight\d|(gate|up|down)\w*")
 """Names of parameters that hold the weights of several experts."""
@@ -93,7 +94,10 @@ def read_weights(checkpoint: Checkpoint, library: Library, model: ModelClass) ->
     head = _head(modules, model.model_class)
     kinds: dict[tuple[str, int], _Role] = {}
     found = []
+    ignored = _ignored(checkpoint, library, model) if native else ()
     for name, header in _taken(checkpoint, model).items():
+        if ignored and _is_beyond(name, checkpoint, ignored):
+            continue
         pattern = (NUMBER.sub("*", name), len(header.shape))
         if pattern not in kinds:
             kinds[pattern] = _kind(name, header, modules, head)
@@ -153,6 +157,19 @@ def _taken(checkpoint: Checkpoint, model: ModelClass) -> Mapping[str, TensorHead
         for name, header in checkpoint.tensors.items()
         if any(p.match(name) for p in patterns) or re.search(r"(^|\.)lm_head\.", name)
     }
+
+
+def _ignored(checkpoint: Checkpoint, library: Library, model: ModelClass) -> tuple[re.Pattern[str], ...]:
+    facts = library.class_facts(model.model_class)
+    return tuple(map(re.compile, facts.ignored)) if facts else ()
+
+
+def _is_beyond(name: str, checkpoint: Checkpoint, ignored: tuple[re.Pattern[str], ...]) -> bool:
+    """Whether a tensor is of a layer after the last one, which predicts further tokens, and the class leaves
+    it out. Its patterns count for nothing else: they may match tensors that it has a place for."""
+    layers, found = checkpoint.text_config.get("num_hidden_layers"), LAYER.search(name)
+    after = isinstance(layers, int) and found is not None and int(found[1]) >= layers
+    return (after or bool(MTP.search(name))) and any(pattern.search(name) for pattern in ignored)
 
 
 def _modules(library: Library) -> dict[str, ModuleFacts]:

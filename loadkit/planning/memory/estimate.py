@@ -43,7 +43,9 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
     stays_quantized = plan.quantized is not None and not (plan.adapters and plan.adapters.dequantize)
     turned_back: Mapping[str, Packed] = {}
     if stays_quantized:
-        packed = manager.first(hooks.loadkit_estimate_weights, **about) or {}
+        made: Mapping[str, Packed] = manager.first(hooks.loadkit_estimate_weights, **about) or {}
+        packed = {name: each for name, each in made.items() if not each.decoded}
+        turned_back = {name: each for name, each in made.items() if each.decoded}
     elif plan.quantization is not None and not plan.quantization.packed:
         turned_back = manager.first(hooks.loadkit_estimate_weights, **about) or {}
     left = (weight for weight in weights if weight.name not in packed)
@@ -134,6 +136,7 @@ def _unquantized(kept: Sequence[Kept]) -> dict[str, int]:
     for weight, _, nbytes in kept:
         linear = weight.kind == "linear" and len(weight.shape) > 1
         found["skipped" if linear else REASONS.get(weight.kind, "other")] += nbytes
+    found += Counter()  # scales that are gone count for nothing
     return dict(found.most_common())
 
 

@@ -166,13 +166,15 @@ def _merging(context: Context, plan: Plan, adapters: Adapters) -> Iterator[Probl
 
 
 def _floating(checkpoint: Checkpoint, prequantized: bool) -> int:
-    """About how many bytes the weights take in 16 bits; packed ones hold two weights a byte."""
+    """About how many bytes the weights take in 16 bits; packed ones hold one weight a byte, or two."""
     total = 0
     for header in checkpoint.tensors.values():
         if prequantized and header.dtype == "U8" and len(header.shape) == 2 and header.shape[-1] == 1:
             total += header.nbytes * 4
-        elif prequantized and header.dtype == "I8":
+        elif header.dtype in ("F8_E4M3", "F8_E5M2") or (prequantized and header.dtype == "I8"):
             total += header.nbytes * 2
+        elif not prequantized and header.dtype == "U8" and len(header.shape) == 4:
+            total += header.nbytes * 4
         elif not prequantized or header.dtype in ("BF16", "F16"):
             total += header.nbytes
     return total

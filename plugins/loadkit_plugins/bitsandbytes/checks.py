@@ -22,6 +22,8 @@ from loadkit_plugins.bitsandbytes.settings import (
     twice,
 )
 from loadkit_plugins.bitsandbytes.stored_layers import check_stored_layers
+from loadkit_plugins.stored_blocks.headers import METHODS, as_floats
+from loadkit_plugins.stored_blocks.wishes import turned_back
 
 __all__ = ["check"]
 
@@ -88,7 +90,7 @@ def _planned(context: Context, plan: Plan) -> Sequence[Problem]:
         if quantization.method == METHOD:
             platform += check_offloaded(plan, quantization, asked=bool(quantization.options.get(OFFLOAD)))
             platform += check_stored_layers(context, plan, quantization)
-        return [*_contradictions(quantization, demanded), *platform]
+        return [*_contradictions(quantization, demanded, _not_again(context)), *platform]
     if quantization is None or quantization.method != METHOD:
         return list(_unused(demanded, quantization))
     return [
@@ -227,13 +229,24 @@ def _unused(demanded: dict[str, Any], quantization: Quantization | None) -> Iter
     )
 
 
-def _contradictions(stored: Quantization, demanded: dict[str, Any]) -> Iterator[Problem]:
+def _not_again(context: Context) -> str:
+    """Why weights that could be quantized again, by their format, aren't; "" where their format can't be."""
+    if context.checkpoint.quantization_config.get("quant_method") not in METHODS:
+        return ""
+    if (floats := turned_back(context)) is not None:
+        given = "you" if floats.demanded else floats.by
+        return f"; {given} asked for {floats.name}={floats.value!r} too, which leaves them in floating point"
+    faults = as_floats(context.checkpoint).faults
+    return f"; they can't be decoded to be quantized again: {faults[0]}" if faults else ""
+
+
+def _contradictions(stored: Quantization, demanded: dict[str, Any], why: str) -> Iterator[Problem]:
     """A demand that a quantized checkpoint contradicts: transformers would drop it with a warning at most."""
     yield from _both_widths(demanded)
     for bits in (4, 8):
         name = f"load_in_{bits}bit"
         if name in demanded and demanded[name] != (stored.method == METHOD and stored.bits == bits):
-            width = f"{stored.bits:g} bits by {stored.method}"
+            width = f"{stored.bits:g} bits by {stored.method}{why if demanded[name] else ''}"
             yield _contradiction(stored, f"{name}={demanded[name]!r}", width)
     for name in (*FOUR_BIT, *EIGHT_BIT, "skip_modules"):
         field = "llm_int8_skip_modules" if name == "skip_modules" else name

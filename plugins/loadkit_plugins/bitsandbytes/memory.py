@@ -10,6 +10,8 @@ from loadkit.plugins import FLOATS
 from loadkit_plugins.bitsandbytes.offloaded import offloaded
 from loadkit_plugins.bitsandbytes.packed.layout import BLOCK, NESTED_BLOCK, Layout
 from loadkit_plugins.bitsandbytes.settings import OFFLOAD, PACKED_PARAMETERS
+from loadkit_plugins.bitsandbytes.stored_otherwise import as_the_files_name_it, in_floats
+from loadkit_plugins.stored_blocks.headers import as_floats
 
 __all__ = ["estimate", "layout_of"]
 
@@ -30,6 +32,17 @@ def estimate(context: Context, plan: Plan, weights: Sequence[Weight]) -> Mapping
     if quantization.prequantized:
         names = {w.name for w in weights}
         return {w.name: packed for w in weights if (packed := _stored(w, names)) is not None}
+    if quantization.again:
+        decoded = as_floats(context.checkpoint)
+        plain = in_floats(context, decoded)
+        made = _quantized(plain, plan, quantization, plain.weights(plan.model_class))
+        return as_the_files_name_it(weights, decoded, made, plan.dtype)
+    return _quantized(context, plan, quantization, weights)
+
+
+def _quantized(
+    context: Context, plan: Plan, quantization: Quantization, weights: Sequence[Weight]
+) -> dict[str, Packed]:
     kept = _kept(context, plan)
     left = [w for w in weights if w.dtype in FLOATS and not _ends_with(w.module, kept)]
     layers = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from loadkit import (
     Asked,
     Claim,
@@ -21,6 +23,7 @@ from loadkit import (
     Weight,
     hookimpl,
 )
+from loadkit.plugins import some_of
 from loadkit_plugins.bitsandbytes.packed_parameters import packable, run_as_experts
 from loadkit_plugins.bitsandbytes.settings import (
     FOUR_BIT,
@@ -33,7 +36,9 @@ from loadkit_plugins.bitsandbytes.settings import (
     settings,
     width,
 )
+from loadkit_plugins.bitsandbytes.stored_otherwise import cost, decodable, in_floats, left_in_floats
 from loadkit_plugins.bitsandbytes.unsupported_layers import unsupported
+from loadkit_plugins.stored_blocks.headers import fields_of
 
 
 @hookimpl
@@ -47,8 +52,11 @@ def loadkit_choose_quantization(
 ) -> Sequence[Claim[Quantization | None]]:
     wishes = settings(context.request)
     bits = width(wishes)
-    if bits is None or (context.checkpoint.quantization_config and not _overruled(bits, context)):
+    stored_as = context.checkpoint.quantization_config
+    again = None if bits is None or bits.name == "none" else decodable(context)
+    if bits is None or (stored_as and again is None and not _overruled(bits, context)):
         return []
+    context = context if again is None else in_floats(context, again)
     if bits.name == "none":
         return [Claim(value=None, because=bits.because, strength=bits.strength)]
     four = bits.name == "load_in_4bit"
@@ -58,13 +66,19 @@ def loadkit_choose_quantization(
     stored = bool(context.checkpoint.quantization_config)  # then this gives way whole
     beside = {} if stored or options.get("llm_int8_has_fp16_weight") else packable(context, architecture)
     known = {} if stored else unsupported(context, architecture, 4 if four else 8)
+    as_stored = () if again is None else left_in_floats(again, context.weights(architecture))
     value = Quantization(
         method=METHOD,
         bits=4 if four else 8,
         options={**options, **({PACKED_PARAMETERS: beside} if beside else {})},
-        skip_modules=tuple(dict.fromkeys((*skip, *registered, *known))),
+        skip_modules=tuple(dict.fromkeys((*skip, *registered, *known, *as_stored))),
+        decoded_from=fields_of(stored_as) if again else msgspec.UNSET,
     )
     because = _because(bits, wishes, context)
+    if again is not None:
+        because += "; " + cost(value.again, str(options.get("bnb_4bit_quant_type", "int8")))
+    if as_stored:
+        because += f"; {some_of(as_stored)} stays as it is: it is stored in floating point"
     if beside:
         said = (f"{name}.{each}" for name, parameters in beside.items() for each in parameters)
         because += f"; {', '.join(said)} are packed too, a matrix at a time (saved so, the model loads with loadkit; transformers alone refuses it)"
@@ -117,6 +131,12 @@ def loadkit_build_quantization_config(quantization: Quantization, skip_modules: 
 
     _say_once("bitsandbytes.autograd._functions")
     skipped = None if skip_modules is None else list(skip_modules)
+    if quantization.decoded_from is not msgspec.UNSET:
+        from loadkit_plugins.bitsandbytes import requantized
+
+        requantized.register()
+        stored = quantization.decoded_from
+        return requantized.RequantizedConfig(stored, **quantization.options, llm_int8_skip_modules=skipped)
     if PACKED_PARAMETERS not in quantization.options:
         return BitsAndBytesConfig(**quantization.options, llm_int8_skip_modules=skipped)
     from loadkit_plugins.bitsandbytes.packed.config import PackedConfig, register
@@ -132,6 +152,18 @@ def loadkit_dequantize(plan: Plan, model: Any) -> Any:
     import torch
 
     return model.dequantize(dtype=getattr(torch, plan.dtype))
+
+
+@hookimpl
+def loadkit_decode_stored(plan: Plan, files: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    quantization = plan.quantization
+    if quantization is None or quantization.decoded_from is msgspec.UNSET or quantization.method != METHOD:
+        return None
+    import torch
+
+    from loadkit_plugins.stored_blocks.files import decoded_files
+
+    return decoded_files(files, quantization.decoded_from, getattr(torch, plan.dtype))
 
 
 @hookimpl

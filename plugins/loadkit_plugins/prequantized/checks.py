@@ -11,6 +11,7 @@ import msgspec
 from loadkit import Context, Plan, Problem, Quantization, StoredFormat
 from loadkit.plugins import did_you_mean, size
 from loadkit_plugins.prequantized.config_fields import refused_fields
+from loadkit_plugins.prequantized.damage import stored_wrongly
 from loadkit_plugins.prequantized.memory import grown
 from loadkit_plugins.prequantized.method import Method
 from loadkit_plugins.prequantized.methods import SOURCE, UNREADABLE, methods_named
@@ -36,6 +37,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
     return [
         *_unreadable(method),
         *_config(context, method, quantization),
+        *stored_wrongly(context, plan, quantization),
         *_place(context, method, made),
         *_packages(context, method, made),
         *_dtype(context, plan, method),

@@ -28,6 +28,8 @@ from loadkit import (
     hookimpl,
 )
 from loadkit_plugins.prequantized.settings import method_of, stored, stored_here
+from loadkit_plugins.stored_blocks.headers import METHODS, as_floats
+from loadkit_plugins.stored_blocks.wishes import quantized_again
 
 
 @hookimpl
@@ -73,6 +75,9 @@ def loadkit_choose_quantization(
         chosen = ", ".join(f"{name}={value}" for name, value in already.settings.items())
         because += f"; {chosen} is set, with which it trains" if chosen else ""
         because += f"; it takes {', '.join(already.format.needs)}" if already.format.needs else ""
+    if already.method in METHODS and quantized_again(context) and as_floats(context.checkpoint).able:
+        because = f"the checkpoint is stored quantized ({already.method})"
+        return Claim(value=already, because=because)
     return Claim(value=already, because=because, strength=Strength.YOU)
 
 

@@ -61,7 +61,7 @@ def test_fp8_is_turned_back(fp8: Path, options: dict[str, Any]) -> None:
 def test_an_adapter_trains_over_what_was_turned_back(fp8: Path) -> None:
     import torch
 
-    loaded = loadkit.load(fp8, "qlora")
+    loaded = loadkit.load(fp8, "lora")
     ids = torch.ones(1, 4, dtype=torch.long)
     loaded.model(input_ids=ids, labels=ids).loss.backward()
     assert any(p.grad is not None for p in loaded.model.parameters())

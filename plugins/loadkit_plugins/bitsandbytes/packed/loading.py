@@ -54,13 +54,16 @@ def unit_by_unit(conversion: Any) -> Any:
     """The same conversion, which never holds all experts unpacked, where its operations allow that."""
     if type(conversion) is not WeightConverter:
         return conversion
-    kinds = [type(each).__name__ for each in conversion.operations]
-    merges = kinds[:1] == ["MergeModulelist"] and conversion.operations[0].dim == 0
-    behind = all(_behind(each) for each in conversion.operations[1:])
-    if not merges or not behind or len(conversion.target_patterns) != 1 or set(kinds) - set(ALONE):
+    operations = [each for each in conversion.operations if not getattr(each, "each_alone", False)]
+    kinds = [type(each).__name__ for each in operations]
+    merges = kinds[:1] == ["MergeModulelist"] and operations[0].dim == 0
+    behind = all(_behind(each) for each in operations[1:])
+    stack = not operations and hasattr(conversion.operations[0], "units")
+    one_by_one = merges and behind and not set(kinds) - set(ALONE)
+    if not (stack or one_by_one) or len(conversion.target_patterns) != 1:
         return conversion
     sources, targets = conversion._original_source_patterns, conversion._original_target_patterns
-    made = _UnitByUnit(
+    made = (_FromStack if stack else _UnitByUnit)(
         list(sources), list(targets), operations=conversion.operations, force_cpu=conversion.force_cpu
     )
     made.scope_prefix, made.base_model_prefix = conversion.scope_prefix, conversion.base_model_prefix
@@ -113,6 +116,29 @@ class _UnitByUnit(WeightConverter):  # type: ignore[misc]
             values = next(first)
             device.append(values.device)
             return tensors_of(path, layout, _again(values, first), values.device)
+
+
+class _FromStack(WeightConverter):  # type: ignore[misc]
+    """A conversion that decodes a stack: its experts are packed as they are decoded."""
+
+    __slots__ = ()
+
+    def convert(
+        self,
+        layer_name: str,
+        model: Any = None,
+        config: Any = None,
+        hf_quantizer: Any = None,
+        loading_info: Any = None,
+    ) -> Any:
+        layout = getattr(hf_quantizer, "layouts", {}).get(layer_name)
+        if layout is None or self.quantization_operation is None or layout.units == 1:
+            return super().convert(layer_name, model, config, hf_quantizer, loading_info)
+        stored = self.materialize_tensors()
+        device = next(iter(stored.values()))[0].device
+        (operation,) = self.operations
+        with log_conversion_errors(layer_name, loading_info, (len(stored), layer_name), operation):
+            return tensors_of(layer_name, layout, operation.units(stored, layer_name), device)
 
 
 def _again(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
