@@ -92,6 +92,7 @@ SHOWN_ELSEWHERE: dict[str, str] = {
     "dequantize_stored": "tests/plugins/prequantized: stored formats that are turned back",
     "device_map": "test_device_map_is_read",
     "frozen_parts": "test_mutants: of a multimodal model",
+    "lora_experts": "test_fused_experts",
     "lora_target_parameters": "test_fused_experts",
     "model_class": "test_mutants: another class",
     "lora_vision": "test_towers_are_left_alone",
@@ -393,17 +394,26 @@ def test_biases_train_where_they_are_asked_to(tiny: Tiny) -> None:
 
 
 def test_fused_experts(tiny: Tiny) -> None:
-    """PEFT writes patterns for them into its config, and not into the plan."""
+    """What PEFT adapts of them, and with which ranks, is in the plan."""
     options = {"lora_target_modules": ["q_proj"], "lora_target_parameters": ["experts.down_proj"]}
     model = loadkit.load(tiny("mixtral"), "lora", **options)
     model.model.peft_config["default"].target_parameters = []
     assert "lora_target_parameters" in " ".join(f.message for f in found(model.plan, model))
+    without = loadkit.load(tiny("mixtral"), "lora")
+    for wanted in (True, False):
+        asked = loadkit.plan(tiny("mixtral"), "lora", lora_experts=wanted)
+        assert ("lora_experts" in " ".join(f.message for f in found(asked, without))) is wanted
+        assert not found(asked, loadkit.load(asked))
+    missed = loadkit.load(tiny("mixtral"), "lora", lora_experts=True)
+    experts = missed.model.get_submodule("base_model.model.model.layers.1.mlp")
+    experts.experts = experts.experts.base_layer  # a stack that nobody adapts
+    assert "the parameters that 'default' adapts" in " ".join(f.message for f in found(missed.plan, missed))
     every = loadkit.plan(
         tiny("mixtral"), "lora", peft_config={"target_modules": "all-linear", "rank_pattern": {}}
     )
     assert not loadkit.load(every).report.findings
     assert every.adapter is not None
-    assert every.adapter.options["rank_pattern"] == {}
+    assert every.adapter.options["rank_pattern"] == {"experts.gate_up_proj": 32}  # as PEFT has it
 
 
 # --- Further places

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadkit import Adapter, Adapters, LoadError, Plan, Vocabulary
+from loadkit_plugins.adapter.by_parameter import name_by_parameter
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
 from loadkit_plugins.adapter.layers import WITHOUT_NAME, parameters_of
 from loadkit_plugins.adapter.targets import (
@@ -95,6 +96,8 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
         ends = options.get("exclude_modules") or ()
         within = rf"({'|'.join(map(re.escape, beside))})(\..*)?"
         options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
+    if adapter.peft_type == "LORA" and _every(adapter):
+        name_by_parameter(model, options)
     if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
         options["fan_in_fan_out"] = True  # GPT-2's layers hold their weights transposed
     pad = plan.tokens.pad_token
@@ -106,6 +109,7 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
         if isinstance(runtime := options.get("runtime_config"), dict):
             options["runtime_config"] = peft.LoraRuntimeConfig(**runtime)  # PEFT 0.21 takes it as it is
         config = peft.get_peft_config({"peft_type": adapter.peft_type, **options})
+        _use_activations(config)
         if beneath is None:
             made = peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
         else:
@@ -122,21 +126,33 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
 
 
 def _drop_out(model: Any, name: str, dropout: float) -> None:
-    """Set dropout on every layer that can have it.
+    """Set dropout on every layer.
 
-    PEFT 0.21 refuses settings with dropout where a fused weight is adapted, instead of leaving that one out.
+    PEFT 0.21 refuses settings with dropout where parameters are adapted, as its layers over them have none.
     Saved settings say 0 then, so that PEFT can load the adapter.
     """
     import torch
-    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+    from peft.tuners.lora.layer import LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    plain = [layer for layer in layers if not isinstance(layer, ParamWrapper)]
-    for layer in plain if dropout else ():
+    for layer in layers if dropout else ():
         if name in layer.lora_dropout:
             layer.lora_dropout[name] = torch.nn.Dropout(p=dropout)
-    if len(plain) == len(layers):
+    if not getattr(model.peft_config[name], "target_parameters", None):
         model.peft_config[name].lora_dropout = dropout
+
+
+def _use_activations(config: Any) -> None:
+    """Have parameters be adapted by loadkit's own layers, which have PEFT's tensors."""
+    if str(config.peft_type).endswith("LORA") and hasattr(config, "target_parameters"):
+        from loadkit_plugins.adapter.parameters import use_activations
+
+        use_activations(config)
+
+
+def _every(adapter: Adapter) -> bool:
+    given = adapter.options.get("target_modules")
+    return EVERY_LINEAR in ([given] if isinstance(given, str) else given or ())
 
 
 def _resolve(model: Any, adapter: Adapter, options: dict[str, Any]) -> None:
@@ -189,10 +205,16 @@ def _add_existing(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabula
         "torch_device": str(next(model.parameters()).device),  # PEFT's guess is a GPU wherever the base is
     }
     try:
+        config = peft.PeftConfig.from_pretrained(adapter.source)
+        config.inference_mode = not adapter.trainable
+        _use_activations(config)
         if isinstance(model, peft.PeftModel):
-            model.load_adapter(adapter.source, **about)
+            model.add_adapter(adapter.name, config, autocast_adapter_dtype=False)
+            if adapter.trainable:
+                model.set_requires_grad(adapter.name)
+            model.load_adapter(adapter.source, **about)  # its tensors: the layers are there
         else:
-            model = peft.PeftModel.from_pretrained(model, adapter.source, **about)
+            model = peft.PeftModel.from_pretrained(model, adapter.source, config=config, **about)
     except Exception as error:  # PEFT lets any error of its parts through
         reason = re.sub(r"\s+", " ", str(error))
         raise LoadError(

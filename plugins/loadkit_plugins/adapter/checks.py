@@ -8,6 +8,7 @@ from functools import partial
 
 from loadkit import Adapter, Adapters, Checkpoint, Context, Plan, Problem
 from loadkit.plugins import FLOATS, AdapterFacts, canonical_dtype, did_you_mean
+from loadkit_plugins.adapter.experts import check_experts
 from loadkit_plugins.adapter.field_checks import check_fields
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
 from loadkit_plugins.adapter.foreign import check_foreign, trained_tokens
@@ -60,6 +61,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     if not plan.adapters.members[-1].source:
         yield from check_fields(context, plan, plan.adapters.members[-1])
         yield from _start(context, plan, plan.adapters.members[-1])
+        yield from check_experts(context, plan, plan.adapters.members[-1])
 
 
 def _over_packed(context: Context, plan: Plan, adapters: Adapters) -> Iterator[Problem]:
@@ -77,7 +79,8 @@ def _over_packed(context: Context, plan: Plan, adapters: Adapters) -> Iterator[P
 
 def _unused(context: Context, plan: Plan) -> Iterator[Problem]:
     """Options that have nothing to work on."""
-    demanded = [name for name in LORA_OPTIONS if (a := context.request.asked(name)) and a.demanded]
+    options = (*LORA_OPTIONS, "lora_experts")
+    demanded = [name for name in options if (a := context.request.asked(name)) and a.demanded]
     if plan.adapters is None:
         more = ("merge_adapter", "active_adapter", "adapter_trainable")
         demanded += [n for n in more if (a := context.request.asked(n)) and a.demanded and a.value]

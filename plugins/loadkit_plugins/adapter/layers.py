@@ -12,8 +12,10 @@ from loadkit import Adapter
 __all__ = [
     "WITHOUT_NAME",
     "adapted",
+    "adapted_parameters",
     "biases",
     "expected",
+    "expected_parameters",
     "free_modules",
     "of_layers",
     "parameters_of",
@@ -46,6 +48,28 @@ def parameters_of(adapter: Adapter, named: Sequence[tuple[str, Any]]) -> list[st
     """Names of an adapter's own parameters."""
     own = {adapter.name, *WITHOUT_NAME.get(adapter.peft_type, ())}
     return [name for name, _ in named if own & {*name.split(".")}]
+
+
+def adapted_parameters(base: Any, name: str) -> dict[str, int]:
+    """Paths of the parameters that an adapter of that name is in, to their axes; linear layers that PEFT
+    knows by their weights are among them."""
+    return {
+        f"{_bare(path)}.{layer.parameter_name}": getattr(layer, "_param_ndim", 2)
+        for path, layer in _layers(base, name).items()
+        if type(layer).__name__ == "ParamWrapper"
+    }
+
+
+def expected_parameters(base: Any, config: Any) -> list[str]:
+    """Paths of the parameters that PEFT's own matching takes for targets."""
+    ends = tuple(f".{each}" for each in getattr(config, "target_parameters", None) or ())
+    inside = re.compile(r"\.(lora_|modules_to_save|original_module)")
+    names = (_bare(path) for path, _ in base.named_parameters() if not inside.search(path))
+    return sorted({name for name in names if f".{name}".endswith(ends or ("\n",))})
+
+
+def _bare(path: str) -> str:
+    return path.replace(".base_layer", "")
 
 
 def saved_whole(base: Any, name: str) -> list[str]:
@@ -123,15 +147,11 @@ def biases(adapter: Adapter, named: Sequence[tuple[str, Any]]) -> list[str]:
 def _lora(
     adapter: Adapter, planned: Mapping[str, Any], layers: list[Any], *, scaled: bool
 ) -> dict[str, tuple[Any, Any]]:
-    """Dropout, which a fused weight can't have, and the scale that rank, alpha and rsLoRA make."""
+    """Dropout, and the scale that rank, alpha and rsLoRA make."""
     found: dict[str, tuple[Any, Any]] = {}
     dropouts = [_of(getattr(layer, "lora_dropout", None), adapter.name) for layer in layers]
     if "lora_dropout" in planned:
-        rates = [
-            _rate(dropout)
-            for layer, dropout in zip(layers, dropouts, strict=True)
-            if dropout is not None and type(layer).__name__ != "ParamWrapper"
-        ]
+        rates = [_rate(dropout) for dropout in dropouts if dropout is not None]
         found["lora_dropout"] = (planned["lora_dropout"], _one(rates))
     rank, alpha = planned.get("r"), planned.get("lora_alpha")
     if scaled and rank and alpha and "use_rslora" in planned:

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from loadkit import Adapter, Context, Plan, Weight
 from loadkit.plugins import ITEM_SIZES, AdapterFacts, Towers, is_projector
-from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR
+from loadkit_plugins.adapter.targets import BY_TYPE, EVERY_LINEAR, RENAMED, renamed_way
 
 __all__ = ["estimate"]
-
-STACKED = {
-    "mixtral": ("gate", "w1", "w2", "w3"),
-    "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj"),
-}
-"""Ways of storing experts whose stacked weights PEFT 0.21 adapts where all linear layers are asked for, to
-the names that it takes for theirs: dense layers and shared experts of these names are left out
-(peft/utils/transformers_weight_conversion.py, `_convert_peft_config_moe`; a model of type qwen2_moe itself
-isn't in its table)."""
-
-PAIRED = (".w1", ".w3", ".gate_proj", ".up_proj")
-"""Experts' weights that transformers stacks in pairs; PEFT 0.21 adapts a pair as one, with twice the rank."""
 
 HEADS = ("score", "classifier")
 """Heads that PEFT trains and saves whole for classification."""
@@ -82,53 +70,78 @@ def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Conte
     ):
         return None
     excluded = options.get("exclude_modules") or ()
-    if options.get("rank_pattern") or options.get("layers_to_transform") or isinstance(excluded, str):
+    patterns = {**(options.get("rank_pattern") or {}), **(options.get("alpha_pattern") or {})}
+    parameters = options.get("target_parameters") or ()
+    of_modules = [each for each in patterns if each not in parameters]
+    if of_modules or options.get("layers_to_transform") or isinstance(excluded, str):
         return None
-    model_type = context.checkpoint.model_type
-    way = model_type if model_type == "mixtral" else context.library.conversions.get(model_type, "")
-    stacked = STACKED.get(way, ())
-    rank = int(options.get("r") or 8)
+    ranks: Mapping[str, int] = {**dict.fromkeys(parameters, int(options.get("r") or 8))}
+    ranks = {**ranks, **(options.get("rank_pattern") or {})}
+    dora = bool(options.get("use_dora"))
     towers = context.towers(plan.model_class) if adapter.exclude_vision else Towers()
     heads = HEADS if options.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") else ()
     saved = (*(options.get("modules_to_save") or ()), *heads)
-    found = []
+    apart = RENAMED.get(renamed_way(context), ()) if targets == "all-linear" else ()
+    found, halves = list[Weight](), set[str]()
     for weight in weights:
+        shapes: list[tuple[int, ...]] = []
         if _named(weight.module, saved):
             found.append(_weight(weight.name, weight.shape, plan.dtype, trains=adapter.trainable))
+            continue
+        rank = next((ranks[each] for each in parameters if _is(weight, each)), None)
+        if rank is not None:
+            shapes = _of_parameter(weight, rank, halves)
         elif (
             towers.holds(weight.module)
             or _named(weight.module, excluded)
             or ("projector" in adapter.frozen_parts and is_projector(weight.module))
         ):
             continue
-        elif _targeted(weight, targets, stacked):
-            shapes = _shapes(weight, rank, bool(options.get("use_dora")))
-            found += [_weight(weight.name, s, adapter.dtype, trains=adapter.trainable) for s in shapes]
-    return found
+        elif _targeted(weight, targets, apart):
+            shapes = _of_matrix(weight.shape, int(options.get("r") or 8), dora)
+        found += [_weight(weight.name, s, adapter.dtype, trains=adapter.trainable) for s in shapes]
+    named = [each for each in parameters if any(_is(weight, each) for weight in weights)]
+    return found if len(named) == len(parameters) else None  # files call some of them otherwise
 
 
-def _shapes(weight: Weight, rank: int, dora: bool) -> list[tuple[int, ...]]:
+def _is(weight: Weight, parameter: str) -> bool:
+    """Whether a stored tensor is, or becomes a part of, one of the model's parameters."""
+    if weight.multiplied:
+        return weight.multiplied.rpartition(".")[2] == parameter.rpartition(".")[2]
+    return f".{weight.name}".endswith(f".{parameter}")
+
+
+def _of_parameter(weight: Weight, rank: int, halves: set[str]) -> list[tuple[int, ...]]:
+    """PEFT's two matrices over a parameter: of a stack, with the ranks of all its experts beside each other.
+
+    An expert that is stored alone brings its share; of a pair that is one parameter in the model, the second
+    half shares the first one's inputs.
+    """
     *experts, rows, columns = weight.shape
-    if experts:  # one matrix for all of them, a pair with twice the rank
-        rank *= experts[0] * (2 if weight.name.endswith("gate_up_proj") else 1)
-    elif weight.kind == "experts" and weight.module.endswith(PAIRED):
-        rows *= 2
+    if not experts and weight.units > 1:  # a stack stored flat
+        experts, rows = [weight.units], rows // weight.units
+    rank *= experts[0] if experts else 1
+    if weight.multiplied and not experts:
+        pair = f"{weight.module.rpartition('.')[0]} {weight.multiplied}"
+        if pair in halves:
+            return [(rows, rank)]
+        halves.add(pair)
+    return [(rank, columns), (rows, rank)]
+
+
+def _of_matrix(shape: Sequence[int], rank: int, dora: bool) -> list[tuple[int, ...]]:
+    rows, columns = shape
     return [(rank, columns), (rows, rank), *([(rows,)] if dora else [])]
 
 
-def _targeted(weight: Weight, targets: Any, stacked: Sequence[str]) -> bool:
-    matrix = weight.name.endswith(".weight") and len(weight.shape) == 2
-    if targets == "all-linear":
-        router = weight.kind == "other" and weight.module.endswith(".gate") and matrix
-        experts = weight.kind == "experts" and (matrix or weight.name.endswith("_proj"))
-        if stacked and (router or experts):
-            return True
-        of_experts = weight.module.rpartition(".")[2] in stacked
-        return weight.kind in ("linear", "linear subclass") and matrix and not of_experts
-    if not matrix:
+def _targeted(weight: Weight, targets: Any, apart: Sequence[str]) -> bool:
+    if not (weight.name.endswith(".weight") and len(weight.shape) == 2):
         return False
+    linear = weight.kind in ("linear", "linear subclass")
+    if targets == "all-linear":
+        return linear and weight.module.rpartition(".")[2] not in apart
     listed = [targets] if isinstance(targets, str) else list(targets or ())
-    if EVERY_LINEAR in listed and weight.kind in ("linear", "linear subclass"):
+    if EVERY_LINEAR in listed and linear:
         return True
     if isinstance(targets, str):
         return re.fullmatch(targets, weight.module) is not None

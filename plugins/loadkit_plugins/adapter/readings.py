@@ -15,8 +15,10 @@ from loadkit_plugins.adapter.fields import LORA_OPTIONS
 from loadkit_plugins.adapter.layers import (
     WITHOUT_NAME,
     adapted,
+    adapted_parameters,
     biases,
     expected,
+    expected_parameters,
     free_modules,
     of_layers,
     saved_whole,
@@ -96,6 +98,7 @@ def _of_one(plan: Plan, adapter: Adapter, model: Any, config: Any) -> Iterator[R
         verbatim=False,
     )
     planned = dict(adapter.options) if not adapter.source else _stored(plan, adapter)
+    stacks = set(adapter.options.get("target_parameters") or ())
     for field, value in planned.items():
         if field in (*OF_PEFT, *OF_THE_BASE, *READ_APART) or not hasattr(config, field):
             continue
@@ -104,9 +107,10 @@ def _of_one(plan: Plan, adapter: Adapter, model: Any, config: Any) -> Iterator[R
             where=f"peft_config[{adapter.name!r}].{field}",
             planned=value,
             effective=_same_nothing(value, _held(config, field), field),
+            verbatim=not (isinstance(value, Mapping) and set(value) & stacks),  # the ranks of pairs are ours
         )
     yield from _targets(adapter, planned, base, config)
-    yield from _modules(adapter, planned, base, config, model)
+    yield from _modules(plan, adapter, planned, base, config, model)
     for field, (value, found) in of_layers(adapter, planned, base, config).items():
         yield _reading(
             names=_names(adapter, field),
@@ -147,7 +151,7 @@ def _targets(adapter: Adapter, planned: Mapping[str, Any], base: Any, config: An
 
 
 def _modules(
-    adapter: Adapter, planned: Mapping[str, Any], base: Any, config: Any, model: Any
+    plan: Plan, adapter: Adapter, planned: Mapping[str, Any], base: Any, config: Any, model: Any
 ) -> Iterator[Reading]:
     """Which layers are adapted, left alone and trained whole."""
     layers = adapted(base, adapter)
@@ -163,6 +167,7 @@ def _modules(
             effective=layers,
             verbatim=False,
         )
+    yield from _parameters(adapter, base, config, plan)
     if isinstance(left := planned.get("exclude_modules"), list) and left:
         yield _reading(
             names=_names(adapter, "exclude_modules"),
@@ -198,6 +203,31 @@ def _modules(
             where=f"adapted layers of towers, of {adapter.name!r}",
             planned=[],
             effective=[name for name in layers if beside and name.startswith(beside)],
+            verbatim=False,
+        )
+
+
+def _parameters(adapter: Adapter, base: Any, config: Any, plan: Plan) -> Iterator[Reading]:
+    """Which parameters are adapted, and whether stacks of experts are."""
+    found = adapted_parameters(base, adapter.name)
+    if adapter.peft_type != "LORA" or not (found or getattr(config, "target_parameters", None)):
+        stacks: list[str] = []
+    else:
+        stacks = [path for path, axes in found.items() if axes > 2]
+        yield _reading(
+            names=(*_names(adapter, "target_parameters"), "adapter"),
+            where=f"the parameters that {adapter.name!r} adapts",
+            planned=expected_parameters(base, config),
+            effective=sorted(found),
+            verbatim=False,
+        )
+    asked = plan.request.asked("lora_experts")
+    if asked is not None and not adapter.source and adapter.peft_type == "LORA":
+        yield _reading(
+            names=("lora_experts",),
+            where=f"whether {adapter.name!r} adapts stacks of experts",
+            planned=bool(adapter.options.get("target_parameters")) and bool(asked.value),
+            effective=bool(stacks) and bool(asked.value),  # those that are named are adapted all the same
             verbatim=False,
         )
 

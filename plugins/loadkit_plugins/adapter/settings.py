@@ -24,6 +24,7 @@ from loadkit import (
     Tokens,
 )
 from loadkit.plugins import AdapterFacts, canonical_dtype
+from loadkit_plugins.adapter.experts import about_experts, choose_experts, leave_routers
 from loadkit_plugins.adapter.fields import Fields, adapter_type, merged
 from loadkit_plugins.adapter.foreign import trained_tokens
 from loadkit_plugins.adapter.targets import EVERY_LINEAR, absent, owners_of, unadaptable
@@ -39,9 +40,6 @@ __all__ = [
 
 NEEDS_WEIGHTS = ("pissa", "corda", "mica", "loftq", "orthogonal")
 """Beginnings of initialisations that read or change the base's weights in floating point (PEFT 0.21)."""
-
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""Config fields for how many experts a layer has."""
 
 TASK_TYPES: Mapping[str, str] = {
     "image-text-to-text": "CAUSAL_LM",  # as TRL, axolotl and LLaMA-Factory have it
@@ -72,6 +70,12 @@ def declared_options() -> Sequence[Option]:
         ),
         option(
             "lora_target_parameters", "list", "parameters to adapt that aren't modules, such as fused experts"
+        ),
+        option(
+            "lora_experts",
+            "bool",
+            "adapt the experts of a mixture too, each in the activations (by default attention and dense layers alone; "
+            "routers never)",
         ),
         option("lora_exclude_modules", "list or str", "modules to leave alone, though they are targets"),
         option("lora_modules_to_save", "list", "modules to train whole and save beside the adapter"),
@@ -189,7 +193,7 @@ def new_adapter(
     if lora:
         _default_targets(fields, context)
         passed += _by_parameter(fields, context, architecture)
-        passed += _beside_packed(options, quantization)
+        passed += choose_experts(fields, context, architecture)
     _once(options)
     passed += _absent(fields, context, architecture)
     dtype, why_dtype, more = _dtype(context, dtype, trains=preparation.training)
@@ -199,13 +203,13 @@ def new_adapter(
         unfit = unadaptable(context)
         passed += [PassedOver(name, reason) for name, reason in unfit.items()]
         options |= {"exclude_modules": list(unfit)} if unfit else {}
+    passed += leave_routers(options, context) if lora else []
     # The stacks have CAUSAL_LM over images too; PEFT's class for it fails over classes that don't generate.
     if architecture.task in TASK_TYPES and (request.recipe or architecture.task != "image-text-to-text"):
         options.setdefault("task_type", TASK_TYPES[architecture.task])
     added = [t for t in (tokens.additional if tokens else ()) if t != (tokens.pad_token if tokens else None)]
     because = asked.because + why_dtype
-    if lora and options.get("lora_dropout") and _has_experts(context) and not _packs(quantization):
-        because += "; dropout stays off fused experts, over which PEFT has none"
+    because += about_experts(options, context, architecture) if lora else ""
     if lora and added:
         because += "; the rows of new tokens train too"
     adapter = Adapter(
@@ -260,19 +264,6 @@ def _by_parameter(fields: Fields, context: Context, architecture: ModelClass) ->
     return [PassedOver(f"lora_target_modules={targets}", reason)] if targets else []
 
 
-def _beside_packed(options: dict[str, Any], quantization: Quantization | None) -> list[PassedOver]:
-    """Over packed stacks "all-linear" is what it says: PEFT 0.21 would adapt stacks too, as plain weights."""
-    if options.get("target_modules") != "all-linear" or not _packs(quantization):
-        return []
-    options["target_modules"] = EVERY_LINEAR
-    return [PassedOver("all-linear", "PEFT would have it adapt the packed experts, and routers, too")]
-
-
-def _packs(quantization: Quantization | None) -> bool:
-    """Whether parameters are packed beside the linear layers."""
-    return quantization is not None and bool(quantization.options.get("packed_parameters"))
-
-
 def _dtype(context: Context, dtype: str, *, trains: bool) -> tuple[str, str, tuple[PassedOver, ...]]:
     """The dtype of an adapter's weights, a reason where it isn't the base's, and what gave way.
 
@@ -309,11 +300,6 @@ def _absent(fields: Fields, context: Context, architecture: ModelClass) -> list[
     ]
     missing = absent(fields.options.get("target_modules"), [*weights, *members]) if weights else []
     return [PassedOver(name, "the model has no module of that name") for name in missing]
-
-
-def _has_experts(context: Context) -> bool:
-    config = context.checkpoint.text_config
-    return any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS)
 
 
 def _without_weights(fields: Fields, quantization: Quantization | None) -> list[PassedOver]:

@@ -12,6 +12,7 @@ from loadkit.plugins import did_you_mean, input_embeddings, is_projector, output
 __all__ = [
     "BY_TYPE",
     "EVERY_LINEAR",
+    "RENAMED",
     "absent",
     "check_targets",
     "hidden_linears",
@@ -20,6 +21,7 @@ __all__ = [
     "new_token_rows",
     "nowhere",
     "owners_of",
+    "renamed_way",
     "stored_paths",
     "unadaptable",
     "unfit",
@@ -34,11 +36,25 @@ BY_TYPE = "by-model-type"
 """A target that stands for those that PEFT has for the model's type; for a type that it doesn't know, for all
 linear layers."""
 
+RENAMED: Mapping[str, tuple[str, ...]] = {
+    "mixtral": ("gate", "w1", "w2", "w3"),
+    "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj"),
+}
+"""Ways of storing experts to the names of modules that PEFT 0.21 takes for a router's or single experts', and
+replaces by those of stacks (peft/utils/transformers_weight_conversion.py, `_convert_peft_config_moe`)."""
+
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Model types whose output projection PEFT 0.21 refuses to adapt (`_check_lora_target_modules_mamba`)."""
 
 OTHERWISE = re.compile(r"Router|Grouped")
 """Subclasses of Linear that PEFT wraps though they don't return a product of their input."""
+
+
+def renamed_way(context: Context) -> str:
+    """The way of storing experts by which PEFT renames targets; "" for none. A model of type qwen2_moe itself
+    isn't in its table."""
+    model_type = context.checkpoint.model_type
+    return "mixtral" if model_type == "mixtral" else context.library.conversions.get(model_type, "")
 
 
 def unadaptable(context: Context) -> dict[str, str]:
@@ -175,7 +191,7 @@ def check_targets(model: Any, options: Mapping[str, Any], *, partly: Sequence[st
         LoadError: a name or pattern of a PEFT config's fields matches no module or parameter.
     """
     modules = [name for name, _ in model.named_modules() if name]
-    parameters = [name for name, _ in model.named_parameters()]
+    parameters = [name.replace(".base_layer", "") for name, _ in model.named_parameters()]
     wrong = [
         *_unmatched("target_modules", options, modules, partly),
         *_unmatched("modules_to_save", options, modules, partly),

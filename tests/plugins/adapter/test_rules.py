@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,74 @@ def test_peft_config_objects_come_back_as_they_were() -> None:
         assert ours == theirs, type(config).__name__
 
 
-def test_dropout_stays_off_fused_experts_alone() -> None:
+STACKS = ["experts.down_proj", "experts.gate_up_proj"]
+
+
+@pytest.mark.parametrize(
+    ("options", "stacks", "ranks", "words"),
+    [
+        ({}, None, None, "the experts stay as they are (lora_experts=True adapts them)"),
+        ({"lora_experts": True}, STACKS, None, "expert by expert, in the activations; the saved config says"),
+        ({"lora_experts": True, "lora_dropout": 0.0}, STACKS, None, "expert by expert, in the activations"),
+        ({"lora_target_modules": "all-linear"}, None, None, "the experts stay as they are"),
+        ({"lora_experts": True, "lora_target_modules": ["q_proj"]}, STACKS, None, "expert by expert"),
+        ({"lora_target_parameters": ["experts.down_proj"]}, STACKS[:1], None, "experts.down_proj are adapted"),
+        ({"peft_config": {"target_modules": "all-linear", "r": 4, "lora_alpha": 8}}, STACKS, {STACKS[1]: 8}, "in the activations"),
+    ],
+)  # fmt: skip
+def test_who_adapts_experts(
+    options: dict[str, Any], stacks: list[str] | None, ranks: dict[str, int] | None, words: str
+) -> None:
+    """By default nobody; PEFT's own "all-linear" does, and gives pairs the rank of both."""
     mixtral = checkpoint({"model_type": "mixtral", "num_local_experts": 4})
-    decision = planned(mixtral, "lora").why("adapter")
-    assert decision.value.members[0].options["lora_dropout"] == 0.05
-    assert "dropout stays off fused experts" in decision.because
+    decision = planned(mixtral, "lora", **options).why("adapter")
+    found = decision.value.members[0].options
+    assert found["lora_dropout"] == options.get("lora_dropout", 0.05)
+    assert found.get("target_parameters") == stacks
+    assert found.get("rank_pattern") == ranks
+    assert words in decision.because
+    told = " ".join(f"{p.value}: {p.reason}" for p in decision.passed_over)
+    assert ("all-linear: PEFT 0.21 would have it adapt" in told) == (
+        found["target_modules"] == "every-linear"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "code", "words"),
+    [
+        ("mistral", {"lora_experts": True}, "no-experts", "has no stacks of experts"),
+        ("dbrx", {"lora_experts": True}, "no-experts", "which another module reads"),
+        ("mixtral", {"lora_experts": True, "use_dora": True}, "experts-refuse", "use_dora"),
+        ("mixtral", {"lora_experts": True, "init_lora_weights": "pissa"}, "experts-refuse", "init_lora_weights"),
+        ("mixtral", {"lora_experts": True, "peft_config": {"peft_type": "IA3"}}, "no-experts", "one of IA3"),
+        ("mixtral", {"lora_experts": False, "lora_target_parameters": STACKS}, "fields-contradict", "a stack of experts"),
+        ("mixtral", {"lora_experts": True, "adapter": False}, "lora-option-unused", "lora_experts"),
+    ],
+)  # fmt: skip
+def test_what_experts_refuse(model_type: str, options: dict[str, Any], code: str, words: str) -> None:
+    found = problems(checkpoint({"model_type": model_type}), profile="lora", **options)
+    assert words in found[code]
+
+
+def test_a_wish_for_experts_where_there_are_none_gives_way(tmp_path: Path) -> None:
+    profile = tmp_path / "mine.toml"
+    profile.write_text('extends = "lora"\ndescription = "mine"\n[options]\nlora_experts = true\n')
+    decision = planned(checkpoint({"model_type": "mistral"}), str(profile)).why("adapter")
+    assert "lora_experts=True" in [p.value for p in decision.passed_over]
+    assert "target_parameters" not in decision.value.members[0].options
+
+
+def test_routers_that_are_plain_layers_are_left_alone() -> None:
+    for given in (None, ["q_proj"], r".*q_proj"):
+        more = {} if given is None else {"lora_exclude_modules": given}
+        decision = planned(checkpoint({"model_type": "hunyuan_v1_moe"}), "lora", **more).why("adapter")
+        left = decision.value.members[0].options["exclude_modules"]
+        if isinstance(left, str):
+            assert re.fullmatch(left, "model.layers.0.mlp.gate.wg")
+            assert re.fullmatch(left, "model.layers.0.self_attn.q_proj")
+        else:
+            assert {"gate.wg", *(given or ())} <= set(left)
+        assert "gate.wg" in [p.value for p in decision.passed_over]
 
 
 @pytest.mark.parametrize(

@@ -54,18 +54,16 @@ def test_what_is_adapted_and_in_which_dtype(
 
 def test_dropout_is_kept_beside_experts(tiny: Any, written: Written) -> None:
     text = f"base_model: {tiny('mixtral')}\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_dropout: 0.1\n"
-    for targets, everywhere in (
-        ("lora_target_linear: true", True),
-        ("lora_target_modules: all-linear", False),
+    for targets, experts in (
+        ("lora_target_linear: true", False),
+        ("lora_target_modules: all-linear", True),  # as PEFT means it, but for the router
+        ("lora_target_linear: true\nlora_target_parameters: [experts.down_proj]", True),
     ):
         loaded = loadkit.load(recipe=written(f"{text}{targets}\n"))
         layers = {n: m for n, m in loaded.model.named_modules() if hasattr(m, "lora_dropout")}
-        without = {
-            n for n, m in layers.items() if not isinstance(m.lora_dropout["default"], torch.nn.Dropout)
-        }
-        assert bool(without) is not everywhere
-        assert all("experts" in name or name.endswith("gate") or "base_layer" in name for name in without)
-        assert len(without) < len(layers)
+        assert {m.lora_dropout["default"].p for m in layers.values()} == {0.1}
+        assert any(".experts" in name for name in layers) is experts
+        assert not any(name.endswith(".gate") for name in layers)
 
 
 def test_a_recipe_for_float16_trains_its_adapter_in_float32(tiny: Any, written: Written) -> None:

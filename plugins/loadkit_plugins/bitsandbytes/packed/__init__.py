@@ -16,8 +16,8 @@ holds codes instead of values. All but `layout`, which the plan reads too, is im
   product (`F.linear`, `@`, `matmul`, `bmm`) unpacks what it needs, one expert at a time, in the backward pass
   again. Anything else unpacks the whole, which is right and costs its memory. So classes run unchanged.
 - `experts.experts_forward` is what transformers' `ExpertsInterface` runs as "packed": it walks the experts
-  that were hit. Deltas in the activations, as LoRA's, go into `module.packed_deltas[name]`, a callable
-  `(x, unit, turned) -> tensor or None` that every product with that parameter adds.
+  that were hit. What is added in the activations, as LoRA is, goes into `module.packed_deltas[name]`: a
+  callable that takes the `PackedWeight` and gives what the forward pass meets in its place.
 - `quantizer` and `loading` are what transformers' `from_pretrained` calls: registered as the quantizer
   `config.METHOD`, it packs while weights are read, and puts stored codes in place.
 """

@@ -89,7 +89,8 @@ class Carrier(torch.nn.Module):
     _packed: tuple[str, ...]
     packed_layouts: dict[str, Layout]
     packed_companions: dict[str, torch.Tensor]
-    packed_deltas: dict[str, Any]
+    packed_deltas: dict[str, Callable[[PackedWeight], Any]]
+    """What makes of a parameter's values those that the forward pass meets, such as with LoRA beside them."""
 
     def __getattr__(self, name: str) -> Any:
         companions = self.__dict__.get("packed_companions") or {}
@@ -177,7 +178,9 @@ def _property(name: str) -> property:
             raise AttributeError(f"{self._base.__name__!r} object has no attribute {name!r}")
         layout = self.packed_layouts[name]
         beside = Packing(name, layout, self.packed_companions).beside
-        return PackedWeight(layout, {DATA: data, **beside}, self.packed_deltas.get(name))
+        weight = PackedWeight(layout, {DATA: data, **beside})
+        adapted = self.packed_deltas.get(name)
+        return weight if adapted is None else adapted(weight)
 
     def put(self: Any, value: Any) -> None:
         self.__dict__[f"_view_of_{name}"] = value

@@ -67,9 +67,6 @@ def multiply(
         found = bitsandbytes.matmul_4bit(inputs, codes.t(), bias=bias, quant_state=state)
     else:
         found = _Product.apply(inputs, bias, weight, turned)  # type: ignore[no-untyped-call]
-    if weight.delta is not None:
-        more = weight.delta(x, weight.unit or 0)
-        found = found if more is None else found + more.to(found.dtype)
     return found.to(wide)
 
 

@@ -11,10 +11,7 @@ from loadkit_plugins.bitsandbytes.packed import products
 from loadkit_plugins.bitsandbytes.packed.codec import DATA, unpack
 from loadkit_plugins.bitsandbytes.packed.layout import Layout
 
-__all__ = ["Delta", "PackedWeight"]
-
-Delta = Callable[[torch.Tensor, int], torch.Tensor | None]
-"""What a product of activations with a unit's values has in addition; None for nothing."""
+__all__ = ["PackedWeight"]
 
 PUT_OFF = (
     "contiguous", "detach", "double", "expand", "flatten", "float", "half", "bfloat16", "movedim", "narrow", "permute", "reshape",
@@ -37,7 +34,6 @@ class PackedWeight:
     Parameters:
         layout: how it is packed.
         tensors: the codes and their companions.
-        delta: what products have in addition.
         unit: the only unit that it stands for; None for all.
         stacked: whether its first axis counts the units; flat stacks are viewed so.
         turned: whether the last two axes are swapped.
@@ -48,14 +44,13 @@ class PackedWeight:
         self,
         layout: Layout,
         tensors: Mapping[str, torch.Tensor],
-        delta: Delta | None = None,
         *,
         unit: int | None = None,
         stacked: bool | None = None,
         turned: bool = False,
         steps: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (),
     ) -> None:
-        self.layout, self.tensors, self.delta = layout, tensors, delta
+        self.layout, self.tensors = layout, tensors
         self.unit, self.turned, self.steps = unit, turned, steps
         self.stacked = layout.shape == layout.stacked if stacked is None else stacked
 
@@ -64,7 +59,7 @@ class PackedWeight:
         settings = {
             "unit": self.unit, "stacked": self.stacked, "turned": self.turned, "steps": self.steps, **changes
         }  # fmt: skip
-        return PackedWeight(self.layout, self.tensors, self.delta, **settings)
+        return PackedWeight(self.layout, self.tensors, **settings)
 
     @property
     def plain(self) -> bool:
