@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from loadkit.loading.load import Loaded, LoadkitWarning, load, load_processing_class
     from loadkit.manifest.manifest import Difference, Manifest, differences
     from loadkit.manifest.replay import ReplayError, ReplayWarning
+    from loadkit.merging.merge import merge
+    from loadkit.merging.merged import Merged
     from loadkit.planning.pipeline import make_plan as plan
     from loadkit.request.options import Option
     from loadkit.request.profiles import Profile, read_profile, read_profiles
@@ -81,6 +83,8 @@ _HOMES = {
     "loading.load": "Loaded LoadkitWarning load load_processing_class",
     "manifest.manifest": "Difference Manifest differences",
     "manifest.replay": "ReplayError ReplayWarning",
+    "merging.merge": "merge",
+    "merging.merged": "Merged",
     "planning.pipeline": "plan",
     "request.options": "Option",
     "request.profiles": "Profile read_profile read_profiles",
@@ -103,12 +107,12 @@ __all__ = [
     "Accelerator", "Adapter", "Adapters", "Architecture", "Asked", "AuditError", "Change", "Checkpoint",
     "Claim", "Context", "Decision", "Difference", "Experimental", "Finding", "LoadError", "Loaded",
     "Loading", "LoadkitError", "LoadkitWarning", "Machine", "Manifest", "Measurements", "Memory",
-    "ModelClass", "Opened", "Option", "Overruled", "Packed", "PassedOver", "Placement", "Plan", "PlanError",
+    "Merged", "ModelClass", "Opened", "Option", "Overruled", "Packed", "PassedOver", "Placement", "Plan", "PlanError",
     "PluginError", "PluginInfo", "PluginManager", "PluginWarning", "Preparation", "Problem", "Processing",
     "Profile", "Quantization", "RankError", "RankMemory", "Reading", "Recipe", "ReplayError", "ReplayWarning",
     "Report", "Request", "Severity", "StoredFormat", "Strength", "Support", "Supported", "Tokens", "Topology",
     "Unit", "Unsupported", "Vocabulary", "Weight", "differences", "hookimpl", "load", "load_processing_class",
-    "plan", "read_profile", "read_profiles", "read_recipe",
+    "merge", "plan", "read_profile", "read_profiles", "read_recipe",
 ]
 _MOVED = [
     "AdapterFacts", "Beside", "ConfigFacts", "Entries", "Entry", "Family", "File", "FileProof",

@@ -103,17 +103,19 @@ class PlanError(LoadkitError):
     Parameters:
         source: what was asked for.
         problems: all of them, errors and warnings; at least one is an error.
+        doing: what was to be done with it: "load" or "merge".
     """
 
-    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+    def __init__(self, source: str, problems: Sequence[Problem], doing: str = "load") -> None:
         self.source = source
         self.problems = tuple(problems)
+        self.doing = doing
         errors = [p for p in self.problems if p.severity == "error"]
-        head = f"can't load {source!r}: {len(errors)} problem{'s' if len(errors) != 1 else ''}"
+        head = f"can't {doing} {source!r}: {len(errors)} problem{'s' if len(errors) != 1 else ''}"
         super().__init__("\n".join([head, *(f"  - {p}" for p in errors)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.source, self.problems)
+        return type(self), (self.source, self.problems, self.doing)
 
 
 class LoadError(LoadkitError):
@@ -126,17 +128,25 @@ class AuditError(LoadkitError):
     Parameters:
         source: what was loaded.
         findings: every finding; at least one is an error.
-        loaded: the `Loaded` in question, so that it can still be examined.
+        loaded: the `Loaded` in question, so that it can still be examined; None for a merge, of which
+            nothing is left.
+        done: what was done with it: "loaded" or "merged".
     """
 
-    def __init__(self, source: str, findings: Sequence[Finding], loaded: Any = None) -> None:
+    def __init__(
+        self, source: str, findings: Sequence[Finding], loaded: Any = None, done: str = "loaded"
+    ) -> None:
         self.source = source
         self.findings = tuple(findings)
         self.loaded = loaded
         errors = [f for f in self.findings if f.severity == "error"]
         head = (
-            f"{source!r} was loaded, but it isn't what was planned: "
-            f"{len(errors)} finding{'s' if len(errors) != 1 else ''} (strict=False turns these into warnings)"
+            f"{source!r} was {done}, but it isn't what was planned: {len(errors)} finding{'s' if len(errors) != 1 else ''}"
+            + (
+                " (strict=False turns these into warnings)"
+                if done == "loaded"
+                else "; nothing of it was kept"
+            )
         )
         super().__init__("\n".join([head, *(f"  - {f}" for f in errors)]))
 

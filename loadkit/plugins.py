@@ -16,7 +16,7 @@ from loadkit.audit.model_access import (
     tokenizer_of,
     towers,
 )
-from loadkit.cache.checksums import checksum, checksums, file_checksums
+from loadkit.cache.checksums import checksum, checksums, file_checksums, running_checksum
 from loadkit.cache.entries import Entries
 from loadkit.cache.records import Entry, Record
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, File, ProcessingFacts, TensorHeader
@@ -41,5 +41,5 @@ __all__ = [
     "ProcessingFacts", "Record", "SHORT_DTYPES", "Shortcut", "Stored", "Template", "TensorHeader",
     "Towers", "base_of", "canonical_dtype", "checksum", "checksums", "configs", "did_you_mean",
     "file_checksums", "fits", "input_embeddings", "is_packed", "is_projector", "nearest_name", "output_embeddings",
-    "pause_gc", "plain", "size", "some_of", "span", "template_fault", "tokenizer_of", "tower_keys", "towers",
+    "pause_gc", "plain", "running_checksum", "size", "some_of", "span", "template_fault", "tokenizer_of", "tower_keys", "towers",
 ]

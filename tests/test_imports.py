@@ -99,11 +99,11 @@ def test_loading_imports_what_a_decision_uses(tiny: Callable[..., Path], kernels
 PUBLIC = """
     Accelerator Adapter Adapters Architecture Asked AuditError Change Checkpoint Claim Context
     Decision Difference Experimental Finding LoadError Loaded Loading LoadkitError LoadkitWarning
-    Machine Manifest Measurements Memory ModelClass Opened Option Overruled Packed PassedOver
+    Machine Manifest Measurements Memory Merged ModelClass Opened Option Overruled Packed PassedOver
     Placement Plan PlanError PluginError PluginInfo PluginManager PluginWarning Preparation Problem
     Processing Profile Quantization RankError RankMemory Reading Recipe ReplayError ReplayWarning Report
     Request Severity StoredFormat Strength Support Supported Tokens Topology Unsupported Vocabulary
-    Weight differences hookimpl load load_processing_class plan read_profile read_profiles read_recipe
+    Weight differences hookimpl load load_processing_class merge plan read_profile read_profiles read_recipe
 """
 """What users and plugin authors need."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["HEADER", "checksum", "checksums", "file_checksums"]
+__all__ = ["HEADER", "WORKERS", "checksum", "checksums", "file_checksums", "running_checksum"]
 
 HEADER = ""
 """The name under which the checksum of a file's header stands; no tensor is called so."""
@@ -26,6 +26,13 @@ def checksum(data: Any) -> str:
     import xxhash
 
     return str(xxhash.xxh3_128_hexdigest(data))
+
+
+def running_checksum() -> Any:
+    """The same of what comes in pieces: `update` takes each, `hexdigest` gives it."""
+    import xxhash
+
+    return xxhash.xxh3_128()
 
 
 def checksums(parts: Mapping[str, Callable[[], Any]], *, workers: int = WORKERS) -> dict[str, str]:

@@ -99,12 +99,17 @@ class Entries:
         """Bytes that all entries may take together; 0 where the disk can't be asked."""
         return size_limit(self._limit, self.root)
 
-    def room_for(self, wanted: int) -> str:
-        """Why an entry of so many bytes can't be kept; "" where it can."""
+    def room_for(self, wanted: int, *, begun: int = 0) -> str:
+        """Why an entry of so many bytes can't be kept; "" where it can.
+
+        Parameters:
+            wanted: bytes of the entry.
+            begun: how many of them are on the disk already.
+        """
         if wanted > self.limit:
             return f"it takes {size(wanted)}, and the cache may hold {size(self.limit)} (LOADKIT_CACHE_MAX)"
         over = max(0, self.bytes + wanted - self.limit)  # what pruning frees
-        return lacking(self.root, wanted, over)
+        return lacking(self.root, wanted - begun, over)
 
     def lock(self, key: str) -> BaseFileLock | None:
         """The lock under which the entry of that key is written; None where the folder can't be written."""
@@ -161,6 +166,10 @@ class Entries:
         self.refusals.clear(record.key)
         self.prune(keep=record.key)
         return Entry(folder=str(place), record=record, used=record.created)
+
+    def discard(self, key: str) -> None:
+        """Remove what was begun, if it is there, and nothing else. Call it under the entry's lock."""
+        self._remove(f".{key}.partial")
 
     def abandon(self, key: str, reason: str, *, lasting: bool = False) -> None:
         """Remove what was begun, and let others know that it can't be kept: for an hour unless lasting."""

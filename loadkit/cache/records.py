@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from loadkit.cache.checksums import checksum, file_checksums
+from loadkit.cache.checksums import WORKERS, checksum, file_checksums
 from loadkit.cache.ownership import other_owner
 from loadkit.cache.seals import is_sealed, is_whole
 
@@ -65,14 +65,18 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds since it was made; 0 where the clock was put back."""
         return max(0.0, time.time() - self.record.created)
 
-    def damage(self) -> str:
-        """What isn't as it was written; "" for nothing. Every byte is read."""
+    def damage(self, *, workers: int = WORKERS) -> str:
+        """What isn't as it was written; "" for nothing. Every byte is read.
+
+        Parameters:
+            workers: how many tensors are read at a time, at most.
+        """
         folder, digests = Path(self.folder), self.record.digests
         found: dict[str, str] = {}
         try:
             for name in self.record.files:
                 if name.endswith(".safetensors"):
-                    found |= file_checksums(folder / name)
+                    found |= file_checksums(folder / name, workers=workers)
                 else:
                     found[name] = checksum((folder / name).read_bytes())
         except (OSError, ValueError) as error:

@@ -21,6 +21,8 @@ COMMANDS: Mapping[str, str] = {
     "demo": "Make a small real checkpoint, load it, report, and train a few steps.",
     "plan": "Print what would be loaded, who decided it, and why.",
     "load": "Load a model, audit it and report; save it or generate from it.",
+    "save": "Load a model, audit it, and save it with a manifest; or an adapter merged into its base.",
+    "merge": "Work an adapter into its base on the disk, shard by shard, and prove it.",
     "diff": "Compare two plans or manifests.",
     "plugins": "List the plugins: active, blocked and broken ones.",
     "new-plugin": "Write a distribution with a plugin of your own.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from loadkit.facts.machine.engines import ENGINES
 from loadkit.hooks.manager import default_manager
 from loadkit.request.options import TYPES, Option
 
-__all__ = ["FILE", "chosen", "engine_option", "model_options"]
+__all__ = ["FILE", "chosen", "engine_option", "model_options", "options_named"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 """The type of an option that names a file."""
@@ -54,13 +54,7 @@ class Plain(click.ParamType[Any]):
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add MODEL, --profile, --recipe and a flag for every declared option to a command."""
-    seen: set[str] = set()
-    for plugin, option in sorted(
-        default_manager().options.found.values(), key=lambda f: (f[1].stage, f[1].name), reverse=True
-    ):
-        if option.name not in seen:
-            seen.add(option.name)
-            command = _flag(option, plugin)(command)
+    command = _flags(lambda name: True)(command)
     command = click.option(
         "-r",
         "--recipe",
@@ -69,6 +63,25 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
     command = click.option("-p", "--profile", help="A profile's name, or a profile file (.toml).")(command)
     return click.argument("model", metavar="[MODEL]", required=False)(command)
+
+
+def options_named(names: Collection[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What adds a flag for each of these declared options to a command."""
+    return _flags(lambda name: name in names)
+
+
+def _flags(wanted: Callable[[str], bool]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        seen: set[str] = set()
+        for plugin, option in sorted(
+            default_manager().options.found.values(), key=lambda f: (f[1].stage, f[1].name), reverse=True
+        ):
+            if option.name not in seen and wanted(option.name):
+                seen.add(option.name)
+                command = _flag(option, plugin)(command)
+        return command
+
+    return add
 
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from loadkit.schema.request import Progress
 
-__all__ = ["console", "errors", "plain_table", "working"]
+__all__ = ["console", "errors", "plain_table", "working", "writing"]
 
 console = Console(highlight=False, soft_wrap=False)
 errors = Console(stderr=True, highlight=False)
@@ -30,3 +32,19 @@ def working(first: str) -> Iterator[Progress]:
         return
     with errors.status(f"{first} …") as status:
         yield lambda step: status.update(f"{step} …")
+
+
+@contextlib.contextmanager
+def writing(first: str) -> Iterator[tuple[Progress, Callable[[int, int], None]]]:
+    """As `working`, with a bar of the bytes written in a terminal: what shows a step, and what shows them."""
+    if not errors.is_terminal:
+        with working(first) as progress:
+            yield progress, lambda *_: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description} …"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())  # fmt: skip
+    with Bars(*columns, console=errors, transient=True) as bars:
+        task = bars.add_task(first, total=None)
+        yield (
+            lambda step: bars.update(task, description=step),
+            lambda done, total: bars.update(task, completed=done, total=total),
+        )

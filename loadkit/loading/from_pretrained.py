@@ -35,7 +35,7 @@ from loadkit.schema.reports import Loading
 from loadkit.schema.request import Progress, Token
 from loadkit.schema.values import Quantization
 
-__all__ = ["load_config", "load_model", "load_processing_class"]
+__all__ = ["load_config", "load_model", "load_processing_class", "model_class_of"]
 
 FirstOnNode = Callable[[str, Callable[[], tuple[Path, ...]]], tuple[Path, ...]]
 
@@ -110,7 +110,7 @@ def _load(
             config.quantization_config = kwargs.pop("quantization_config").to_dict()
             if kwargs.pop("revision", None) and plan.model_class.implementation == "remote code":
                 kwargs.setdefault("code_revision", plan.checkpoint.commit)
-        model, info = _class(plan).from_pretrained(
+        model, info = model_class_of(plan).from_pretrained(
             location,
             config=config,
             output_loading_info=True,
@@ -134,7 +134,9 @@ def _from_config(plan: Plan, token: Token, files: tuple[Path, ...]) -> BareModel
     with _explained(plan, "the model"), pause_gc():
         config, further = load_config(plan, token)
         own_use_cache = set_use_cache(config, plan.use_cache)
-        model = initialised(plan, _class(plan), config, {**plan.kwargs, **further, **_access(plan, token)})
+        model = initialised(
+            plan, model_class_of(plan), config, {**plan.kwargs, **further, **_access(plan, token)}
+        )
     return BareModel(model, Loading(), own_use_cache, files)
 
 
@@ -191,7 +193,7 @@ def _access(plan: Plan, token: Token) -> dict[str, Any]:
 
 
 def _quantization_config(plan: Plan, quantization: Quantization, config: Any, manager: PluginManager) -> Any:
-    skip = modules_to_skip(plan, _class(plan), config)
+    skip = modules_to_skip(plan, model_class_of(plan), config)
     built = manager.first(
         hooks.loadkit_build_quantization_config, plan=plan, quantization=quantization, skip_modules=skip
     )
@@ -214,7 +216,8 @@ def _introduce_format(plan: Plan, quantization: Quantization, config: Any, manag
         manager.first(hook, plan=plan, quantization=quantization, skip_modules=None)
 
 
-def _class(plan: Plan) -> Any:
+def model_class_of(plan: Plan) -> Any:
+    """The class whose `from_pretrained` loads the plan's model, or the Auto class that finds it."""
     model_class = plan.model_class
     return _imported(model_class.auto_class or model_class.model_class)
 

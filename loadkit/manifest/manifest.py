@@ -20,7 +20,20 @@ from loadkit.schema.readings import Reading
 from loadkit.schema.reports import Change, Report
 from loadkit.schema.request import Progress
 
-__all__ = ["Difference", "FileProof", "Manifest", "differences", "lines", "make_manifest", "read_saved"]
+__all__ = [
+    "Difference",
+    "FileProof",
+    "Manifest",
+    "differences",
+    "files_of",
+    "folder_of",
+    "library_versions",
+    "lines",
+    "make_manifest",
+    "proof_of",
+    "python_version",
+    "read_saved",
+]
 
 LIBRARIES = (
     "accelerate",
@@ -65,10 +78,20 @@ NAME = re.compile(r"[\w.-]+")
 
 
 class FileProof(msgspec.Struct, frozen=True, kw_only=True):
-    """One file: its size in bytes and its SHA-256, in hexadecimal."""
+    """One file: its size in bytes, and its hashes in hexadecimal.
+
+    Parameters:
+        sha256: against forgery; "" for weights that a merge read or wrote, unless it was asked for.
+        xxh3: XXH3 (128 bits), against damage, of those weights; "" for others.
+    """
 
     size: int
-    sha256: str
+    sha256: str = ""
+    xxh3: str = ""
+
+    def __str__(self) -> str:
+        kind, digest = ("sha256", self.sha256) if self.sha256 else ("xxh3", self.xxh3)
+        return f"{self.size} bytes, {kind} {digest[:16]}"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +107,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         changes: what was done to the parameters after loading.
         readings: each setting that the model showed, as planned and as it was.
         seconds: phase to seconds.
+        written: the files that a merge made of them, by their names; none for a load.
         format: the version of this layout.
     """
 
@@ -96,6 +120,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[Change, ...] = ()
     readings: tuple[Reading, ...] = ()
     seconds: dict[str, float] = {}
+    written: dict[str, FileProof] = {}
     format: int = 1
 
     def to_json(self) -> str:
@@ -145,7 +170,7 @@ def make_manifest(plan: Plan, report: Report, progress: Progress | None = None) 
         plan=plan,
         files=proofs_of(plan, progress),
         libraries=library_versions(plan),
-        python=f"{platform.python_version()} {platform.machine()}",
+        python=python_version(),
         workarounds=(*(line for line, applies in WORKAROUNDS.items() if applies(plan)), *report.workarounds),
         findings=report.findings,
         changes=report.changes,
@@ -158,7 +183,11 @@ def differences(first: Plan | Manifest, second: Plan | Manifest) -> list[Differe
     """What differs between two plans or manifests; seconds and findings aside."""
     left, right = lines(first), lines(second)
     # A plan knows nothing of files and libraries.
-    aside = ("file ", "library ", "python") if isinstance(first, Plan) or isinstance(second, Plan) else ()
+    aside = (
+        ("file ", "written ", "library ", "python")
+        if isinstance(first, Plan) or isinstance(second, Plan)
+        else ()
+    )
     pairs = {key: (left.get(key, ""), right.get(key, "")) for key in sorted({*left, *right})}
     return [
         Difference(what=key, first=one, second=other)
@@ -195,7 +224,7 @@ def files_of(plan: Plan) -> dict[str, Path]:
     return {
         f"{role}/{path.relative_to(folder).as_posix()}": path
         for role, (location, commit) in places.items()
-        if (folder := _folder(location, commit, plan.kwargs.get("cache_dir"))) is not None
+        if (folder := folder_of(location, commit, plan.kwargs.get("cache_dir"))) is not None
         for path in sorted(folder.iterdir())
         if path.is_file() and _matters(role, path.name, plan)
     }
@@ -207,13 +236,18 @@ def proofs_of(plan: Plan, progress: Progress | None) -> dict[str, FileProof]:
     for name, path in files_of(plan).items():
         if progress:
             progress(f"hashing {name}")
-        digest, size = hashlib.sha256(), 0
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-        proofs[name] = FileProof(size=size, sha256=digest.hexdigest())
+        proofs[name] = proof_of(path)
     return proofs
+
+
+def proof_of(path: Path) -> FileProof:
+    """Size and hash of a file, which is read for it."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileProof(size=size, sha256=digest.hexdigest())
 
 
 def library_versions(plan: Plan) -> dict[str, str]:
@@ -224,6 +258,11 @@ def library_versions(plan: Plan) -> dict[str, str]:
         needed = (line for line in installed[name].requires or () if "extra ==" not in line)
         wanted |= {_normalised(match.group()) for line in needed if (match := NAME.match(line))}
     return {name: installed[name].version for name in sorted(wanted) if name in installed}
+
+
+def python_version() -> str:
+    """Python's version and the machine's architecture."""
+    return f"{platform.python_version()} {platform.machine()}"
 
 
 def _normalised(name: str) -> str:
@@ -239,7 +278,8 @@ def _matters(role: str, name: str, plan: Plan) -> bool:
     return name.endswith((".json", ".jinja", ".model", ".txt", ".py"))
 
 
-def _folder(location: str, commit: str, cache: str | None) -> Path | None:
+def folder_of(location: str, commit: str, cache: str | None) -> Path | None:
+    """The folder on this machine of a folder's, or a repository's, files; None where there is none."""
     if not commit:
         path = Path(location)
         return path if path.is_dir() else None
@@ -263,7 +303,8 @@ def lines(item: Plan | Manifest) -> dict[str, str]:
     found |= {f"checkpoint {key}": _text(value) for key, value in summary.items() if value}
     found["machine"] = plan.machine
     if isinstance(item, Manifest):
-        found |= {f"file {name}": f"{p.size} bytes, sha256 {p.sha256[:16]}" for name, p in item.files.items()}
+        found |= {f"file {name}": str(p) for name, p in item.files.items()}
+        found |= {f"written {name}": str(p) for name, p in item.written.items()}
         found |= {f"library {name}": version for name, version in item.libraries.items()}
         found["python"] = item.python
     return found

@@ -76,6 +76,9 @@ SHAPES = {
     "tiny": Shape(64, 128, 2, 4, 2, 512),
     "1.1b": Shape(2048, 5632, 22, 32, 4, 32000),  # TinyLlama's shape as a Mistral
     "2.5b": Shape(2560, 8960, 28, 32, 8, 32000),  # between the two, for machines without the room
+    "2b-wide": Shape(
+        4096, 14336, 8, 32, 8, 32000
+    ),  # tensors as large as the next one's, a quarter of the layers
     "7b": Shape(4096, 14336, 32, 32, 8, 32000),  # Mistral-7B-v0.1's published shape: 7.24 B
 }
 

@@ -31,6 +31,7 @@ PAGES_THAT_RUN = (
     "how-to/choose-a-profile.md",
     "how-to/dpo.md",
     "how-to/many-processes.md",
+    "how-to/merge.md",
     "how-to/move-to-loadkit.md",
     "how-to/plan-for-a-cluster.md",
     "how-to/qlora-with-trl.md",

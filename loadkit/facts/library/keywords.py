@@ -10,6 +10,7 @@ from pathlib import Path
 
 from loadkit.facts.library.library import Keywords
 from loadkit.facts.library.literals import known
+from loadkit.facts.library.source_text import source_body, source_text
 from loadkit.facts.library.source_tree import SourceTree
 
 __all__ = ["read_keywords"]
@@ -47,10 +48,7 @@ def read_keywords(tree: SourceTree) -> Keywords:
 
 @cache
 def _body(path: Path) -> tuple[ast.stmt, ...]:
-    try:
-        return tuple(ast.parse(path.read_text(encoding="utf-8")).body)
-    except (OSError, SyntaxError, ValueError):
-        return ()
+    return source_body(source_text(path))
 
 
 def _class(path: Path, name: str) -> ast.ClassDef | None:

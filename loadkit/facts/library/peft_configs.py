@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from loadkit.facts.library.refusals import constants, refusal
+from loadkit.facts.library.source_text import source_body, source_text
 
 __all__ = ["PeftField", "peft_class_fields", "peft_fields", "peft_refusal", "peft_task_types", "peft_types"]
 
@@ -58,7 +59,7 @@ def peft_types() -> Mapping[str, tuple[Path, str]]:
     return {
         name.upper(): (init.with_name("config.py"), config)
         for init in files
-        for name, config in REGISTERED.findall(_text(init))
+        for name, config in REGISTERED.findall(source_text(init))
     }
 
 
@@ -133,19 +134,9 @@ def _root() -> Path | None:
     return Path(places[0]) if places else None
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
 @cache
 def _body(path: Path) -> tuple[ast.stmt, ...]:
-    try:
-        return tuple(ast.parse(_text(path)).body)
-    except (SyntaxError, ValueError):
-        return ()
+    return source_body(source_text(path))
 
 
 def _classes(path: Path) -> dict[str, ast.ClassDef]:

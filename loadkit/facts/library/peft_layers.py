@@ -6,11 +6,11 @@ import ast
 import re
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from loadkit.facts.library.peft_configs import peft_fields, peft_types
 from loadkit.facts.library.refusals import refusal
+from loadkit.facts.library.source_text import source_body, source_text
 
 __all__ = ["peft_adapts_embeddings", "peft_biases", "peft_layer_refusal", "peft_packages"]
 
@@ -67,26 +67,15 @@ def _texts(peft_type: str) -> Mapping[str, str]:
     """The source of a type's model and layers."""
     path, _ = peft_types().get(peft_type, (None, ""))
     names = ("model.py", "layer.py", "config.py")
-    return {} if path is None else {name: _text(path.with_name(name)) for name in names}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
+    return {} if path is None else {name: source_text(path.with_name(name)) for name in names}
 
 
 @cache
 def _updates(peft_type: str) -> tuple[ast.FunctionDef, ...]:
     """The methods by which a type's linear layers take an adapter."""
-    try:
-        body = ast.parse(_texts(peft_type).get("layer.py", "")).body
-    except (SyntaxError, ValueError):
-        return ()
     return tuple(
         line
-        for node in body
+        for node in source_body(_texts(peft_type).get("layer.py", ""))
         if isinstance(node, ast.ClassDef) and not OTHERS.search(node.name)
         for line in node.body
         if isinstance(line, ast.FunctionDef) and line.name == "update_layer"

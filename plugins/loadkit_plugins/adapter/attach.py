@@ -227,8 +227,10 @@ def _compare(plan: Plan, model: Any, adapter: Adapter) -> None:
 
 
 def _embedding(name: str, state: Any) -> bool:
-    """Whether a tensor is of embeddings: saved whole where resized, and a tied pair's rows twice."""
-    whole = name.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight", "wte.weight"))
+    """Whether a tensor is of embeddings: saved whole where resized, by PEFT 0.21 once for each name that they
+    have in its wrapper; and a tied pair's rows twice."""
+    inside = name.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+    whole = inside.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight", "wte.weight"))
     return whole or (".token_adapter." in name and any(".token_adapter." in key for key in state))
 
 

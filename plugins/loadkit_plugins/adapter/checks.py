@@ -10,7 +10,7 @@ from loadkit import Adapter, Adapters, Checkpoint, Context, Plan, Problem
 from loadkit.plugins import FLOATS, AdapterFacts, canonical_dtype, did_you_mean
 from loadkit_plugins.adapter.field_checks import check_fields
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
-from loadkit_plugins.adapter.foreign import check_foreign
+from loadkit_plugins.adapter.foreign import check_foreign, trained_tokens
 from loadkit_plugins.adapter.settings import needs_weights
 
 __all__ = ["check"]
@@ -19,6 +19,9 @@ _problem = partial(Problem, "adapter", "adapter")
 
 LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 NEEDS_DATA = ("eva", "corda", "lora_ga")
+MORE_ROWS = 65_536
+"""Rows beyond the vocabulary that an adapter may ask for, for rounding and tokens that it doesn't train."""
+
 CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
 
 
@@ -50,6 +53,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
             yield from check_foreign(name, facts, trainable=trains)
             yield from _base(context, name, facts, guarded)
             yield from _shapes(context.checkpoint, plan, name, facts)
+            yield from _token_rows(context, name, facts)
     if not plan.adapters.members[-1].source:
         yield from check_fields(context, plan, plan.adapters.members[-1])
         yield from _start(context, plan, plan.adapters.members[-1])
@@ -194,6 +198,8 @@ def _shapes(checkpoint: Checkpoint, plan: Plan, name: str, facts: AdapterFacts) 
     for tensor, header in facts.tensors.items():
         match = LORA_TENSOR.fullmatch(tensor)
         base = checkpoint.tensors.get(f"{match['module']}.weight") if match else None
+        if match and f"base_model.model.{match['module']}.base_layer.weight" in facts.tensors:
+            continue  # resized, and saved with the adapter
         if match is None or base is None or len(base.shape) != 2 or base.dtype in ("U8", "I8"):
             continue
         side = 1 if match["part"] == "A" else 0
@@ -205,6 +211,24 @@ def _shapes(checkpoint: Checkpoint, plan: Plan, name: str, facts: AdapterFacts) 
             "adapter-shape",
             f"the adapter {facts.source!r} ({name}) doesn't fit {checkpoint.location!r}: {wrong[0]}{more}",
             f"load it with the base that it was made for: {facts.config.get('base_model_name_or_path')!r}",
+        )
+
+
+def _token_rows(context: Context, name: str, facts: AdapterFacts) -> Iterator[Problem]:
+    """Whether the rows of tokens that an adapter trains are rows that the embeddings have, or may get: they
+    grow to hold the highest, whatever that is."""
+    ids, checkpoint = trained_tokens(facts), context.checkpoint
+    known = [
+        checkpoint.text_config.get("vocab_size"),
+        *(i + 1 for i in facts.processing.added_tokens.values()),
+    ]
+    rows = max((count for count in known if isinstance(count, int)), default=0)
+    if ids and rows and max(ids) >= rows + len(ids) + MORE_ROWS:
+        yield _problem(
+            "adapter-shape",
+            f"the adapter {facts.source!r} ({name}) trains the row of token {max(ids):,}, and the embeddings of "
+            f"{checkpoint.location!r} have {rows:,}",
+            "restore the adapter_config.json that was saved with it, or name the model that it was made for",
         )
 
 

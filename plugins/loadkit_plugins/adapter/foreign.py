@@ -12,7 +12,7 @@ from loadkit import Problem
 from loadkit.plugins import AdapterFacts
 from loadkit_plugins.adapter.pattern_cost import TOO_MANY, ways_to_match
 
-__all__ = ["check_foreign"]
+__all__ = ["check_foreign", "trained_tokens"]
 
 _problem = partial(Problem, "adapter", "adapter")
 
@@ -193,3 +193,10 @@ def _product(shape: tuple[int, ...]) -> int:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def trained_tokens(facts: AdapterFacts) -> list[int]:
+    """The ids of the tokens of which an adapter has rows."""
+    indices = facts.config.get("trainable_token_indices") or facts.config.get("token_indices")
+    listed = list(indices.values()) if isinstance(indices, dict) else [indices]
+    return [i for each in listed if isinstance(each, list) for i in each if isinstance(i, int)]

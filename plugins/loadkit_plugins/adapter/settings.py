@@ -25,9 +25,17 @@ from loadkit import (
 )
 from loadkit.plugins import AdapterFacts, canonical_dtype
 from loadkit_plugins.adapter.fields import Fields, adapter_type, merged
+from loadkit_plugins.adapter.foreign import trained_tokens
 from loadkit_plugins.adapter.targets import EVERY_LINEAR, absent, owners_of, unadaptable
 
-__all__ = ["TASK_TYPES", "declared_options", "existing_adapters", "needs_weights", "new_adapter", "stacked"]
+__all__ = [
+    "TASK_TYPES",
+    "declared_options",
+    "existing_adapters",
+    "needs_weights",
+    "new_adapter",
+    "stacked",
+]
 
 NEEDS_WEIGHTS = ("pissa", "corda", "mica", "loftq", "orthogonal")
 """Beginnings of initialisations that read or change the base's weights in floating point (PEFT 0.21)."""
@@ -352,7 +360,4 @@ def _rows(facts: AdapterFacts) -> int:
         and name.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight"))
         and ("embed_tokens" in name or "lm_head" in name or "wte" in name)
     ]
-    indices = facts.config.get("trainable_token_indices")
-    listed = list(indices.values()) if isinstance(indices, dict) else [indices]
-    ids = [i for each in listed if isinstance(each, list) for i in each if isinstance(i, int)]
-    return max([*saved, *(i + 1 for i in ids)], default=0)
+    return max([*saved, *(i + 1 for i in trained_tokens(facts))], default=0)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from loadkit import Loading
 from loadkit.plugins import Entries, Entry, LoadingAid, Record, Stored, size
-from loadkit_plugins.quantized_cache.writer import begin_writing, state_of
+from loadkit_plugins.quantized_cache.model_state import state_of
+from loadkit_plugins.quantized_cache.writer import EntryWriting
+
+if TYPE_CHECKING:
+    from loadkit_plugins.quantized_cache.early_writing import EarlyWriting
 
 __all__ = ["Cached"]
 
@@ -31,6 +37,8 @@ class Cached(LoadingAid):
         device: torch's type of the device that quantizes.
         entries: the cache.
         about: what the entry is made from, for people.
+        expected: bytes that the entry will take; 0 where that isn't known, so that nothing is written before
+            the model is there.
         progress: called before waiting for another process.
     """
 
@@ -40,29 +48,36 @@ class Cached(LoadingAid):
         device: str,
         entries: Entries,
         about: Mapping[str, str],
+        expected: int,
         progress: Callable[[str], None],
     ) -> None:
         self._key = key
         self._device = device
         self._entries = entries
         self._about = {name: text for name, text in about.items() if text}
+        self._expected = expected
         self._progress = progress
         self._lock: Any = None
         self._entry: Entry | None = None
         self._checking: Future[str] | None = None
+        self._early: EarlyWriting | None = None
 
     def stored(self) -> Stored | None:
         """The entry, if it is whole by names and sizes; its checksums are computed while it is loaded."""
         self._entry = self._entries.find(self._key)
         if self._entry is None:
+            self._begin_early()
             return None
         try:
             loading = msgspec.convert(self._entry.record.more.get("loading"), Loading)
         except msgspec.ValidationError:
             self._entries.drop(self._key)
+            self._begin_early()
             return None
         pool = ThreadPoolExecutor(1)
-        self._checking = pool.submit(self._entry.damage)
+        # the libraries' imports, which come next, have a core for themselves
+        spare = {} if "torch" in sys.modules else {"workers": max(1, (os.cpu_count() or 1) - 1)}
+        self._checking = pool.submit(self._entry.damage, **spare)
         pool.shutdown(wait=False)
         return Stored(folder=self._entry.folder, loading=loading)
 
@@ -74,6 +89,7 @@ class Cached(LoadingAid):
         if fault:
             self._entries.drop(self._key)
             self.line = f"the entry was damaged ({fault}): quantized anew"
+            self._begin_early()
             return False
         more = self._entry.record.more
         known = _restore_conversions(model, more.get("conversions", []))
@@ -91,17 +107,20 @@ class Cached(LoadingAid):
         """The entry couldn't be loaded: pruned meanwhile, or damaged."""
         if isinstance(error.__cause__, OSError):  # of the disk, or it was pruned meanwhile
             self.line = f"the entry couldn't be read ({error.__cause__}): quantized anew"
+            self._begin_early()
             return
         damaged = self._checking is not None and self._checking.result()
         if not damaged and self._entries.find(self._key) is not None:
             self._entries.abandon(self._key, f"what is stored of it can't be loaded ({error.__cause__!r})")
         self._entries.drop(self._key)
+        self._begin_early()
         self.line = "the entry couldn't be loaded: quantized anew"
 
     def disproved(self, difference: str) -> None:
         """The entry is whole and holds something else: it is made anew, and kept."""
         self._entries.drop(self._key)
         self.line = f"the entry was wrong ({difference}): quantized anew"
+        self._begin_early()
 
     def __enter__(self) -> Cached:
         """Take the lock, or wait for whoever has it to be done."""
@@ -129,6 +148,13 @@ class Cached(LoadingAid):
         self.line = "not kept: another process holds the entry's lock"
         return self
 
+    def _begin_early(self) -> None:
+        """The checkpoint itself is loaded now: have it written meanwhile, where this load has the lock."""
+        if self._lock is not None and self._early is None and self._expected:
+            from loadkit_plugins.quantized_cache.early_writing import EarlyWriting  # imports torch
+
+            self._early = EarlyWriting(self._entries, self._key, self._expected)
+
     def keep(self, model: Any, loading: Loading) -> None:
         """Have the model written while the caller goes on, where it can be kept."""
         if self._lock is None:
@@ -140,7 +166,8 @@ class Cached(LoadingAid):
                 return
             state = state_of(model)
             wanted = sum(tensor.nbytes for tensor in state.values())
-            if reason := self._entries.room_for(wanted):
+            writing = self._early.writing if self._early else None
+            if reason := self._entries.room_for(wanted, begun=writing.bytes if writing else 0):
                 self._entries.abandon(self._key, reason)
                 self._add(f"not kept: {reason}")
                 return
@@ -150,7 +177,11 @@ class Cached(LoadingAid):
                 "conversions": [_named(conversion) for conversion in model._weight_conversions],
             }
             record = Record(key=self._key, created=time.time(), files={}, about=self._about, more=more)
-            begin_writing(self._entries, self._lock, model, state, record)
+            if writing is None:
+                writing = EntryWriting(self._entries, self._key, wanted)
+            elif writing.fault is not None:
+                raise writing.fault
+            writing.complete(model, state, record, self._lock)
         except Exception as error:  # whatever it is, the model is loaded: only the next load is slower
             self._entries.abandon(self._key, f"{type(error).__name__}: {error}")
             self._add(f"not kept: {type(error).__name__}: {error}")
@@ -165,9 +196,16 @@ class Cached(LoadingAid):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release the lock, unless the writing took it over."""
+        """Release the lock, unless the writing took it over, or has something to remove before."""
+        writing = None
+        if self._early is not None:
+            self._early.end()
+            writing = self._early.writing
         if self._lock is not None:
-            self._lock.release()
+            if writing is not None:
+                writing.give_up(self._lock)
+            else:
+                self._lock.release()
             self._lock = None
 
 

@@ -87,7 +87,9 @@ def loadkit_shorten_loading(
         "dtype": plan.dtype,
         **_versions(plan, machine),
     }
-    return Cached(key.name, key.device, entries, about, progress)
+    memory = plan.memory
+    expected = sum(memory.weights.values()) + memory.quantized + memory.constants if memory else 0
+    return Cached(key.name, key.device, entries, about, expected, progress)
 
 
 def key_of(plan: Plan, identity: str, machine: Machine, entries: Entries) -> Key:

@@ -135,6 +135,9 @@ def refused(adapter: Path, where: Path, **more: Any) -> list[str]:
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 10**9}, "adapter-shape"),
         ({"peft_type": "P_TUNING", "encoder_hidden_size": 10**9}, "adapter-shape"),
         ({"layer_replication": [[0, 2], [0, 10**9]]}, "adapter-shape"),
+        ({"trainable_token_indices": [3, 10**9]}, "adapter-shape"),
+        ({"trainable_token_indices": {"embed_tokens": [10**9]}}, "adapter-shape"),
+        ({"peft_type": "TRAINABLE_TOKENS", "token_indices": [10**9]}, "adapter-shape"),
         ({"peft_type": "XLORA", "hidden_size": 64, "adapters": {"a": "evil/adapter"}}, "adapter-reads-elsewhere"),
         ({"peft_type": "SHADOW", "shadow_model": "evil/model"}, "adapter-reads-elsewhere"),
         ({"megatron_config": {"a": 1}, "megatron_core": "evil.module"}, "adapter-reads-elsewhere"),
@@ -159,6 +162,7 @@ def test_it_is_refused_before_peft_looks(
         {"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"q_proj": 1024}},
         {"lora_alpha": 10**6},
         {"r": 16, "rank_pattern": {".*": 8}},
+        {"trainable_token_indices": [3, 600]},
     ],
 )
 def test_what_it_may_say(more: dict[str, Any], adapter: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ tensors."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -249,6 +250,27 @@ def test_missing_and_unexpected_tensors_are_errors(tiny: Tiny, adapter: Path, tm
     narrow = edited(adapter, tmp_path / "narrow", first=torch.ones(8, 32))
     with pytest.raises(loadkit.PlanError, match="adapter-shape"):
         loadkit.load(narrow)
+
+
+@pytest.mark.parametrize(
+    "targets", [{"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}]
+)  # fmt: skip
+def test_an_adapter_of_a_grown_vocabulary(targets: dict[str, Any], tiny: Tiny, tmp_path: Path) -> None:
+    """PEFT saves embeddings that were resized once for each name that they have in its wrapper."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny("mistral"))
+    model.resize_token_embeddings(520, mean_resizing=False)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **{"target_modules": ["q_proj"], **targets})
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        peft.get_peft_model(model, config).save_pretrained(tmp_path / "grown")
+    loaded = loadkit.load(tmp_path / "grown")
+    assert loaded.model.get_input_embeddings().weight.shape[0] == 520
+    held = load_file(tmp_path / "grown" / "adapter_model.safetensors")
+    saved = next(held[name] for name in held if re.search(r"embed_tokens\.(base_layer\.)?weight$", name))
+    embeddings = loaded.model.get_base_model().get_input_embeddings()
+    rows = getattr(embeddings, "modules_to_save", {"default": getattr(embeddings, "base_layer", None)})[
+        "default"
+    ].weight
+    assert torch.equal(rows, saved.to(rows.dtype))
 
 
 def test_several_adapters_one_active(tiny: Tiny, adapter: Path, another: Path) -> None:

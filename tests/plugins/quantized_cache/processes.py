@@ -3,8 +3,9 @@
 together FOLDER OUT COUNT      COUNT loads at the same moment, each says what it got
 killed FOLDER OUT COUNT        COUNT loads one after the other, each killed at another moment
 touched FOLDER OUT STEP        loads, each killed as it touches the cache for the n-th time; every STEP-th n
+written FOLDER OUT STEP        loads, each killed in the midst of the n-th tensor that it writes
 alone FOLDER OUT 1             one load
-limited FOLDER OUT 1           one load that can't write files of more than 50,000 bytes
+limited FOLDER OUT 1           one load that can't write files of more than 50,000 bytes, nothing early
 mortal FOLDER OUT 1            one load that permissions hold for, root's too
 """
 
@@ -18,6 +19,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,6 +27,8 @@ import transformers
 
 import loadkit
 from loadkit.plugins import Entries
+from loadkit_plugins.quantized_cache import handover
+from loadkit_plugins.quantized_cache.tensor_file import TensorFile
 from loadkit_plugins.quantized_cache.writer import finish_writing
 
 OPTIONS = {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}
@@ -110,14 +114,39 @@ def die_at(number: int, root: str) -> None:
     sys.addaudithook(hook)
 
 
+def die_writing(number: int) -> None:
+    """Kill this process when half of the n-th tensor is on its way to the disk."""
+    seen, real = 0, TensorFile._write
+
+    def write(file: TensorFile, at: int, piece: memoryview) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            real(file, at, piece[: len(piece) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(file, at, piece)
+
+    TensorFile._write = write  # type: ignore[method-assign]
+
+
 def touched(folder: str, out: Path, count: int) -> None:
+    root = str(Entries().root)
+    dying(folder, out, count, lambda number: die_at(number, root))
+
+
+def written(folder: str, out: Path, count: int) -> None:
+    dying(folder, out, count, die_writing)
+
+
+def dying(folder: str, out: Path, step: int, die: Callable[[int], None]) -> None:
+    """Loads that are to die at the moments 1, 1 + step and so on, until one gets through."""
     entries, faults, number = Entries(), [], 1
     while True:
         target = out / f"{number}.json"
         pid = os.fork()
         if not pid:
             try:
-                die_at(number, str(entries.root))
+                die(number)
                 load(folder, target)
             finally:
                 os._exit(0)
@@ -128,7 +157,7 @@ def touched(folder: str, out: Path, count: int) -> None:
             entries.drop(entry.record.key)
         if not os.WIFSIGNALED(status):
             break
-        number += count
+        number += step
     entries.prune()
     os.waitpid(child(folder, out / "after.json"), 0)
     os.waitpid(child(folder, out / "again.json"), 0)
@@ -143,6 +172,7 @@ def alone(folder: str, out: Path, count: int) -> None:
 
 
 def limited(folder: str, out: Path, count: int) -> None:
+    handover.SMALL = 2**60
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     alone(folder, out, count)
 
@@ -160,8 +190,9 @@ def mortal(folder: str, out: Path, count: int) -> None:
     alone(folder, out, count)
 
 
-WAYS = {way.__name__: way for way in (together, killed, touched, alone, limited, mortal)}
+WAYS = {way.__name__: way for way in (together, killed, touched, written, alone, limited, mortal)}
 
 if __name__ == "__main__":
     transformers.utils.logging.disable_progress_bar()
+    handover.SMALL = 2048  # what a tiny model has is written early too
     WAYS[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))

@@ -21,6 +21,7 @@ import loadkit
 from loadkit import Loaded
 from loadkit.cache.seals import seal
 from loadkit.plugins import Entries, Entry, Record
+from loadkit_plugins.quantized_cache.tensor_file import TensorFile
 from loadkit_plugins.quantized_cache.writer import WEIGHTS, finish_writing
 
 Tiny = Callable[..., Path]
@@ -115,16 +116,14 @@ def test_an_entry_that_loads_otherwise_isnt_trusted_nor_made_again(tiny: Tiny, e
 def test_a_model_that_changes_while_it_is_written_isnt_kept(
     tiny: Tiny, entries: Entries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import safetensors.torch
+    real, held, go = TensorFile.append, [], threading.Event()
 
-    real, held, go = safetensors.torch.save_file, [], threading.Event()
-
-    def late(state: Any, *args: Any, **kwargs: Any) -> None:
-        held.append(state)
+    def late(file: TensorFile, content: Any) -> Any:
+        held.append(content)
         assert go.wait(60)
-        real(state, *args, **kwargs)
+        return real(file, content)
 
-    monkeypatch.setattr(safetensors.torch, "save_file", late)
+    monkeypatch.setattr(TensorFile, "append", late)
     loaded = loadkit.load(tiny("mistral"), "inference-4bit")
     with torch.no_grad():
         loaded.model.model.norm.weight.add_(1)
@@ -308,14 +307,22 @@ def test_a_load_killed_at_any_moment_leaves_nothing_or_all(
     assert entries.broken() == []
 
 
-@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("way", "step"),
+    [
+        ("touched", 17),
+        ("written", 23),
+        *(pytest.param(w, 1, marks=pytest.mark.slow) for w in ("touched", "written")),
+    ],
+)
 def test_a_load_killed_as_it_touches_the_cache_leaves_nothing_or_all(
-    tiny: Tiny, entries: Entries, tmp_path: Path, run: Run, step: int
+    tiny: Tiny, entries: Entries, tmp_path: Path, run: Run, way: str, step: int
 ) -> None:
-    """At every file that is opened, made, renamed or removed, one load after the other in what is left."""
+    """At every file that is opened, made, renamed or removed, and within every tensor that is written, one
+    load after the other in what is left."""
     mine = entries.root / "mine"
     mine.mkdir(parents=True)
-    done = run("touched", tiny("mistral"), tmp_path / "out", step)
+    done = run(way, tiny("mistral"), tmp_path / "out", step)
     assert done.returncode == 0, done.stderr
     seen = json.loads((tmp_path / "out" / "seen.json").read_text())
     assert seen["moments"] > 30
