@@ -102,7 +102,7 @@ PUBLIC = """
     Machine Manifest Measurements Memory Merged ModelClass Opened Option Overruled Packed PassedOver
     Placement Plan PlanError PluginError PluginInfo PluginManager PluginWarning Preparation Problem
     Processing Profile Quantization RankError RankMemory Reading Recipe ReplayError ReplayWarning Report
-    Request Severity StoredFormat Strength Support Supported Tokens Topology Unsupported Vocabulary
+    Request Severity StoredFormat Strength Support Supported Tokens Topology Unit Unsupported Vocabulary
     Weight differences hookimpl load load_processing_class merge plan read_profile read_profiles read_recipe
 """
 """What users and plugin authors need."""
