@@ -112,7 +112,7 @@ FOR_PLUGINS = """
     InferenceMode Keywords Library LoadingAid ModelFacts ModuleFacts ProcessingFacts Record SHORT_DTYPES
     Shortcut Stored Template TensorHeader Towers base_of canonical_dtype checksum checksums configs
     did_you_mean file_checksums fits input_embeddings is_packed is_projector nearest_name output_embeddings
-    pause_gc plain size some_of span template_fault tokenizer_of tower_keys towers
+    pause_gc plain running_checksum size some_of span template_fault tokenizer_of tower_keys towers
 """
 """What plugins need beyond it."""
 

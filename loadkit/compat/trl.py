@@ -50,7 +50,8 @@ def get_quantization_config(model_args: Any) -> Any:
     TRL hands `dtype` on as it is: "auto" fails in `BitsAndBytesConfig`, None computes in float32.
 
     Returns:
-        A `transformers.BitsAndBytesConfig`; None where nothing is quantized.
+        A `transformers.BitsAndBytesConfig`; None where nothing is quantized. For a checkpoint stored in fp8
+        or mxfp4 it is one that `get_model` follows and plain `from_pretrained` refuses, as it does TRL's.
     """
     if not (getattr(model_args, "load_in_4bit", False) or getattr(model_args, "load_in_8bit", False)):
         return None

@@ -112,7 +112,7 @@ def test_dtypes_in_every_spelling(tiny: Tiny, spelt: Any, dtype: str) -> None:
 
 
 def test_stored_formats_stay_as_they_are(tiny: Tiny, tmp_path: Path) -> None:
-    """What a ModelConfig prefers gives way to what the files fix."""
+    """What a ModelConfig prefers gives way to what the files fix, unless they can be decoded."""
     from stored_formats import store_fp8
 
     from loadkit.testing.checkpoints import make_prequantized
@@ -124,8 +124,18 @@ def test_stored_formats_stay_as_they_are(tiny: Tiny, tmp_path: Path) -> None:
     for name, folder in stored.items():
         for more in ({}, {"load_in_4bit": True}, {"load_in_8bit": True}):
             model_args = trl.ModelConfig(model_name_or_path=str(folder), dtype="bfloat16", **more)
-            assert get_quantization_config(model_args) is None
-            assert get_model(model_args, Training()).dtype == torch.bfloat16, (name, more)
+            model = get_model(model_args, Training())
+            assert model.dtype == torch.bfloat16, (name, more)
+            config = get_quantization_config(model_args)
+            if name == "bnb" or not more:
+                assert config is None, (name, more)
+                continue
+            (asked,) = more
+            assert getattr(config, asked)  # fp8 is quantized again: get_model does it, transformers refuses
+            packed = {type(m).__name__ for m in model.modules()} & {"Linear4bit", "Linear8bitLt"}
+            assert packed == {"Linear4bit" if asked == "load_in_4bit" else "Linear8bitLt"}
+            with pytest.raises(ValueError, match="quantized with FineGrainedFP8Config"):
+                transformers.AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
 
 
 def test_a_quantization_config_among_the_trainers_model_init_kwargs(tiny: Tiny, tmp_path: Path) -> None:
