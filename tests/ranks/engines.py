@@ -17,7 +17,7 @@ import loadkit
 
 DEVICE = os.environ.get("LOADKIT_TEST_DEVICE", "cpu")
 BACKEND = "nccl" if DEVICE == "cuda" else "gloo"
-__all__ = ["BATCH", "engines", "gradients", "step", "stirred", "tokens"]
+__all__ = ["BATCH", "engines", "gradients", "load_as", "step", "stirred", "tokens"]
 
 BATCH, LENGTH = 4, 16
 ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
@@ -39,9 +39,11 @@ def step(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def load_as(folder: str, profile: str, **options: Any) -> loadkit.Loaded:
-    """Load with another seed on every rank: what is drawn must be rank 0's all the same."""
+    """Load with another seed on every rank: what is drawn must be rank 0's all the same. "qlora+experts"
+    adapts experts too."""
     torch.manual_seed(int(os.environ.get("RANK", "0")))
-    return loadkit.load(folder, profile, **options)
+    profile, _, experts = profile.partition("+")
+    return loadkit.load(folder, profile, **options, **({"lora_experts": True} if experts else {}))
 
 
 def stirred(model: Any, names: str = "lora_B") -> Any:
@@ -158,16 +160,23 @@ def zero3(folder: str, profile: str) -> dict[str, Any]:
 
 
 def result(model: Any, loss: torch.Tensor, hashed: str, *, average: bool) -> dict[str, Any]:
-    """What is compared: the mean loss, whole gradients, everybody's adapters, and how many parameters are
-    split."""
+    """What is compared: the mean loss, whole gradients, everybody's adapters, how many parameters are split,
+    and whether stacks of experts are."""
     grads = gradients(model)
-    split = sum(isinstance(p, DTensor) for p in model.parameters())
+    parts = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
     if average:
         dist.all_reduce(loss)
         loss = loss / dist.get_world_size()
     hashes: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(hashes, hashed)
-    return {"loss": loss.cpu(), "gradients": grads, "adapters": hashes, "split": split}
+    experts = any(name.endswith(("experts.down_proj", "base_layer.down_proj")) for name in parts)
+    return {
+        "loss": loss.cpu(),
+        "gradients": grads,
+        "adapters": hashes,
+        "split": len(parts),
+        "experts": experts,
+    }
 
 
 ENGINES: dict[str, Callable[..., dict[str, Any]]] = {

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranks.engines import BATCH, gradients, step, stirred, tokens
+from ranks.engines import BATCH, gradients, load_as, step, stirred, tokens
 from ranks.launch import launch
-
-import loadkit
 
 CASES = [
     "ddp full",
@@ -62,7 +60,7 @@ def alone(checkpoint: Path, profile: str, parts: int, names: str = "lora_B") -> 
     """The single process: one load with rank 0's seed, the batch in as many parts as there are ranks, their
     mean."""
     torch.manual_seed(0)
-    model = stirred(loadkit.load(checkpoint, profile).model, names)
+    model = stirred(load_as(str(checkpoint), profile).model, names)
     device = next(model.parameters()).device
     losses = [step(model, ids.to(device)) for ids in tokens(model.config.vocab_size).chunk(parts)]
     whole = {name: grad / parts for name, grad in gradients(model).items()}
@@ -114,6 +112,26 @@ def test_four_ranks_compute_what_one_process_does(
     found = torch.load(four / f"{case}.pt")
     compare(found, alone(checkpoint, case.split()[1], BATCH), exact=False)
     assert len({*found["adapters"]}) == 1
+
+
+MIXED = [
+    f"{engine} {profile}"
+    for engine in ("ddp", "fsdp2")
+    for profile in ("qlora", "lora+experts", "qlora+experts")
+]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_mixture(tiny, tmp_path: Path, one_thread) -> None:
+    """Over plain stacks of experts and packed ones, with adapters of theirs and without."""
+    checkpoint = tiny("mixtral", dtype="float32")
+    out = launched(checkpoint, 2, tmp_path, cases=MIXED)
+    for case in MIXED:
+        found = torch.load(out / f"{case}.pt")
+        compare(found, alone(checkpoint, case.split()[1], 2), exact=False)
+        assert any("experts" in name for name in found["gradients"]) == case.endswith("+experts")
+        assert found["experts"] == ("fsdp2" in case)
+        assert len({*found["adapters"]}) == 1
 
 
 @pytest.mark.slow

@@ -22,12 +22,13 @@ SOME = (
 """Transposed, flat, subclasses of Linear, with biases, stored as stacks, shared, without gates, by blocks."""
 
 FAILING = {
+    "diffusion_gemma": "transformers leaves linear layers that share their weights unquantized, which the plan doesn't know",
     "shieldgemma2": "most of it would be random",
     "xlnet": "fails over dtypes of its own, in plain transformers too",
 }
 """Types that don't run whatever is packed."""
 
-ODD = ("axk2", "bailing_hybrid", "deepseek_v4", "hy_v4", "mistral_large4")
+ODD = ("axk2", "bailing_hybrid", "deepseek_v4", "inkling2", "inkling2_text", "mistral_large4")
 """Types with layers of widths that bitsandbytes' 4-bit kernel for CPUs fails over in evaluation, under names
 that the plan can't tell."""
 

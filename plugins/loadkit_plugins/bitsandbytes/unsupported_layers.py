@@ -65,13 +65,42 @@ def _four_dimensional(context: Context) -> Iterator[str]:
 
 
 def _odd(context: Context, architecture: ModelClass) -> Iterator[str]:
-    """Layers of odd widths, by the last two parts of their paths: files may spell the rest otherwise."""
+    """Layers of odd widths, by the last two names in their paths, and numbers between these; by the last
+    alone where files have it in another module than the classes do, and no even layer is called so."""
     training = bool(context.request.value("training", False))  # over layers that aren't packed for inference
-    for weight in context.weights(architecture):
-        if weight.kind == "linear" and len(weight.shape) == 2 and _is_odd(weight, training):
-            parts = [part for part in weight.module.split(".") if not part.isdigit()]
-            numbered = weight.module.split(".")[-1].isdigit()
-            yield ".".join(weight.module.split(".")[-2:]) if numbered else ".".join(parts[-2:])
+    linear = [w for w in context.weights(architecture) if w.kind == "linear" and len(w.shape) == 2]
+    even = {_ends(weight.module, 1) for weight in linear if not _is_odd(weight, training)}
+    for weight in linear:
+        if _is_odd(weight, training):
+            last, two = _ends(weight.module, 1), _ends(weight.module, 2)
+            homes = _homes(context, last)
+            moved = bool(homes) and not homes & {"", two.split(".")[0]}
+            yield last if moved and last not in even else two
+
+
+def _homes(context: Context, member: str) -> set[str]:
+    """The attributes under which modules that have such a member are found; "" among them where a model has
+    it itself."""
+    found: set[str] = set()
+    for family in context.library.families.values():
+        for owner in (name for name, facts in family.modules.items() if member in facts.members):
+            within = {
+                attribute
+                for facts in family.modules.values()
+                for attribute, classes in facts.members.items()
+                if owner in classes
+            }
+            found |= within or {""}
+    return found
+
+
+def _ends(path: str, names: int) -> str:
+    """The last names of a path, with numbers between them, or the last number and its parent."""
+    parts = path.split(".")
+    if parts[-1].isdigit():
+        return ".".join(parts[-2:])
+    named = [place for place, part in enumerate(parts) if not part.isdigit()]
+    return ".".join(parts[named[-names:][0] :])
 
 
 def _is_odd(weight: Weight, training: bool) -> bool:

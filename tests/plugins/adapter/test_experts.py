@@ -224,6 +224,17 @@ def test_attention_and_dense_layers_keep_their_dropout(made: Made, model_type: s
     assert rates == {False: {0.05}, True: {0.05}}
 
 
+@pytest.mark.parametrize("experts", [False, True])
+def test_a_class_that_has_the_word_linear_in_its_name_is_no_layer(made: Made, experts: bool) -> None:
+    """Every class of kimi_linear's has."""
+    loaded = loadkit.load(made("kimi_linear"), "qlora", lora_experts=experts)
+    assert loaded.report.findings == ()
+    names = {name.partition(".lora_A")[0].rpartition(".")[2] for name in trained(loaded.model)}
+    assert {"f_a_proj", "kv_b_proj", "q_proj"} <= names
+    assert not {"o_norm", "norm", "mlp", "self_attn", "input_layernorm"} & names
+    assert ("experts" in names) == experts
+
+
 def test_one_experts_lora_is_no_others(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant: the factors of the neighbour."""
     loaded = loadkit.load(made("mixtral"), "qlora", lora_experts=True, lora_r=4)

@@ -125,6 +125,22 @@ def test_odd_widths_in_four_bits_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model_type", "stored", "skipped"),
+    [
+        ("kimi_linear", "self_attn.f_a_proj", ("f_a_proj",)),  # in the class: self_attn.forget_gate.f_a_proj
+        ("longcat_flash", "self_attn.1.kv_a_proj_with_mqa", ("self_attn.1.kv_a_proj_with_mqa",)),
+    ],
+)
+def test_odd_layers_are_named_as_the_model_has_them(
+    model_type: str, stored: str, skipped: tuple[str, ...]
+) -> None:
+    shapes = {f"model.layers.0.{stored}.weight": (64, 48), "model.layers.0.mlp.up_proj.weight": (128, 64)}
+    four = planned(checkpoint({"model_type": model_type}, tensors=tensors(shapes)), "qlora", machine=CPU).quantization  # fmt: skip
+    assert four is not None
+    assert [name for name in four.skip_modules if "router" not in name] == [*skipped]
+
+
+@pytest.mark.parametrize(
     ("model_type", "excluded"),
     [("mamba", ["out_proj"]), ("phimoe", ["router"]), ("llama4_text", ["router"]), ("mistral", None)],
 )

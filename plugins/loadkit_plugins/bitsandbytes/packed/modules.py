@@ -176,6 +176,8 @@ def _property(name: str) -> property:
             data = self.__dict__.get(f"_view_of_{name}")
         if data is None:
             raise AttributeError(f"{self._base.__name__!r} object has no attribute {name!r}")
+        if hasattr(data, "_local_tensor"):
+            return data  # a part of the codes, which FSDP 2 looks for, and nobody multiplies with
         layout = self.packed_layouts[name]
         beside = Packing(name, layout, self.packed_companions).beside
         weight = PackedWeight(layout, {DATA: data, **beside})
