@@ -153,9 +153,10 @@ def test_they_conform_where_they_are_installed(run: Run, name: str) -> None:
 
 
 RANKS = """
-import json, sys
+import json, os, sys
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # see how-to/many-processes.md: imported later it would keep the group
 import loadkit
 
 dist.init_process_group("gloo")
@@ -176,6 +177,9 @@ dist.all_gather_object(everything, said)
 if dist.get_rank() == 0:
     print("SAID", json.dumps(everything))
 dist.destroy_process_group()
+if sys.platform == "linux":
+    threads = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
+    assert not any("gloo" in name for name in threads), threads
 """
 
 
