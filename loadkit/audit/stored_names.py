@@ -37,7 +37,7 @@ def as_stored(model: Any, name: str, parameter: Any, files: Mapping[str, Any]) -
     if (found := stored_name(model, name, files)) is not None:
         yield Stored(found, parameter)
         return
-    pieces = {} if _is_split(parameter) else _reverted(model, name, parameter)
+    pieces = {} if _is_split(parameter) else _reverted(model, name, parameter, files)
     if is_packed(parameter):  # codes can be renamed, and neither split nor turned as weights are
         same = [tensor.data_ptr() == parameter.data_ptr() for tensor in pieces.values()]
         pieces = dict.fromkeys(pieces, parameter) if same == [True] else {}
@@ -52,8 +52,22 @@ def _is_split(parameter: Any) -> bool:
     return hasattr(parameter, "ds_shape") or hasattr(parameter, "device_mesh")
 
 
-def _reverted(model: Any, name: str, parameter: Any) -> dict[str, Any]:
+def _reverted(model: Any, name: str, parameter: Any, files: Mapping[str, Any]) -> dict[str, Any]:
     """What transformers makes of one tensor when it saves the model; nothing where it can't of one alone.
+
+    A model that was quantized keeps those of its conversions that still hold for all it has. What they make
+    nothing of that the files know, such as a stack that stayed as it is beside packed ones, was read by its
+    class's.
+    """
+    own = getattr(model, "_weight_conversions", None)
+    made = _saved_by(model, own, name, parameter)
+    if own is None or any(stored in files for stored in made):
+        return made
+    return _saved_by(model, None, name, parameter)
+
+
+def _saved_by(model: Any, conversions: Any, name: str, parameter: Any) -> dict[str, Any]:
+    """What these conversions, or those of the class, make of a tensor when they are reversed.
 
     transformers 5.23 changes a conversion's patterns in place while it reverses it (`WeightTransform.copy`
     hands its own lists on), so it is given copies.
@@ -62,12 +76,12 @@ def _reverted(model: Any, name: str, parameter: Any) -> dict[str, Any]:
 
     own = getattr(model, "_weight_conversions", None)
     try:
-        if own is not None:
-            model._weight_conversions = deepcopy(own)
+        if hasattr(model, "_weight_conversions"):
+            model._weight_conversions = deepcopy(conversions)
         made: dict[str, Any] = revert_weight_conversion(model, {name: parameter.detach()})
     except Exception:  # an operation that needs its neighbours, or a model class that isn't transformers' own
         return {}
     finally:
-        if own is not None:
+        if hasattr(model, "_weight_conversions"):
             model._weight_conversions = own
     return made

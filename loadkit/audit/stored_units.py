@@ -48,7 +48,11 @@ def stored_units(
     columns = opened.shape[-1]
     height = math.prod(opened.shape) // opened.units // columns
     rows = height if values is None else max(1, values // (opened.units * columns))
-    whole = stored_name(model, name, files)
+    made, numbers = _saved(model, name, opened.units)
+    renamed = [
+        each for each, tensor in made.items() if tensor.shape == numbers.shape and (tensor == numbers).all()
+    ]
+    whole = next((n for each in [name, *renamed] if (n := stored_name(model, each, files))), None)
     if whole is not None:
         stored = files[whole].get_slice(whole)
         if tuple(stored.get_shape()) == opened.shape:
@@ -57,9 +61,9 @@ def stored_units(
                 read = stored[index, :rows] if len(opened.shape) > 2 else stored[first : first + rows]
                 yield StoredUnit(f"{name}[{index}]", Unit(parameter, index, 0), read)
         return
-    for piece_name, piece in _pieces(model, name, opened.units).items():
-        found = stored_name(model, piece_name, files)
-        if found is None:
+    for piece_name, tensor in made.items():
+        found, piece = stored_name(model, piece_name, files), _told(tensor)
+        if found is None or piece is None:
             continue
         stored = files[found].get_slice(found)
         if len(stored.get_shape()) != 2:
@@ -69,8 +73,9 @@ def stored_units(
         yield StoredUnit(said, Unit(parameter, piece.unit, round(height * piece.start)), read)
 
 
-def _pieces(model: Any, name: str, units: int) -> dict[str, _Piece]:
-    """What transformers would make of the stack when it saves the model unquantized, by the files' names."""
+def _saved(model: Any, name: str, units: int) -> tuple[dict[str, Any], Any]:
+    """What transformers would make of the stack when it saves the model unquantized, by the files' names; and
+    the numbers that it was asked with."""
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -78,13 +83,11 @@ def _pieces(model: Any, name: str, units: int) -> dict[str, _Piece]:
     own = getattr(model, "_weight_conversions", None)
     try:
         model._weight_conversions = None  # those of the class: what is quantized has none of its own
-        made = revert_weight_conversion(model, {name: numbers})
+        return revert_weight_conversion(model, {name: numbers}), numbers
     except Exception:  # an operation that needs its neighbours, or a class that isn't transformers' own
-        return {}
+        return {}, numbers
     finally:
         model._weight_conversions = own
-    found = {key: piece for key, tensor in made.items() if (piece := _told(tensor)) is not None}
-    return found if len(made) > 1 else {}
 
 
 def _told(tensor: Any) -> _Piece | None:

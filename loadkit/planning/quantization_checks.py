@@ -101,13 +101,16 @@ def _nothing_to_skip(request: Request, decided: Quantization | None) -> Iterator
 
 
 def _unmatched(context: Context, decided: Quantization | None) -> Iterator[Problem]:
-    """A skip entry is a path or its end; only its last part is looked for, as loading may rename the rest."""
+    """A skip entry is a path or its end; only its last part is looked for, as loading may rename the rest:
+    among the names in the files, and those that the model's classes give their members."""
     if decided is None or decided.prequantized:
         return
     asked, tensors = asked_to_skip(context.request), context.checkpoint.tensors
     parts = {part for name in tensors for part in name.split(".")[:-1]}
+    classes = [facts for family in context.library.families.values() for facts in family.modules.values()]
+    known = parts.union(*(facts.members for facts in classes))
     for entry in decided.skip_modules:
-        if tensors and entry in asked and entry.split(".")[-1] not in parts:
+        if tensors and entry in asked and entry.split(".")[-1] not in known:
             words = sorted(part for part in parts if not part.isdigit())
             yield _problem(
                 "skip-matches-nothing",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from zoo.sweeping import make
 
 import loadkit
 from loadkit_plugins.bitsandbytes.packed import codec, modules, quantizer
@@ -120,3 +121,42 @@ def test_nothing_is_wrong_with_packed_experts_as_they_are(tiny: Tiny) -> None:
     loaded = loadkit.load(tiny("mixtral"), "qlora-8bit")
     assert loaded.report.findings == ()
     assert {each.name for each in modules.packed(loaded.model)} == {"gate_up_proj", "down_proj"}
+
+
+def experts_of_a_renamed_stack_swapped(model: Any) -> None:
+    held = model.get_submodule("model.layers.1.block_sparse_moe.experts")._parameters["down_proj"].data
+    units = held.view(4, -1)
+    units[[0, 1]] = units[[1, 0]]
+
+
+def a_kept_stack_with_two_experts_swapped(model: Any) -> None:
+    values = model.model.layers[0].mlp.experts.down_proj.data
+    values[[0, 1]] = values[[1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "options"),
+    [
+        (experts_of_a_renamed_stack_swapped, {}),  # the files call it output_linear
+        (a_kept_stack_with_two_experts_swapped, {"skip_modules": ["layers.0.mlp.experts"]}),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_stacks_are_compared_by_whatever_name_the_files_have(
+    wrong: Callable[[Any], None],
+    options: dict[str, Any],
+    tiny: Tiny,
+    tmp_path: Path,
+    after_loading: Callable[[Callable[[Any], None]], None],
+) -> None:
+    if options:
+        folder = tiny("mixtral")
+    else:
+        folder = tmp_path / "granitemoe"
+        assert make("granitemoe", folder) == ""
+    loaded = loadkit.load(folder, "inference-4bit", verify="full", quantized_cache=False, **options)
+    assert "not-compared" not in {f.code for f in loaded.report.findings}
+    after_loading(wrong)
+    with pytest.raises(loadkit.AuditError) as caught:
+        loadkit.load(folder, "inference-4bit", verify="full", quantized_cache=False, **options)
+    assert "other-values" in {f.code for f in caught.value.findings}

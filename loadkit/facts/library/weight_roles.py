@@ -50,6 +50,8 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
     Parameters:
         name: in the file.
         module: the path of the module that holds it, as the file spells it.
+        home: the path of the module that has it in the model, of a packable parameter whose file has another;
+            else the same.
         shape: its shape, a linear layer's outputs before its inputs (GPT-2's files have them the other way
             round).
         dtype: its dtype in the file, by torch's name.
@@ -68,6 +70,11 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     multiplied: str = ""
     units: int = 1
+    home: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.home:
+            msgspec.structs.force_setattr(self, "home", self.module)
 
     @property
     def count(self) -> int:
@@ -113,9 +120,36 @@ def read_weights(checkpoint: Checkpoint, library: Library, model: ModelClass) ->
                 kind=kind,
                 multiplied=multiplied if count else "",
                 units=count or 1,
+                home=_home(name, multiplied, modules) if count else "",
             )
         )
     return tuple(found)
+
+
+def _home(name: str, multiplied: str, modules: Mapping[str, ModuleFacts]) -> str:
+    """Where the model has a packable parameter: the numbered layer of the file's name, and from there on the
+    members that lead to its class; "" where the source doesn't show a way."""
+    layer = NUMBER.search(name)
+    if not multiplied or layer is None or not layer.start():
+        return ""
+    layers, below = name[: layer.start() - 1].rpartition(".")[2], name[layer.end() + 1 :].split(".")
+    ways: list[tuple[tuple[str, ...], str]] = [((), multiplied.partition(".")[0])]
+    for members, owner in ways:  # upwards, the shortest way first
+        for class_name, facts in modules.items():
+            for member in (each for each, classes in facts.members.items() if owner in classes):
+                if member == layers:
+                    return ".".join((name[: layer.end()], *members))
+                if len(members) < DEEPEST:
+                    ways.append(((member, *members), class_name))
+    for members, _ in ways[1:]:  # what holds it isn't known, and the file calls it as the class does
+        if members[0] in below:
+            at = below.index(members[0])
+            return ".".join((name[: layer.end()], *below[:at], *members))
+    return ""
+
+
+DEEPEST = 4
+"""How many members lead from a layer to a stack of its experts, at most."""
 
 
 class _Role(NamedTuple):

@@ -119,6 +119,18 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
             model_class="GPT2LMHeadModel",
             config={**_TOKENS, "n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 256},
         ),
+        "gpt-oss": _recipe(
+            "GptOssForCausalLM",
+            "A mixture whose stacks of experts are transposed, interleaved and biased, with attention sinks.",
+            {
+                **_DECODER,
+                "head_dim": 16,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "sliding_window": 32,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+        ),
         "llama": _recipe("LlamaForCausalLM", "The plainest decoder.", _DECODER),
         "llava": Recipe(
             about="A vision-language model with a processor: a CLIP vision tower before a llama decoder.",
@@ -169,6 +181,18 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
             "Qwen2ForCausalLM",
             "The same decoder with the output tied to the input embeddings.",
             {**_DECODER, "tie_word_embeddings": True},
+        ),
+        "qwen3-moe": _recipe(
+            "Qwen3MoeForCausalLM",
+            "A mixture whose first layer is dense and whose second has four experts.",
+            {
+                **_DECODER,
+                "head_dim": 16,
+                "moe_intermediate_size": 64,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "mlp_only_layers": [0],
+            },
         ),
         "remote-code": Recipe(
             about="A decoder of a model type unknown to transformers, which brings its own code.",
