@@ -19,7 +19,7 @@ class ByModel(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters:
         model_types: the types; () for all.
-        has: fields of config.json, or of the text model's part of it: one of them must be a number.
+        has: fields of config.json, or of the text model's part of it: one of them must be a positive number.
         below: fields of config.json to a number: one of them must be there, and less.
         options: option to value.
         over: whether they hold over what the recipe says.
@@ -38,7 +38,7 @@ class ByModel(msgspec.Struct, frozen=True, kw_only=True):
         parts = [config, *(part for k in TEXT_PARTS if isinstance(part := config.get(k), Mapping))]
         return (
             (not self.model_types or model_type in self.model_types)
-            and (not self.has or any(isinstance(part.get(k), int) for part in parts for k in self.has))
+            and (not self.has or any(_positive(part.get(k)) for part in parts for k in self.has))
             and (not self.below or any(_less(config.get(k), than) for k, than in self.below.items()))
         )
 
@@ -77,6 +77,10 @@ def joined(first: Any, second: Any) -> Any:
         same = all(first[key] == second[key] for key in first.keys() & second.keys())
         return first | second if same else None
     return None
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _less(value: Any, than: float) -> bool:

@@ -93,7 +93,7 @@ class Default(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         multiples: option to (another option, factor).
         copies: option to another option, whose value it takes.
         model_types: only for models of these types, which the checkpoint tells.
-        has: only where config.json, or the text model's part of it, has one of these fields with a number.
+        has: only where config.json, or the text model's part of it, has one of these fields above 0.
         below: only where one of these fields of config.json is less than a key's number.
         note: what to say then, where an option is set or none is named.
     """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 from loadkit import Context, Packed, Plan, Quantization, Weight
 from loadkit.plugins import FLOATS
 from loadkit_plugins.bitsandbytes.offloaded import offloaded
 from loadkit_plugins.bitsandbytes.packed.layout import BLOCK, NESTED_BLOCK, Layout
+from loadkit_plugins.bitsandbytes.packed_parameters import is_kept
 from loadkit_plugins.bitsandbytes.settings import OFFLOAD, PACKED_PARAMETERS
 from loadkit_plugins.bitsandbytes.stored_otherwise import as_the_files_name_it, in_floats
 from loadkit_plugins.stored_blocks.headers import as_floats
@@ -45,7 +45,7 @@ def _quantized(
     context: Context, plan: Plan, quantization: Quantization, weights: Sequence[Weight]
 ) -> dict[str, Packed]:
     kept = _kept(context, plan)
-    left = [w for w in weights if w.dtype in FLOATS and not _is_kept(w, kept)]
+    left = [w for w in weights if w.dtype in FLOATS and not is_kept(w, kept)]
     layers = {
         w.name: _four_bit(w, quantization) if quantization.bits == 4 else _eight_bit(w)
         for w in left
@@ -104,23 +104,6 @@ def _kept(context: Context, plan: Plan) -> tuple[str, ...]:
     facts = context.library.class_facts(plan.model_class.model_class)
     beside = offloaded(plan) if plan.quantization.options.get(OFFLOAD) else ()
     return (*plan.quantization.skip_modules, *(facts.keep_in_fp32_modules if facts else ()), *beside)
-
-
-LAYER = re.compile(r"[^.]+\.\d+\.[^\d]*$")
-"""The end of a path, from the innermost numbered layer on."""
-
-
-def _is_kept(weight: Weight, ends: Sequence[str]) -> bool:
-    """Whether a weight stays as it is, by the file's path or the model's: what leads to the layers has other
-    names in some files, so of packed parameters the whole path from the layer on is enough."""
-    if _ends_with(weight.module, ends) or _ends_with(weight.home, ends):
-        return True
-    layer = LAYER.search(weight.home) if weight.multiplied else None
-    return layer is not None and any(f".{end}".endswith(f".{layer[0]}") for end in ends)
-
-
-def _ends_with(module: str, ends: Sequence[str]) -> bool:
-    return any(module == end or module.endswith(f".{end}") or f".{end}." in f".{module}." for end in ends)
 
 
 def _four_bit(weight: Weight, quantization: Quantization) -> Packed:

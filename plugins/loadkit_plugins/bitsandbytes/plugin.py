@@ -64,14 +64,16 @@ def loadkit_choose_quantization(
     skip = (*wishes["skip_modules"].value,) if "skip_modules" in wishes else ()
     registered = context.registered.skip_modules if context.registered else ()
     stored = bool(context.checkpoint.quantization_config)  # then this gives way whole
-    beside = {} if stored or options.get("llm_int8_has_fp16_weight") else packable(context, architecture)
     known = {} if stored else unsupported(context, architecture, 4 if four else 8)
     as_stored = () if again is None else left_in_floats(again, context.weights(architecture))
+    skipped = tuple(dict.fromkeys((*skip, *registered, *known, *as_stored)))
+    never = stored or options.get("llm_int8_has_fp16_weight")
+    beside = {} if never else packable(context, architecture, skipped)
     value = Quantization(
         method=METHOD,
         bits=4 if four else 8,
         options={**options, **({PACKED_PARAMETERS: beside} if beside else {})},
-        skip_modules=tuple(dict.fromkeys((*skip, *registered, *known, *as_stored))),
+        skip_modules=skipped,
         decoded_from=fields_of(stored_as) if again else msgspec.UNSET,
     )
     because = _because(bits, wishes, context)

@@ -148,3 +148,48 @@ def test_what_differs_is_told(tiny: Any, written: Written, arch: str, text: str,
         assert any(told in message for message in words)
     else:
         assert not any("routers" in message or "fused experts" in message for message in words)
+
+
+@pytest.mark.parametrize(
+    ("more", "skipped", "told"),
+    [
+        ("", ["experts"], "aren't quantized, as axolotl has it"),
+        ("quantize_moe_experts: false\n", ["experts"], "aren't quantized, as axolotl has it"),
+        ("quantize_moe_experts: true\n", [], ""),
+        ("llama4_linearized_experts: true\n", [], "isn't translated"),
+        ("bnb_config_kwargs: {llm_int8_skip_modules: [gate]}\n", ["gate", "experts"], "aren't quantized"),
+    ],
+)
+def test_axolotl_quantizes_experts_where_it_is_told_to(
+    small: Any, written: Written, more: str, skipped: list[str], told: str
+) -> None:
+    """Experts are packed here without being asked: what axolotl leaves as it is stays so."""
+    plan = loadkit.plan(recipe=written(AXOLOTL.replace("BASE", str(small("qwen2_moe"))) + more))
+    assert [each for each in plan.quantization.skip_modules if each != "lm_head"] == skipped
+    assert bool(plan.quantization.options.get("packed_parameters")) is (skipped == [])
+    assert told in " ".join(problem.message for problem in plan.warnings)
+
+
+def test_without_experts_nothing_is_said_of_them(small: Any, written: Written) -> None:
+    plan = loadkit.plan(
+        recipe=written(AXOLOTL.replace("BASE", str(small("mistral"))) + "quantize_moe_experts: true\n")
+    )
+    assert "experts" not in plan.quantization.skip_modules
+    assert "experts" not in " ".join(problem.message for problem in plan.warnings)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model_name_or_path: BASE\nuse_peft: true\nload_in_4bit: true\ndtype: bfloat16\n",
+        "model_name_or_path: BASE\nstage: sft\ndo_train: true\nfinetuning_type: lora\nquantization_bit: 4\nbf16: true\n",
+        "model: BASE\ntrain_dataset: d\npeft_config: {name: lora, r: 4}\nquant_config: {name: bnb, quantization_bit: 4}\n",
+    ],
+    ids=["trl", "llama-factory", "llama-factory-v1"],
+)
+def test_stacks_that_never_quantize_experts_are_overruled_aloud(
+    small: Any, written: Written, text: str
+) -> None:
+    plan = loadkit.plan(recipe=written(text.replace("BASE", str(small("qwen2_moe")))))
+    assert plan.quantization.options["packed_parameters"]
+    assert "fused experts are quantized too" in " ".join(problem.message for problem in plan.warnings)
