@@ -96,7 +96,7 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
         ends = options.get("exclude_modules") or ()
         within = rf"({'|'.join(map(re.escape, beside))})(\..*)?"
         options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
-    if adapter.peft_type == "LORA" and _every(adapter):
+    if adapter.peft_type == "LORA" and isinstance(options.get("target_modules"), list):
         name_by_parameter(model, options)
     if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
         options["fan_in_fan_out"] = True  # GPT-2's layers hold their weights transposed

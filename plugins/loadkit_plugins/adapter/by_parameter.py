@@ -24,11 +24,16 @@ def name_by_parameter(model: Any, options: dict[str, Any]) -> None:
         options: fields of a LoRA config, changed: `target_modules` is a list of names.
     """
     names = options["target_modules"]
-    taken = [name for name in names if _taken(model, options, name)]
+    weights = {
+        name: _weights(model, options.get("exclude_modules") or (), name)
+        for name in names
+        if _taken(model, options, name)
+    }
+    taken = [name for name, found in weights.items() if found]
     if not taken:
         return
     options["target_modules"] = [name for name in names if name not in taken]
-    found = [end for name in taken for end in _weights(model, options.get("exclude_modules") or (), name)]
+    found = [end for name in taken for end in weights[name]]
     options["target_parameters"] = [*(options.get("target_parameters") or ()), *found]
     for field in PATTERNS:
         given = options.get(field) or {}

@@ -14,6 +14,7 @@ from typing import Any
 
 from loadkit import Adapter, Context, ModelClass, PassedOver, Plan, Problem
 from loadkit_plugins.adapter.fields import Fields
+from loadkit_plugins.adapter.named_experts import check_halves, check_modules, stacks_of_names
 from loadkit_plugins.adapter.targets import EVERY_LINEAR, RENAMED, renamed_way
 
 __all__ = [
@@ -117,6 +118,8 @@ def choose_experts(fields: Fields, context: Context, architecture: ModelClass) -
         if as_peft:
             adapts = True
             _pair_ranks(options, stacks)
+    if isinstance(options.get("target_modules"), list):
+        passed += stacks_of_names(options, context, architecture, stacks, as_peft=_to_peft(fields))
     if adapts:
         given = options.get("target_parameters") or []
         more = [each for each in stacks if each not in given]
@@ -198,6 +201,9 @@ def check_experts(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Pr
     """What can't be asked of experts."""
     asked = context.request.asked("lora_experts")
     stacks = set(expert_stacks(context, plan.model_class))
+    if adapter.peft_type == "LORA":
+        yield from check_halves(context, plan, adapter)
+    yield from check_modules(context, plan, adapter)
     if asked is not None and asked.value and asked.demanded:
         if adapter.peft_type != "LORA":
             yield _problem(

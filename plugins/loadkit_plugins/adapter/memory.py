@@ -135,7 +135,7 @@ def _of_matrix(shape: Sequence[int], rank: int, dora: bool) -> list[tuple[int, .
 
 
 def _targeted(weight: Weight, targets: Any, apart: Sequence[str]) -> bool:
-    if not (weight.name.endswith(".weight") and len(weight.shape) == 2):
+    if not (weight.name.endswith(".weight") and len(weight.shape) == 2) or weight.kind == "experts":
         return False
     linear = weight.kind in ("linear", "linear subclass")
     if targets == "all-linear":
