@@ -11,6 +11,7 @@ from loadkit.facts.checkpoint.checkpoint import Checkpoint, ProcessingFacts
 from loadkit.facts.checkpoint.companions import Beside
 from loadkit.facts.checkpoint.vocabulary import vocabulary_of
 from loadkit.facts.library.experts import experts_implementations
+from loadkit.facts.library.heads import head_layers
 from loadkit.facts.library.library import Library
 from loadkit.facts.library.peft_configs import (
     PeftField,
@@ -93,6 +94,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     def towers(self, architecture: ModelClass) -> Towers:
         """Where the class has towers beside its language model, for images or sound."""
         return read_towers(self.library, self.checkpoint.config, architecture)
+
+    def head_layers(self, architecture: ModelClass) -> Mapping[str, tuple[str, ...]]:
+        """The members of a classifier's head, each to its linear layers: {"pooler": ("pooler.dense",)}."""
+        return head_layers(self.library, architecture)
 
     def tp_plan(self, architecture: ModelClass) -> dict[str, str]:
         """How tensor parallelism splits the class, as `tp_plan` changes it; empty where no plan is known."""

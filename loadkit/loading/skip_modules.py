@@ -44,6 +44,8 @@ def modules_to_skip(plan: Plan, auto_class: Any, config: Any) -> list[str] | Non
     matched = {entry: [n for n in names if n == entry or n.endswith(f".{entry}")] for entry in entries}
     _refuse_unmatched([e for e in asked_to_skip(plan.request) if not matched.get(e, names)], names, model)
     automatic = {key.removesuffix(".bias") for key in get_keys_to_not_convert(model)}
+    if plan.model_class.task in HEADED_TASKS:  # heads of several layers, of which it knows the last
+        automatic |= {name for name, _ in model.named_children() if name != model.base_model_prefix}
     return sorted({*automatic, *(n for found in matched.values() for n in found)})
 
 

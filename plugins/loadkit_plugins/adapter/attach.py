@@ -92,10 +92,11 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     by_end = adapter.peft_type in WITHOUT_NAME and isinstance(options.get("target_modules"), str)
     named = {**options, "target_modules": [options["target_modules"]]} if by_end else options
     check_targets(model, named, partly=_preferred(plan))
-    if not isinstance(options.get("exclude_modules"), str) and (beside := kept_apart(model, adapter)):
+    if beside := kept_apart(model, adapter):
         ends = options.get("exclude_modules") or ()
         within = rf"({'|'.join(map(re.escape, beside))})(\..*)?"
-        options["exclude_modules"] = "|".join([within, *(rf"(^|.*\.){re.escape(end)}" for end in ends)])
+        more = [f"({ends})"] if isinstance(ends, str) else [rf"(^|.*\.){re.escape(end)}" for end in ends]
+        options["exclude_modules"] = "|".join([within, *more])
     if adapter.peft_type == "LORA" and isinstance(options.get("target_modules"), list):
         name_by_parameter(model, options)
     if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):

@@ -24,16 +24,11 @@ def name_by_parameter(model: Any, options: dict[str, Any]) -> None:
         options: fields of a LoRA config, changed: `target_modules` is a list of names.
     """
     names = options["target_modules"]
-    weights = {
-        name: _weights(model, options.get("exclude_modules") or (), name)
-        for name in names
-        if _taken(model, options, name)
-    }
-    taken = [name for name, found in weights.items() if found]
+    taken = [name for name in names if _taken(model, options, name) and _linear(model, name)]
     if not taken:
         return
     options["target_modules"] = [name for name in names if name not in taken]
-    found = [end for name in taken for end in weights[name]]
+    found = [end for name in taken for end in _weights(model, options.get("exclude_modules") or (), name)]
     options["target_parameters"] = [*(options.get("target_parameters") or ()), *found]
     for field in PATTERNS:
         given = options.get(field) or {}
@@ -55,17 +50,22 @@ def _taken(model: Any, options: dict[str, Any], name: str) -> bool:
     return name not in set(config.target_modules)
 
 
-def _weights(model: Any, excluded: Any, name: str) -> list[str]:
-    """The weights of the linear layers of a name: by their common end, where nothing else has it."""
+def _linear(model: Any, name: str) -> list[str]:
+    """The linear layers of a name; a router's class may be none."""
     import torch
 
+    return [
+        path
+        for path, module in model.named_modules()
+        if f".{path}".endswith(f".{name}") and isinstance(module, torch.nn.Linear)
+    ]
+
+
+def _weights(model: Any, excluded: Any, name: str) -> list[str]:
+    """The weights of the linear layers of a name: by their common end, where nothing else has it."""
     ending = [path for path, _ in model.named_parameters() if f".{path}".endswith(f".{name}.weight")]
     homes = [path.removesuffix(".weight") for path in ending]
-    wanted = [
-        path
-        for path in homes
-        if isinstance(model.get_submodule(path), torch.nn.Linear) and not _left_out(path, excluded)
-    ]
+    wanted = [path for path in _linear(model, name) if not _left_out(path, excluded)]
     return [f"{name}.weight"] if wanted == homes else [f"{path}.weight" for path in wanted]
 
 

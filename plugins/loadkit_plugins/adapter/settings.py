@@ -27,6 +27,7 @@ from loadkit.plugins import AdapterFacts, canonical_dtype
 from loadkit_plugins.adapter.experts import about_experts, choose_experts, leave_routers
 from loadkit_plugins.adapter.fields import Fields, adapter_type, merged
 from loadkit_plugins.adapter.foreign import trained_tokens
+from loadkit_plugins.adapter.new_head import train_head
 from loadkit_plugins.adapter.targets import EVERY_LINEAR, absent, owners_of, unadaptable
 
 __all__ = [
@@ -204,14 +205,14 @@ def new_adapter(
         passed += [PassedOver(name, reason) for name, reason in unfit.items()]
         options |= {"exclude_modules": list(unfit)} if unfit else {}
     passed += leave_routers(options, context) if lora else []
+    train_head(options, context, architecture, peft_type)
     # The stacks have CAUSAL_LM over images too; PEFT's class for it fails over classes that don't generate.
     if architecture.task in TASK_TYPES and (request.recipe or architecture.task != "image-text-to-text"):
         options.setdefault("task_type", TASK_TYPES[architecture.task])
     added = [t for t in (tokens.additional if tokens else ()) if t != (tokens.pad_token if tokens else None)]
     because = asked.because + why_dtype
     because += about_experts(options, context, architecture) if lora else ""
-    if lora and added:
-        because += "; the rows of new tokens train too"
+    because += "; the rows of new tokens train too" if lora and added else ""
     adapter = Adapter(
         peft_type=peft_type,
         options=options,

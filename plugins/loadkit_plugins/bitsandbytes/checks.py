@@ -97,6 +97,7 @@ def _planned(context: Context, plan: Plan) -> Sequence[Problem]:
         *_both_widths(demanded),
         *_other_width(quantization, demanded),
         *_package(context),
+        *_dtype(plan, quantization),
         *_storage(context, plan, quantization),
         *_nothing(plan),
         *check_offloaded(plan, quantization, asked=OFFLOAD in wishes and bool(wishes[OFFLOAD].value)),
@@ -130,6 +131,15 @@ def _package(context: Context) -> Iterator[Problem]:
             "no-bitsandbytes",
             "quantizing was asked for, and bitsandbytes isn't installed",
             "pip install bitsandbytes",
+        )
+
+
+def _dtype(plan: Plan, quantization: Quantization) -> Iterator[Problem]:
+    if quantization.bits == 4 and plan.dtype == "float64":
+        yield _problem(
+            "dtype-unavailable",
+            f"float64 was asked for ({plan.why('dtype').because}), and 4 bits: bitsandbytes quantizes values of 16 and 32 bits",
+            "give dtype='float32', or leave the quantization out",
         )
 
 

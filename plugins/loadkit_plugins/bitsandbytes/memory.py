@@ -103,7 +103,8 @@ def _kept(context: Context, plan: Plan) -> tuple[str, ...]:
     assert plan.quantization is not None
     facts = context.library.class_facts(plan.model_class.model_class)
     beside = offloaded(plan) if plan.quantization.options.get(OFFLOAD) else ()
-    return (*plan.quantization.skip_modules, *(facts.keep_in_fp32_modules if facts else ()), *beside)
+    head = context.head_layers(plan.model_class)
+    return (*plan.quantization.skip_modules, *head, *(facts.keep_in_fp32_modules if facts else ()), *beside)
 
 
 def _four_bit(weight: Weight, quantization: Quantization) -> Packed:

@@ -13,8 +13,13 @@ from loadkit.plugins import HEADED_TASKS, some_of
 _problem = partial(Problem, "weights", "weights")
 _finding = partial(Finding, "weights", "weights")
 
-OLD_HEADS = ("lm_head", "cls", "embed_out", "output", "generator_lm_head")
-NEW_HEADS = ("classifier", "score", "pooler", "classification_head", "qa_outputs")
+OLD_HEADS = (
+    "lm_head", "cls", "embed_out", "output", "generator_lm_head", "pooler", "final_logits_bias", "discriminator_predictions",
+    "generator_predictions", "generator_lm_head", "lm_predictions", "vocab_transform", "vocab_layer_norm", "vocab_projector",
+)  # fmt: skip
+"""First or second parts of the names of what a class for another task leaves out."""
+
+NEW_HEADS = ("classifier", "pre_classifier", "score", "pooler", "classification_head", "qa_outputs")
 NEW_HEAD = "train the new head before using it"
 
 
@@ -136,7 +141,7 @@ def _mismatched(plan: Plan, shapes: Sequence[str]) -> Iterator[Finding]:
 def _unexpected(plan: Plan, names: Sequence[str]) -> Iterator[Finding]:
     """Tensors without a place: an error, but for what a class that was chosen on purpose leaves out."""
     if names and not plan.model_class.config_key:
-        in_head = all(name.split(".")[0] in OLD_HEADS for name in names)
+        in_head = all({*name.split(".")[:2]} & {*OLD_HEADS} for name in names)
         other_head = plan.model_class.task in HEADED_TASKS and in_head
         yield _finding(
             "unexpected-weights",

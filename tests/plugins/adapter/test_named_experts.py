@@ -141,3 +141,21 @@ def test_codes_dont_train_whole(tiny: Tiny, arch: str, names: list[str], profile
 def test_heads_and_embeddings_train_whole(tiny: Tiny) -> None:
     loaded = loadkit.load(tiny("mistral"), "qlora", lora_modules_to_save=["lm_head", "embed_tokens"])
     assert sum(".modules_to_save." in name for name, _ in loaded.model.named_parameters()) == 2
+
+
+def test_dense_layers_give_way_to_dora_on_a_mixture(tiny: Tiny) -> None:
+    """PEFT takes their names for experts', which it adapts without DoRA: they are left out."""
+    loaded = loadkit.load(tiny("qwen3-moe"), "qlora", use_dora=True)
+    assert {name.split(".")[-4] for name in adapters(loaded.model) if name.endswith("lora_A.default.weight")} == {
+        "q_proj", "k_proj", "v_proj", "o_proj",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("left_out", [r".*layers\.0\..*", ["q_proj"]])
+def test_what_you_leave_out_is_left_out_beside_towers(tiny: Tiny, left_out: Any) -> None:
+    loaded = loadkit.load(tiny("llava"), "lora", lora_exclude_modules=left_out)
+    names = adapters(loaded.model)
+    assert names
+    assert not any("vision_tower" in name for name in names)
+    word = ".layers.0." if isinstance(left_out, str) else ".q_proj."
+    assert not any(word in name for name in names)
