@@ -20,6 +20,7 @@ import click
 
 import loadkit
 from loadkit import plugins
+from loadkit.cli.explain import explanations
 from loadkit.cli.main import COMMANDS, main
 from loadkit.hooks.manager import PluginManager
 from loadkit.request.profiles import find_profile
@@ -27,12 +28,23 @@ from loadkit.request.profiles import find_profile
 sys.path.insert(0, str(Path(__file__).parent))
 from formats_page import formats
 from hook_pages import hook_pages
+from plan_picture import PLAN_PICTURE, plan_picture
 from problem_codes import problem_codes
 from request_picture import PICTURE, picture
 from rooms import house, rooms, stack
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
+API: typing.Mapping[str, tuple[str, ...]] = {
+    "Plan and load": ("plan", "load", "load_processing_class", "merge"),
+    "What they give": ("Plan", "Decision", "Memory", "Loaded", "Report", "Manifest"),
+    "What can go wrong": (
+        *("LoadkitError", "PlanError", "LoadError", "AuditError", "ReplayError", "RankError", "PluginError"),
+        *("Problem", "Finding", "LoadkitWarning"),
+    ),
+}
+"""The names that everybody meets, first and in this order."""
+
 NOTE = "<!-- Made by docs/generate.py: change the code's docstrings, not this page. -->\n"
 
 
@@ -87,7 +99,15 @@ def api() -> str:
         "Everything here is `loadkit.NAME`: what users and most plugins need. What some plugins need beyond it is in "
         "[`loadkit.plugins`](plugin-api.md)."
     )
-    return _joined([NOTE, "# Public names", about, *_names(loadkit)])
+    sections = [
+        *API.items(),
+        ("The rest, in the order of the alphabet", sorted(loadkit.__all__, key=str.casefold)),
+    ]
+    page, told = [NOTE, "# Public names", about], set[str]()
+    for title, names in sections:
+        page += [f"## {title}", *_names(loadkit, [name for name in names if name not in told], "###")]
+        told |= set(names)
+    return _joined(page)
 
 
 def plugin_api() -> str:
@@ -101,30 +121,45 @@ def plugin_api() -> str:
     before = (
         f"## Names that were in `loadkit` before\n\nThey work there until version 2, with a warning: {moved}."
     )
-    return _joined([NOTE, "# Names for plugins", about, *_names(plugins), before])
+    return _joined([NOTE, "# Names for plugins", about, *_names(plugins, plugins.__all__), before])
 
 
-def _names(package: ModuleType) -> typing.Iterator[str]:
+def _names(package: ModuleType, names: typing.Iterable[str], mark: str = "##") -> typing.Iterator[str]:
     """A section a public name."""
-    for name in package.__all__:
+    for name in names:
         value = getattr(package, name)
-        yield f"## `{name}`"
+        yield f"{mark} `{name}`"
         if inspect.isfunction(value):
-            yield f"```python\n{name}{inspect.signature(value)}\n```"
+            yield f"```text\n{_signature(name, value)}\n```"
         kind = isinstance(value, type) or inspect.isfunction(value)
         yield _prose(inspect.getdoc(value) or "") if kind else _plain(name, value, package)
 
 
 def codes() -> str:
-    """Every code of a problem or finding that stands in the sources, and where it comes from."""
+    """Every code of a problem or finding that stands in the sources, as `loadkit explain` has it, with its
+    sources."""
     found = problem_codes(ROOT, {"loadkit": "loadkit", "plugins/loadkit_plugins": "loadkit_plugins"})
-    rows = [f"| `{code}` | {', '.join(sorted(homes))} |" for code, homes in sorted(found.items())]
+    known = explanations()
+    if differing := found.keys() ^ known.keys():
+        raise LookupError(
+            f"loadkit/cli/explanations and the sources differ in {', '.join(sorted(differing))}"
+        )
+    about = (
+        "Stable names to tell problems (`PlanError.problems`) and findings (`Report.findings`) apart. "
+        "`loadkit explain CODE` prints the same."
+    )
     page = [
         NOTE,
         "# Problem and finding codes",
-        "Stable names to tell problems (`PlanError.problems`) and findings (`Report.findings`) apart.",
-        "\n".join(["| code | where it comes from |", "|---|---|", *rows]),
+        about,
     ]
+    for group in sorted({each.about for each in known.values()}):
+        page.append(f"## {group}")
+        for each in known.values():
+            if each.about == group:
+                ways = "\n".join(f"- {way}" for way in each.ways_out)
+                homes = ", ".join(f"`{home}`" for home in sorted(found[each.code]))
+                page.append(f"### `{each.code}`\n\n{each.what} {each.why}\n\n{ways}\n\nFrom {homes}.")
     return _joined(page)
 
 
@@ -147,6 +182,25 @@ def conformance() -> str:
             "\n".join(["| code | rule | how to keep it | since |", "|---|---|---|---|", *rows]),
         ]
     return _joined(page)
+
+
+def _signature(name: str, function: typing.Callable[..., object]) -> str:
+    """A call of it, a parameter a line where there are several; annotations as they stand in the source."""
+    found = inspect.signature(function)
+    parts, starred = [], False
+    for each in found.parameters.values():
+        if each.kind is each.KEYWORD_ONLY and not starred:
+            parts.append("*")
+        starred = starred or each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
+        parts.append(str(each.replace(annotation=each.empty)))
+        if each.annotation is not each.empty:
+            plain, is_, default = parts[-1].partition("=")
+            parts[-1] = f"{plain}: {each.annotation}" + (f" = {default}" if is_ else "")
+    result = "" if found.return_annotation is found.empty else f" -> {found.return_annotation}"
+    one = f"{name}({', '.join(parts)}){result}"
+    return (
+        one if len(one) <= 100 else "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){result}"])
+    )
 
 
 def _plain(name: str, value: object, package: ModuleType) -> str:
@@ -177,9 +231,14 @@ def _tree(module: ModuleType) -> ast.Module:
 
 def _prose(text: str) -> str:
     """A docstring as Markdown: its sections become bold words, its parameters a list."""
-    lines, section = [], False
+    lines, section, fenced = [], False, False
     for line in text.splitlines():
-        if line.rstrip() in ("When:", "Parameters:", "Returns:", "Raises:", "Yields:"):
+        if line.rstrip() == "Example:":
+            lines += ["**Example**", "", "```python"]
+            fenced, section = True, False
+        elif fenced and line and not line.startswith(" "):
+            raise LookupError(f"an example is the last of a docstring, and this stands behind one: {line}")
+        elif line.rstrip() in ("When:", "Parameters:", "Returns:", "Raises:", "Yields:"):
             lines += [f"**{line.strip().rstrip(':')}**", ""]
             section = line.startswith(("Parameters", "Raises"))
         elif section and line.startswith("    ") and not line.startswith("     "):
@@ -193,7 +252,7 @@ def _prose(text: str) -> str:
                 if line.startswith("    ") and not section
                 else line
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["```"] if fenced else [])])
 
 
 def _help(command: click.Command, path: str) -> str:
@@ -253,6 +312,7 @@ def pages() -> dict[Path, str]:
     return {
         **made,
         PICTURE: picture(),
+        PLAN_PICTURE: plan_picture(),
         **{ROOT / name: _filled(ROOT / name, parts) for name, parts in MARKED.items()},
     }
 

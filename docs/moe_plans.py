@@ -175,7 +175,18 @@ def _gpt_oss(c: Mapping[str, Any], number: int) -> Tensors:
         yield f"mlp.experts.{name}_proj_bias", "BF16", (experts, rows)
 
 
-LAYERS = {"mixtral": _mixtral, "qwen3_moe": _qwen3, "deepseek_v3": _deepseek, "gpt_oss": _gpt_oss}
+def _mistral(c: Mapping[str, Any], number: int) -> Tensors:
+    yield from _attention(c)
+    yield from _gated("mlp.", c["hidden_size"], c["intermediate_size"])
+
+
+LAYERS = {
+    "mistral": _mistral,
+    "mixtral": _mixtral,
+    "qwen3_moe": _qwen3,
+    "deepseek_v3": _deepseek,
+    "gpt_oss": _gpt_oss,
+}
 
 
 def write(model: Large, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from loadkit.hooks import hookspecs
 from loadkit.loading.phases import PHASES
 from loadkit.schema.stages import STAGES
 
-__all__ = ["PICTURE", "picture", "steps"]
+__all__ = ["PICTURE", "picture", "steps", "style"]
 
 PICTURE = Path(__file__).parent / "explanation" / "request.svg"
 PREFIX = "loadkit_"
@@ -181,7 +181,7 @@ def picture() -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title">',
             '<title id="title">The way of a request through loadkit</title>',
-            f"<style>\n{_style()}\n</style>",
+            f"<style>\n{style()}\n</style>",
             f'<rect class="sheet" width="{WIDTH}" height="{height}" rx="10"/>',
             *parts,
             "</svg>",
@@ -235,7 +235,8 @@ def _placed(step: Step) -> Iterator[tuple[int, int, int]]:
         x += width + GAP
 
 
-def _style() -> str:
+def style() -> str:
+    """Fonts and colours of pictures, light and dark."""
     words = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
     code = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
     fonts = [
@@ -244,6 +245,8 @@ def _style() -> str:
         f".small {{ font: 12px {words}; }}",
         f".room {{ font: 600 14px {code}; }}",
         f".hook {{ font: 11px {code}; }}",
+        f".code {{ font: 13px {code}; }}",
+        ".strong { font-weight: 600; }",
         ".arrow { fill: none; stroke-width: 1.6; stroke-linecap: round; stroke-linejoin: round; }",
     ]
     return "\n".join(

@@ -172,6 +172,7 @@ KNOWN_BY_NAME = {
     "cli/known_issues.py": "versions that are known not to work together, of any libraries",
     "compat": "the trainers' own arguments, by their names",
     "facts/checkpoint/checkpoint.py": "names of tensors that only quantized weights have",
+    "loading/known_noise.py": "lines that libraries print and that mislead, by the loggers that print them",
     "loading/out_of_memory.py": "a hint: the option that most people have",
     "manifest/manifest.py": "versions of loadkit's own dependencies",
     "planning/memory/optimizers.py": "optimizers, by the trainers' names for them",

@@ -21,6 +21,10 @@ DAMAGED = 8
 """The exit code of `loadkit cache verify` where an entry was damaged."""
 
 
+SOURCE = 28
+"""Columns that a source has at least, however narrow the terminal."""
+
+
 @click.group("cache")
 def command() -> None:
     """Look after the cache of quantized checkpoints: what is quantized while loading is kept there for the
@@ -156,11 +160,12 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 
 def _print(found: list[Entry]) -> None:
-    from loadkit.cli.terminal import console, plain_table
+    from loadkit.cli.terminal import plain_table, show
 
     table = plain_table()
     for column in ("key", "size", "made", "used", "source"):
-        table.add_column(column, no_wrap=column != "source", overflow="fold")
+        own = {"min_width": SOURCE} if column == "source" else {"no_wrap": column in ("key", "size")}
+        table.add_column(column, overflow="fold", **own)
     for entry in found:
         about = entry.record.about
         at = f" at {about['commit'][:12]}" if about.get("commit") else ""
@@ -171,4 +176,4 @@ def _print(found: list[Entry]) -> None:
             f"{span(time.time() - entry.used)} ago",
             f"{about.get('source', '')}{at}",
         )
-    console.print(table)
+    show(table)

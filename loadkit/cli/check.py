@@ -98,7 +98,7 @@ def _option(text: str) -> tuple[str, object]:
 def _print(results: list[Result]) -> None:
     from rich.text import Text
 
-    from loadkit.cli.terminal import console, plain_table
+    from loadkit.cli.terminal import plain_table, show
 
     table = plain_table(header=False)
     for wraps in (False, False, False, True):
@@ -113,7 +113,7 @@ def _print(results: list[Result]) -> None:
         table.add_row(
             result.plugin, result.code, Text(result.verdict, COLOURS.get(result.verdict, "yellow")), said
         )
-    console.print(table)
+    show(table)
     counts = Counter(r.verdict for r in results)
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    console.print(f"\n{len(results)} checks: {summary}")
+    click.echo(f"\n{len(results)} checks: {summary}")

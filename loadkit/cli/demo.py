@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
@@ -21,35 +22,48 @@ __all__ = ["command"]
     help="What to make.",
 )
 @click.option("--steps", default=8, show_default=True, help="How many training steps.")
-def command(profile: str, arch: str, steps: int) -> None:
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Put the checkpoint in this folder too, and load it from there: something to try all else on.",
+)
+def command(profile: str, arch: str, steps: int, keep: Path | None) -> None:
     """Make a small real checkpoint (once, in the cache folder), load it with a profile, report, and train a
     few steps."""
     # Read when torch is imported: idle OpenMP threads spin by default, which slows a shared machine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from loadkit.cache.cache_folder import cache_folder
-    from loadkit.cli.demo_run import demo_checkpoint, train_a_few_steps
-    from loadkit.cli.terminal import console, working
+    from loadkit.cli.demo_run import demo_checkpoint, kept, train_a_few_steps
+    from loadkit.cli.terminal import show, working
+    from loadkit.loading.known_noise import without_known_noise
     from loadkit.loading.load import load
     from loadkit.schema.plan_text import plan_table
     from loadkit.schema.report_text import report_table
 
-    with working("looking for the demo's checkpoint") as progress:
-        folder = demo_checkpoint(arch, cache_dir=cache_folder(), progress=progress)
-    with working("planning") as progress:
-        loaded = load(folder, profile, progress=progress)
-    console.print(plan_table(loaded.plan))
-    console.print()
-    console.print(report_table(loaded.report))
+    with without_known_noise():  # making the checkpoint imports the same libraries
+        with working("looking for the demo's checkpoint") as progress:
+            folder = demo_checkpoint(arch, cache_dir=cache_folder(), progress=progress)
+        if keep is not None:
+            folder = kept(folder, keep)
+        with working("planning") as progress:
+            loaded = load(folder, profile, progress=progress)
+    show(plan_table(loaded.plan), report_table(loaded.report))
     if not loaded.report.measurements.trainable or not loaded.plan.preparation.training:
-        console.print("\nThis profile is for inference, so nothing is trained.")
+        click.echo("\nThis profile is for inference, so nothing is trained.")
+        _what_next(folder, profile)
         return
-    console.print(f"\nTraining {steps} steps on the demo's chats:")
+    click.echo(f"\nTraining {steps} steps on the demo's chats:")
     losses = train_a_few_steps(
-        *loaded, steps=steps, on_step=lambda step, loss: console.print(f"  step {step}  loss {loss:.3f}")
+        *loaded, steps=steps, on_step=lambda step, loss: click.echo(f"  step {step}  loss {loss:.3f}")
     )
     if losses:
-        console.print(f"The loss went from {losses[0]:.3f} to {losses[-1]:.3f}.")
-    console.print("\nThe same with a checkpoint of yours, in Python:\n")
-    console.print(f'    model, tokenizer = loadkit.load("{folder}", profile="{profile}")', soft_wrap=True)
-    console.print("\nand on the command line:\n")
-    console.print(f"    loadkit load {folder} --profile {profile}", soft_wrap=True)
+        click.echo(f"The loss went from {losses[0]:.3f} to {losses[-1]:.3f}.")
+    _what_next(folder, profile)
+
+
+def _what_next(folder: Path, profile: str) -> None:
+    click.echo("\nThe same in Python, with this checkpoint or one of yours:\n")
+    click.echo(f'    model, tokenizer = loadkit.load("{folder}", profile="{profile}")')
+    click.echo("\nand on the command line; who decided what, and why:\n")
+    click.echo(f"    loadkit plan {folder} {profile} --why")

@@ -6,6 +6,7 @@ it was loaded as planned and that it learns.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import shutil
@@ -17,13 +18,14 @@ from typing import Any
 
 import msgspec
 
+from loadkit.errors import LoadkitError
 from loadkit.schema.request import Progress
 from loadkit.testing.checkpoints.architectures import ARCHITECTURES, Recipe
 from loadkit.testing.checkpoints.corpus import CONVERSATIONS, PICTURES
 from loadkit.testing.checkpoints.make import ask, merged_config, write_recipe
 from loadkit.testing.checkpoints.tokenizers import chat_template
 
-__all__ = ["DEMO_ARCHITECTURES", "demo_checkpoint", "train_a_few_steps"]
+__all__ = ["DEMO_ARCHITECTURES", "demo_checkpoint", "kept", "train_a_few_steps"]
 
 _LARGER = {
     "hidden_size": 512,
@@ -73,7 +75,7 @@ def demo_checkpoint(arch: str = "mistral", *, cache_dir: Path, progress: Progres
     if folder.is_dir():
         return folder
     if progress:
-        progress(f"making a checkpoint of random weights: {recipe.about}")
+        progress(f"making a checkpoint of random weights: {recipe.about.rstrip('.')}")
     cache_dir.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=cache_dir, prefix=".unfinished-"))
     try:
@@ -86,6 +88,42 @@ def demo_checkpoint(arch: str = "mistral", *, cache_dir: Path, progress: Progres
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def kept(checkpoint: Path, target: Path) -> Path:
+    """Put the demo's checkpoint in a folder of the user's, whole or not at all.
+
+    What is there already is left alone.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LoadkitError: something else is there, or it can't be written.
+    """
+    if target.is_dir() and any(target.iterdir()):
+        if _same_files(checkpoint, target):
+            return target
+        raise LoadkitError(
+            f"--keep {target}: something else is there already\n"
+            "    fix: name a folder that isn't there yet, or an empty one"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".unfinished-"))
+        try:
+            os.replace(shutil.copytree(checkpoint, beside / "checkpoint"), target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise LoadkitError(f"--keep {target}: it can't be written: {error.strerror or error}") from error
+    return target
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    """Whether a folder holds every file of another, byte by byte."""
+    names = [path.name for path in one.iterdir()]
+    return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
 
 
 def train_a_few_steps(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from loadkit.cli.colours import colour_wanted
 from loadkit.cli.json_output import json_option, print_json
 from loadkit.manifest.manifest import differences, read_saved
 
@@ -27,6 +28,6 @@ def command(context: click.Context, first: Path, second: Path, as_json: bool) ->
     elif not found:
         click.echo("nothing differs")
     for difference in [] if as_json else found:
-        click.secho(difference.what, bold=True)
+        click.secho(difference.what, bold=True, color=colour_wanted())
         click.echo(f"  - {difference.first or 'nothing'}\n  + {difference.second or 'nothing'}")
     context.exit(1 if found else 0)

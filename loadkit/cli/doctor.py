@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 
 import click
@@ -27,8 +29,9 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    width = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else 0
     for line in lines(found):
-        click.echo(line)
+        click.echo(click.wrap_text(line, width, subsequent_indent="    ") if width else line)
 
 
 def lines(found: Examination) -> Iterator[str]:
@@ -53,8 +56,16 @@ def lines(found: Examination) -> Iterator[str]:
         yield f"plugin {plugin.name} ({plugin.distribution or 'by hand'} {plugin.version}) is {plugin.state}: {reason}"
         if plugin.state == "broken":
             yield f"    fix: {_fix(plugin)}"
-    active = [f"{p.name} ({p.distribution} {p.version})" for p in found.plugins if p.state == "active"]
-    yield f"plugins: {', '.join(active) or 'none'}"
+    active: dict[str, list[str]] = {}
+    for plugin in found.plugins:
+        if plugin.state == "active":
+            active.setdefault(f"{plugin.distribution or 'by hand'} {plugin.version}".rstrip(), []).append(
+                plugin.name
+            )
+    for distribution, names in active.items():
+        yield f"plugins of {distribution}: {', '.join(names)}"
+    if not active:
+        yield "plugins: none"
     yield from (f"cache: {c.name}, {size(c.size)} in {c.path}" for c in found.caches)
     for outlook in found.profiles:
         said = outlook.refused or "; ".join(f"{stage} {value}" for stage, value in outlook.decisions.items())

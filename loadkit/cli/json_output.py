@@ -11,12 +11,23 @@ import msgspec
 
 from loadkit.errors import LoadkitError
 
-__all__ = ["json_option", "print_json", "print_whole"]
+__all__ = ["json_option", "print_error", "print_json", "print_whole"]
 
 
 def json_option(about: str = "Print JSON.") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The flag `--json`, given to the command as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help=about)
+
+
+def print_error(error: Exception, exit_code: int, message: str) -> None:
+    """Print an error as what it is made of: its type, its text, and its problems, findings or differences."""
+    parts = {
+        name: msgspec.to_builtins(list(found))
+        for name in ("problems", "findings", "differences")
+        if (found := getattr(error, name, ()))
+    }
+    about = {"type": type(error).__name__, "exit_code": exit_code, "message": message, **parts}
+    click.echo(msgspec.json.format(msgspec.json.encode({"error": about}), indent=2).decode())
 
 
 def print_json(value: Any) -> None:

@@ -7,15 +7,24 @@ from typing import Any
 
 import click
 
+from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.cli.json_output import json_option, print_json
-from loadkit.cli.options import FILE, chosen, engine_option, model_options
+from loadkit.cli.options import FILE, chosen, engine_option, model_options, profile_word, refuse_nothing
 from loadkit.errors import LoadkitError
 from loadkit.facts.machine.topology import read_topology
 
 __all__ = ["command"]
 
+EXAMPLES = (
+    ("loadkit load ./my-mistral qlora", "load, prove, report"),
+    ("loadkit load ./my-mistral inference --generate 'The oven'", "try it"),
+    ("loadkit load ./my-mistral qlora --manifest run.json", "write down what it takes to repeat it"),
+    ("loadkit load --replay run.json", "the same again, or what differs"),
+)
+"""Commands, and what each is for."""
 
-@click.command("load")
+
+@click.command("load", cls=GroupedCommand, examples=EXAMPLES)
 @click.option(
     "--save",
     type=click.Path(file_okay=False, path_type=Path),
@@ -40,9 +49,17 @@ __all__ = ["command"]
     is_flag=True,
     help="List everything that was asked, what was planned of it, and what the loaded model has.",
 )
+@click.option(
+    "-v",
+    "--why",
+    "why",
+    is_flag=True,
+    help="With who decided each stage of the plan, why, and instead of what.",
+)
 @json_option("Print plan and report as JSON.")
 @engine_option
 @model_options
+@profile_word
 def command(
     model: str | None,
     profile: str | None,
@@ -54,17 +71,19 @@ def command(
     manifest: Path | None,
     replay: str | None,
     asked: bool,
+    why: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Load MODEL (a folder, a Hub id, an adapter), audit it against the plan, and report.
+    """Load MODEL (a folder, a Hub id, an adapter) with PROFILE, audit it against the plan, and report.
 
     Without MODEL, the one that --recipe names."""
-    from loadkit.cli.terminal import console, working
+    from loadkit.cli.terminal import show, working
     from loadkit.loading.load import load
     from loadkit.schema.plan_text import asked_table, plan_table
     from loadkit.schema.report_text import report_table
 
+    refuse_nothing(model, recipe, replay)
     with working(f"planning {model or recipe or replay}") as progress:
         loaded = load(
             model, profile, recipe=recipe, replay=replay, strict=strict, progress=progress, **chosen(options)
@@ -75,10 +94,10 @@ def command(
         print_json({"plan": loaded.plan, "report": loaded.report})
     else:
         readings = loaded.report.readings
-        console.print(asked_table(loaded.plan, readings) if asked else plan_table(loaded.plan))
-        console.print()
-        console.print(report_table(loaded.report))
+        planned = asked_table(loaded.plan, readings) if asked else plan_table(loaded.plan, why=why)
+        show(planned, report_table(loaded.report))
     if generate is not None:
+        click.echo(err=as_json)
         click.echo(_continued(loaded, generate, max_new_tokens), err=as_json)
     if manifest is not None:
         with working("hashing the files") as progress:

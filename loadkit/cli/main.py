@@ -9,8 +9,12 @@ from typing import Any
 
 import click
 
+from loadkit.cli.colours import colour_wanted
+from loadkit.cli.grouped_help import suggested, write_examples
+from loadkit.cli.json_output import print_error
 from loadkit.errors import AuditError, LoadkitError, PlanError, PluginError
 from loadkit.text.output_streams import drop_what_is_left, forgiving_output
+from loadkit.text.suggest import did_you_mean
 
 __all__ = ["EXIT_CODES", "main"]
 
@@ -19,24 +23,64 @@ EXIT_CODES: Mapping[type[BaseException], int] = {PlanError: 3, AuditError: 5, Pl
 
 COMMANDS: Mapping[str, str] = {
     "demo": "Make a small real checkpoint, load it, report, and train a few steps.",
-    "plan": "Print what would be loaded, who decided it, and why.",
+    "plan": "Print what would be loaded: whether it fits, in which form, who decided it and why.",
     "load": "Load a model, audit it and report; save it or generate from it.",
     "save": "Load a model, audit it, and save it with a manifest; or an adapter merged into its base.",
     "merge": "Work an adapter into its base on the disk, shard by shard, and prove it.",
+    "explain": "Explain a code of an error or finding: what it means, why, and the ways out.",
+    "profiles": "List the profiles and their options.",
+    "doctor": "Tell what is here: machine, versions, plugins, caches, and what profiles would do.",
     "diff": "Compare two plans or manifests.",
+    "cache": "Look after what is kept quantized: list, verify, prune, path.",
     "plugins": "List the plugins: active, blocked and broken ones.",
     "new-plugin": "Write a distribution with a plugin of your own.",
-    "doctor": "Tell what is here: machine, versions, plugins, caches, and what profiles would do.",
-    "cache": "Look after what is kept quantized: list, verify, prune, path.",
     "check": "Run the conformance checks on a plugin.",
-    "profiles": "List the profiles and their options.",
 }
 """Command, whose module has its name, to its line in the help."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Start here": ("demo", "plan", "load", "save"),
+    "Understand": ("explain", "profiles", "doctor", "diff"),
+    "Look after": ("merge", "cache"),
+    "Write plugins": ("plugins", "new-plugin", "check"),
+}
+"""The commands as the help groups them."""
+
+EXAMPLES = (
+    ("loadkit demo --keep ./my-mistral", "a small real checkpoint to try things on"),
+    ("loadkit plan ./my-mistral qlora", "whether it fits, and in which form"),
+    ("loadkit plan ./my-mistral qlora --why dtype", "who decided the dtype, and why"),
+    ("loadkit load ./my-mistral inference --generate 'The oven'", "load, prove, and try it"),
+    ("loadkit explain does-not-fit", "what an error's code means"),
+)
+"""Commands to begin with, and what each is for."""
+
+CODES = (
+    "Exit codes: 0 done, 1 unexpected failure, 2 wrong command line, 3 the request can't be met, 4 loading failed, "
+    "5 the loaded model isn't what was planned, 6 a plugin failed, 7 a conformance check failed, 8 something in the "
+    "cache was damaged, 130 interrupted. With --json, errors are JSON too, on standard output, beside the text on standard error."
+)
+
+COMPLETION = (
+    'Completion: eval "$(_LOADKIT_COMPLETE=bash_source loadkit)" in ~/.bashrc; zsh_source and fish_source serve '
+    "the other shells."
+)
 
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; where there is no such command, with the one that is like it."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            ctx.fail(
+                f"there is no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}; "
+                f"the commands are {', '.join(COMMANDS)}"
+            )
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
@@ -46,8 +90,16 @@ class _Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        longest = max(map(len, COMMANDS))
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(longest), COMMANDS[name]) for name in names])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_examples(formatter, EXAMPLES)
+        for text in (CODES, COMPLETION):
+            formatter.write_paragraph()
+            formatter.write_text(text)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """As click does, whatever becomes of the output: a command's work doesn't depend on who reads it."""
@@ -60,19 +112,26 @@ class _Commands(click.Group):
                 drop_what_is_left(stream)
 
     def invoke(self, ctx: click.Context) -> Any:
+        as_json = any(word.partition("=")[0] == "--json" for word in ctx.args)
         try:
             return super().invoke(ctx)
         except LoadkitError as error:
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True, color=colour_wanted())
             click.echo(str(error), err=True)
-            sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
+            if as_json:
+                print_error(error, code, str(error))
+            sys.exit(code)
+        except click.UsageError as error:
+            told = suggested(error)
+            if as_json:
+                print_error(told, told.exit_code, told.format_message())
+            raise told from None
 
 
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done, 1 unexpected failure, 2 wrong command line, 3 the request can't be met, 4 loading failed, "
-    "5 the loaded model isn't what was planned, 6 a plugin failed, 7 a conformance check failed, 8 something in the cache was damaged, 130 interrupted.",
 )
 @click.version_option(package_name="loadkit", message="loadkit %(version)s", help="Print the version.")
 def main() -> None:

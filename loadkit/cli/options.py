@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from loadkit.cli.grouped_help import StageOption
 from loadkit.facts.machine.engines import ENGINES
 from loadkit.hooks.manager import default_manager
 from loadkit.request.options import TYPES, Option
+from loadkit.text.kinds import kinds_text
 
-__all__ = ["FILE", "chosen", "engine_option", "model_options", "options_named"]
+__all__ = [
+    "FILE",
+    "chosen",
+    "engine_option",
+    "model_options",
+    "options_named",
+    "profile_word",
+    "refuse_nothing",
+]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 """The type of an option that names a file."""
@@ -49,7 +59,7 @@ class Plain(click.ParamType[Any]):
         try:
             return msgspec.convert(read, TYPES[self.name], strict=False)
         except msgspec.ValidationError:
-            self.fail(f"{value!r} isn't a {self.name}", param, ctx)
+            self.fail(f"{value!r} isn't {kinds_text(self.name)}", param, ctx)
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,8 +71,37 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(dir_okay=False),
         help="A training recipe (YAML) of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory.",
     )(command)
-    command = click.option("-p", "--profile", help="A profile's name, or a profile file (.toml).")(command)
+    command = click.option("-p", "--profile", "profile", help="A profile's name, or a profile file (.toml).")(
+        command
+    )
     return click.argument("model", metavar="[MODEL]", required=False)(command)
+
+
+def profile_word(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Take the profile from the second word too, as in Python; the two mustn't contradict each other."""
+
+    @wraps(command)
+    def either(*args: Any, profile: str | None, word: str | None, **more: Any) -> Any:
+        if word is not None and profile not in (None, word):
+            raise click.UsageError(
+                f"two profiles were given, {word!r} and --profile {profile!r}: leave one of them out"
+            )
+        return command(*args, profile=word if profile is None else profile, **more)
+
+    return click.argument("word", metavar="[PROFILE]", required=False)(either)
+
+
+def refuse_nothing(model: str | None, *others: str | None) -> None:
+    """Refuse a command line that names nothing to load.
+
+    Raises:
+        UsageError: neither a model nor anything else that names one was given.
+    """
+    if model is None and not any(others):
+        raise click.UsageError(
+            "MODEL is missing: a folder, a Hub id, or an adapter. `loadkit demo --keep ./my-mistral` makes a folder "
+            "to try things on."
+        )
 
 
 def options_named(names: Collection[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -89,19 +128,23 @@ def chosen(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+_option = partial(click.option, cls=StageOption)
+
+
 def _flag(option: Option, plugin: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     dashed = option.name.replace("_", "-")
     spellings = [f"--{alias.replace('_', '-')}" for alias in option.aliases]
     text = f"{option.help}  [{plugin}]"
     if option.type == "bool":
-        return click.option(f"--{dashed}/--no-{dashed}", option.name, default=None, help=text)
+        return _option(f"--{dashed}/--no-{dashed}", option.name, stage=option.stage, default=None, help=text)
     if option.type.startswith("bool or"):
         return _switch_or_value(option, text)
     kind: Any = click.Choice(option.choices) if option.choices else Plain(option.type)
-    return click.option(
+    return _option(
         f"--{dashed}",
         *spellings,
         option.name,
+        stage=option.stage,
         type=kind,
         default=None,
         metavar=None if option.choices else option.type.split()[0].upper(),
@@ -112,7 +155,7 @@ def _flag(option: Option, plugin: str) -> Callable[[Callable[..., Any]], Callabl
 def _switch_or_value(option: Option, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--name` for true, `--no-name` for false, `--name VALUE` for more."""
     dashed = option.name.replace("_", "-")
-    flag = partial(click.option, default=None, type=Plain(option.type))
+    flag = partial(_option, stage=option.stage, default=None, type=Plain(option.type))
     off = flag(f"--no-{dashed}", option.name, flag_value="false", help="turns it off")
     on = flag(f"--{dashed}", option.name, is_flag=False, flag_value="true", metavar="[VALUE]", help=text)
     return lambda command: on(off(command))

@@ -33,7 +33,7 @@ def command(hook: str | None, as_json: bool) -> None:
 
 
 def _print(found: list[PluginInfo]) -> None:
-    from loadkit.cli.terminal import console, plain_table
+    from loadkit.cli.terminal import plain_table, show
 
     table = plain_table()
     for column in ("plugin", "state", "distribution", "hooks"):
@@ -42,4 +42,4 @@ def _print(found: list[PluginInfo]) -> None:
         about = ", ".join(h.removeprefix("loadkit_") for h in plugin.hooks) or plugin.reason
         state = f"[{COLOURS[plugin.state]}]{plugin.state}[/]"
         table.add_row(plugin.name, state, f"{plugin.distribution} {plugin.version}", about)
-    console.print(table)
+    show(table)

@@ -31,7 +31,7 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    from loadkit.cli.terminal import console, plain_table
+    from loadkit.cli.terminal import plain_table, show
 
     table = plain_table()
     table.add_column("profile", no_wrap=True)
@@ -40,4 +40,4 @@ def command(as_json: bool) -> None:
     for item in found:
         options = ", ".join(f"{name}={value}" for name, value in item["options"].items())
         table.add_row(item["name"], item["description"], options)
-    console.print(table)
+    show(table)

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
+import click
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from loadkit.schema.rendering import unwrapped
 from loadkit.schema.request import Progress
 
-__all__ = ["console", "errors", "plain_table", "working", "writing"]
+__all__ = ["console", "errors", "plain_table", "show", "working", "writing"]
 
 console = Console(highlight=False, soft_wrap=False)
 errors = Console(stderr=True, highlight=False)
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print results, a blank line between them: laid out for a terminal; elsewhere a sentence is a line.
+
+    What is piped is read by programs and by eyes that search: nothing is wrapped, nothing trails.
+    """
+    for number, renderable in enumerate(renderables):
+        if number:
+            click.echo()
+        if sys.stdout is not None and sys.stdout.isatty():
+            console.print(renderable)
+        else:  # rich takes FORCE_COLOR for a terminal of 80 columns; it asks for colours alone
+            coloured = console.is_terminal and not console.no_color
+            click.echo(unwrapped(renderable, coloured=coloured), color=coloured)
 
 
 def plain_table(*, header: bool = True) -> Table:
@@ -27,8 +45,8 @@ def plain_table(*, header: bool = True) -> Table:
 def working(first: str) -> Iterator[Progress]:
     """Show the first step, and each that is handed on: by a spinner in a terminal, a line elsewhere."""
     if not errors.is_terminal:
-        errors.print(f"{first} …", style="dim")
-        yield lambda step: errors.print(f"{step} …", style="dim")
+        errors.print(f"{first} …", style="dim", soft_wrap=True)
+        yield lambda step: errors.print(f"{step} …", style="dim", soft_wrap=True)
         return
     with errors.status(f"{first} …") as status:
         yield lambda step: status.update(f"{step} …")

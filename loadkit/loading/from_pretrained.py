@@ -13,6 +13,7 @@ from loadkit.errors import Finding, LoadError, LoadkitError
 from loadkit.facts.load_facts import LoadFacts, fingerprint_of
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
+from loadkit.loading.byte_bar import bar_of_bytes
 from loadkit.loading.download import HUB_KWARGS, explain, fetch_weights, may_ask, plan_kwargs
 from loadkit.loading.fresh_weights import initialised, starts_anew
 from loadkit.loading.fusions import for_one_load
@@ -114,7 +115,8 @@ def _load(
             config.quantization_config = kwargs.pop("quantization_config").to_dict()
             if kwargs.pop("revision", None) and plan.model_class.implementation == "remote code":
                 kwargs.setdefault("code_revision", plan.checkpoint.commit)
-        with for_one_load(config, kwargs):
+        read = files if stored is None else sorted(Path(stored.folder).glob("*.safetensors"))
+        with for_one_load(config, kwargs), bar_of_bytes(read):
             model, info = model_class_of(plan).from_pretrained(
                 location,
                 config=config,

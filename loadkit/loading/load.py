@@ -20,6 +20,7 @@ from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.loading import from_pretrained
 from loadkit.loading.download import fetch_adapters, fetch_small_files
 from loadkit.loading.fresh_weights import drawn_anew, starts_anew
+from loadkit.loading.known_noise import without_known_noise
 from loadkit.loading.loaded import BareModel, Loaded, LoadkitWarning
 from loadkit.loading.phases import run_phases
 from loadkit.loading.process_wide import one_at_a_time
@@ -83,6 +84,11 @@ def load(
         AuditError: the model isn't what was planned (`error.loaded` has it).
         PluginError: a plugin failed while loading.
         RankError: another process of the launch failed, or would load something else.
+
+    Example:
+        loaded = loadkit.load("./my-mistral", "qlora", lora_r=8)
+        model, tokenizer = loaded
+        print(loaded.report)
     """
     manager, launch, clock = plugin_manager or default_manager(), read_topology(), _Clock()
     ranks = ranks_of_this_launch(together, launch)
@@ -102,7 +108,7 @@ def load(
             planned = ranks.plan(planning)
         return _run(planned, manager, token, say or (lambda _: None), ranks, clock)
 
-    with forgiving_output():
+    with forgiving_output(), without_known_noise():
         loaded = ranks.together(loading)
     return _judged(loaded, strict)
 

@@ -140,3 +140,9 @@ class Loaded:
 
     def __repr__(self) -> str:
         return f"<Loaded {type(self.model).__name__} from {self.plan.checkpoint.source!r}>"
+
+    def __str__(self) -> str:
+        return f"{self.plan}\n\n{self.report}"
+
+    def _repr_html_(self) -> str:
+        return self.plan._repr_html_() + self.report._repr_html_()

@@ -123,6 +123,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     written: dict[str, FileProof] = {}
     format: int = 1
 
+    def __str__(self) -> str:
+        from loadkit.manifest.manifest_text import manifest_text
+
+        return manifest_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Manifest of {self.plan.checkpoint.source!r}: {len(self.files)} files, digest {self.plan.digest[:12]}>"
+
+    def _repr_html_(self) -> str:
+        from loadkit.manifest.manifest_text import manifest_html
+
+        return manifest_html(self)
+
     def to_json(self) -> str:
         """The manifest as JSON text; `Manifest.from_json` reads it back."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()

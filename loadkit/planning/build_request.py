@@ -16,6 +16,7 @@ from loadkit.request.profiles import find_profile
 from loadkit.request.recipes import Recipe, options_for, read_recipe
 from loadkit.schema.claims import Strength
 from loadkit.schema.request import Asked, Request
+from loadkit.text.kinds import kind_of
 
 __all__ = ["NOT_UTF8", "fit_to_checkpoint", "make_request", "no_source", "read_once", "several_plugins"]
 
@@ -44,6 +45,10 @@ def make_request(
         theirs, unfit = _asked(read.options, manager, named)
         layers.append(theirs)
         problems += [*unfit, *(_note(named, note) for note in read.notes)]
+    if not (profile is None or _is_name(profile)):
+        problems.append(_not_a_profile(profile))
+        profile = None
+    profile = os.fspath(profile) if profile is not None else None
     if profile:
         wanted, found = _profile(profile, manager)
         layers.append(wanted)
@@ -127,6 +132,23 @@ def _asked(
     """The options of the caller ("you"), a recipe or a profile, checked."""
     strength = Strength.YOU if by == "you" else Strength.PROFILE
     return ask(options, manager.options.found, manager.options.conflicts, by=by, strength=strength)
+
+
+def _is_name(given: object) -> bool:
+    return isinstance(given, str | os.PathLike)
+
+
+def _not_a_profile(given: object) -> Problem:
+    """A profile that is no name: options of a dict are given as such."""
+    found = f"you gave {kind_of(given)} as the profile; a profile is a name, or the path of a .toml file"
+    if isinstance(given, Mapping):
+        some = ", ".join(f"{name}=…" for name in list(given)[:3])
+        return _problem(
+            "bad-profile", found, f"give its fields as options: {some or 'name=…'}, or plan(source, **fields)"
+        )
+    return _problem(
+        "bad-profile", found, "`loadkit profiles` lists the names; options are given by their names"
+    )
 
 
 def _profile(name: str, manager: PluginManager) -> tuple[dict[str, Asked], list[Problem]]:

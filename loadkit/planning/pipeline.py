@@ -88,6 +88,12 @@ def make_plan(
 
     Raises:
         PlanError: it can't be met; all problems are listed.
+
+    Example:
+        plan = loadkit.plan("./my-mistral", "qlora", attn_implementation="sdpa")
+        print(plan)
+        print(plan.why("dtype"))
+        loaded = loadkit.load(plan)
     """
     return plan_load(
         source, profile, recipe=recipe, token=token, machine=machine, nodes=nodes, engine=engine, topology=topology,

@@ -14,6 +14,7 @@ import msgspec
 from loadkit.errors import Problem
 from loadkit.schema.claims import Strength
 from loadkit.schema.request import Asked, Fields
+from loadkit.text.kinds import kind_of, kinds_text
 from loadkit.text.suggest import did_you_mean
 
 __all__ = ["CORE_OPTIONS", "Option", "ask", "plain"]
@@ -234,7 +235,7 @@ def ask(
         try:
             clean = msgspec.convert(plain(value), TYPES[option.type])
         except (TypeError, msgspec.ValidationError):
-            found = f"{by} gave {name}={value!r}, a {type(value).__name__}; it takes a {option.type}"
+            found = f"{by} gave {name}={value!r}, {kind_of(value)}; it takes {kinds_text(option.type)}"
             problems.append(problem("bad-option", found, f"{name}: {option.help}"))
             continue
         if isinstance(clean, list):
@@ -277,6 +278,10 @@ def _undeclared(
         message = f"{by} gave {name!r}, which several plugins declare as theirs: {', '.join(plugins)}"
         remedy = f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}"
         return _problem("conflict", message, remedy)
-    message = f"{by} gave {name!r}, which isn't an option{did_you_mean(name, declared)}"
+    longer = [option for option in declared if option.endswith(f"_{name}")]
+    hint = f" (did you mean {longer[0]!r}?)" if longer else did_you_mean(name, declared)
+    message = f"{by} gave {name!r}, which isn't an option{hint}"
     remedy = "`loadkit plan --help` lists the options; pass anything else that from_pretrained takes in model_kwargs"
+    if longer and longer[0].startswith("lora_"):
+        remedy = f"give {longer[0]}=…, or fields of PEFT's in adapter={{{name!r}: …}}"
     return _problem("unknown-option", message, remedy)

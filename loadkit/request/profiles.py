@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from loadkit.errors import Problem
+from loadkit.text.kinds import kind_of
 from loadkit.text.suggest import did_you_mean
 
 if sys.version_info >= (3, 11):
@@ -45,6 +46,12 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     options: dict[str, Any] = {}
 
 
+_FIELDS: Mapping[str, type] = {"description": str, "extends": str, "options": dict}
+"""What a file may have, and of which type."""
+
+_LAYOUT = "a profile file is TOML with `description`, optionally `extends`, and a table `[options]`"
+
+
 def read_profile(path: Path) -> Profile:
     """Read a profile from a TOML file; the file's name without `.toml` is the profile's.
 
@@ -72,42 +79,61 @@ def find_profile(name: str, known: Mapping[str, tuple[str, Profile]]) -> tuple[d
         known: name to (plugin, profile).
 
     Returns:
-        The options in force, and what is wrong with the profile.
+        The options in force, and everything that is wrong with the profile; of a faulty file the options that
+        could be read.
     """
+    problems: list[Problem] = []
     chain: list[Profile] = []
     followed: list[str] = []
     reference, asked_by = name, "you"
     while reference:
         if reference in followed:
             loop = " extends ".join(repr(r) for r in [*followed, reference])
-            return {}, [_problem("profile-loop", f"profile {loop}, which leads back", "break the loop")]
+            message = f"profile {loop}, which leads back"
+            return {}, [*problems, _problem("profile-loop", message, "break the loop")]
         followed.append(reference)
-        profile, problem = _one(reference, known, asked_by=asked_by)
+        profile, found = _one(reference, known, asked_by=asked_by)
+        problems += found
         if profile is None:
-            return {}, [problem] if problem is not None else []
+            break
         chain.insert(0, profile)
         reference, asked_by = profile.extends, f"profile {reference!r}"
-    return {key: value for p in chain for key, value in p.options.items()}, []
+    return {key: value for p in chain for key, value in p.options.items()}, problems
 
 
 def _one(
     name: str, known: Mapping[str, tuple[str, Profile]], *, asked_by: str
-) -> tuple[Profile | None, Problem | None]:
+) -> tuple[Profile | None, list[Problem]]:
     if name in known:
-        return known[name][1], None
+        return known[name][1], []
     if not name.endswith(".toml"):
         message = f"{asked_by} asked for profile {name!r}, which nobody provides{did_you_mean(name, known)}"
         names = ", ".join(sorted(known)) or "none: the plugins that bring profiles are blocked or missing"
         remedy = f"choose one of {names}, or give the path of a .toml file"
-        return None, _problem("unknown-profile", message, remedy)
+        return None, [_problem("unknown-profile", message, remedy)]
+    bad = partial(_problem, "bad-profile")
+    asked, remedy = f"{asked_by} asked for the profile file {name!r}", _LAYOUT
+    path = Path(name).expanduser()
     try:
-        return read_profile(Path(name).expanduser()), None
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        reason = error.strerror or str(error)
-    except (ValueError, msgspec.ValidationError) as error:
-        reason = str(error)
-    return None, _problem(
-        "bad-profile",
-        f"{asked_by} asked for the profile file {name!r}: {reason}",
-        "a profile file is TOML with `description`, optionally `extends`, and a table `[options]`",
-    )
+        return None, [bad(f"{asked}: {error.strerror or error}", "check the path, or give a profile's name")]
+    except ValueError as error:
+        return None, [bad(f"{asked}: {error}", remedy)]
+    faults = list(_faults(content))
+    fit = {field: kind for field, kind in _FIELDS.items() if isinstance(content.get(field), kind)}
+    profile = Profile(name=path.stem, **{"description": "", **{field: content[field] for field in fit}})
+    return profile, [bad(f"{asked}: {fault}", remedy) for fault in faults]
+
+
+def _faults(content: Mapping[str, Any]) -> Iterator[str]:
+    """Everything that keeps the content of a file from being a profile."""
+    for name, value in content.items():
+        if name not in _FIELDS:
+            hint = did_you_mean(name, _FIELDS) or "; options belong into the table [options]"
+            yield f"it has {name!r}, which no profile has{hint}"
+        elif not isinstance(value, _FIELDS[name]):
+            takes = "a table" if name == "options" else "a text"
+            yield f"its {name!r} is {kind_of(value)}; it takes {takes}"
+    if "description" not in content:
+        yield "it has no 'description', a sentence that says what it is for"

@@ -94,6 +94,24 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     instead_of: tuple[Overruled, ...] = ()
     passed_over: tuple[PassedOver, ...] = ()
 
+    def __str__(self) -> str:
+        from loadkit.schema.plan_text import decision_row
+
+        row = decision_row(self)
+        return "\n".join([f"{row.name}: {row.text}", *(f"  {line}" for line in row.below)])
+
+    def __repr__(self) -> str:
+        from loadkit.schema.value_text import value_text
+
+        return f"<Decision {self.stage}: {value_text(self.value)}, by {self.plugin}>"
+
+    def _repr_html_(self) -> str:
+        from loadkit.schema.notebook import notebook_html
+        from loadkit.schema.plan_text import decision_row
+
+        row = decision_row(self)
+        return notebook_html("", "", [("", [row])])
+
 
 def decide(
     stage: str, claims: Sequence[StampedClaim], *, option: str = "", demands: Sequence[str] = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from loadkit.text.units import size
+
 __all__ = ["Memory", "RankMemory"]
 
 
@@ -57,6 +59,10 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         room: bytes that there are where the model goes; 0 where that isn't known, or an engine spreads it.
         where: what has them: an accelerator's name, or "this machine".
         per_rank: what each of several processes takes; None for a single one.
+        parameters: how many values the model with its adapters holds, quantized ones counted unpacked; 0 in
+            plans of loadkit before 1.0.
+        trainable: how many of them train.
+        quantized_parameters: how many of them are quantized.
     """
 
     weights: dict[str, int] = {}
@@ -71,6 +77,9 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     room: int = 0
     where: str = ""
     per_rank: RankMemory | None = None
+    parameters: int = 0
+    trainable: int = 0
+    quantized_parameters: int = 0
 
     @property
     def model(self) -> int:
@@ -81,3 +90,17 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     def total(self) -> int:
         """Bytes of the model, its gradients and the optimizer's state."""
         return self.model + self.gradients + self.optimizer
+
+    def __str__(self) -> str:
+        from loadkit.schema.memory_text import memory_text
+
+        return memory_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Memory {size(self.total)}{f' of {size(self.room)}' if self.room else ''}>"
+
+    def _repr_html_(self) -> str:
+        from loadkit.schema.memory_text import memory_row
+        from loadkit.schema.notebook import notebook_html
+
+        return notebook_html("", "", [("", [memory_row(self)])])

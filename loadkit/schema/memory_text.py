@@ -4,22 +4,75 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
+from loadkit.schema.rendering import Row
 from loadkit.text.units import size
 
 if TYPE_CHECKING:
     from loadkit.schema.memory import Memory, RankMemory
 
-__all__ = ["memory_lines"]
+__all__ = ["bar", "memory_row", "memory_text"]
 
 BAR = 30
 """Columns of the bar of memory."""
 
 
-def memory_lines(memory: Memory) -> Text:
-    """What a plan takes: a bar in proportion, then the parts by name."""
-    parts = [
+def memory_text(memory: Memory) -> str:
+    """An estimate as plain text."""
+    row = memory_row(memory)
+    return "\n".join((row.text, *row.below))
+
+
+def memory_row(memory: Memory) -> Row:
+    """What a plan takes: a bar to the scale of what there is, then the parts by name."""
+    held = [part for part in _parts(memory) if part[1]]
+    of = f" of the {size(memory.room)} of {memory.where}" if memory.room else ""
+    rank = memory.per_rank
+    amount = (
+        size(memory.total) if rank is None else f"{size(memory.total)} in all, {size(rank.total)} a process"
+    )
+    whole = f"{bar(memory)}  {amount}{of}"
+    named = [f"{mark} {name} {size(count)}" for mark, count, name in held]
+    lines = [" · ".join(named[first : first + 2]) for first in range(0, len(named), 2)]
+    if memory.unquantized:
+        said = ", ".join(f"{reason} {size(count)}" for reason, count in memory.unquantized.items())
+        lines.append(f"not quantized: {said}")
+    if rank is not None:
+        lines += _rank_lines(rank, memory.room)
+    lines.append(f"on top: {', '.join(on_top(memory))}")
+    return Row("memory", whole, tuple(lines))
+
+
+def bar(memory: Memory) -> str:
+    """The parts of it, as wide as the room there is; where they are more than that, `|` is its end.
+
+    Of several processes, those of one; where the room isn't known, the parts alone fill the bar.
+    """
+    rank, room, parts = memory.per_rank, memory.room, _parts(memory)
+    if rank is not None:
+        parts = [("▓", rank.weights, ""), ("▚", rank.gradients, ""), ("▞", rank.optimizer, "")]
+    total = sum(count for _, count, _ in parts)
+    scale = max(total, room, 1)
+    cells, covered = "", 0
+    for mark, count, _ in parts:
+        covered += count
+        cells += mark * (round(BAR * covered / scale) - len(cells))
+    if total and not cells:
+        cells = "▏"
+    cells = cells.ljust(BAR, "·") if room else cells
+    if room and total > room:
+        end = min(BAR * room // total, BAR - 1)
+        cells = f"{cells[:end]}|{cells[end:]}"
+    return cells
+
+
+def on_top(memory: Memory) -> list[str]:
+    """What isn't counted."""
+    return ["activations", *(f"{part} of unknown size" for part in memory.unknown)]
+
+
+def _parts(memory: Memory) -> list[tuple[str, int, str]]:
+    """Mark, bytes and name of each part."""
+    return [
         ("█", memory.quantized, "quantized"),
         ("▓", sum(memory.weights.values()), " + ".join(memory.weights)),
         ("▒", memory.constants, "constants"),
@@ -27,24 +80,9 @@ def memory_lines(memory: Memory) -> Text:
         ("▚", memory.gradients, "gradients"),
         ("▞", memory.optimizer, f"state of {memory.optim}"),
     ]
-    held = [part for part in parts if part[1]]
-    lines = Text("".join(mark * max(1, round(BAR * count / memory.total)) for mark, count, _ in held))
-    of = f" of the {size(memory.room)} of {memory.where}" if memory.room else ""
-    lines.append(f"  {size(memory.total)}{of if memory.per_rank is None else ' in all'}")
-    named = [f"{mark} {name} {size(count)}" for mark, count, name in held]
-    for first in range(0, len(named), 2):
-        lines.append("\n" + " · ".join(named[first : first + 2]), style="dim")
-    if memory.unquantized:
-        said = ", ".join(f"{reason} {size(count)}" for reason, count in memory.unquantized.items())
-        lines.append(f"\nnot quantized: {said}", style="dim")
-    if memory.per_rank is not None:
-        lines.append(_rank_lines(memory.per_rank, memory.room))
-    on_top = [*(f"the {part}, whose size isn't known before" for part in memory.unknown), "activations"]
-    lines.append(f"\non top: {', '.join(on_top)}", style="dim")
-    return lines
 
 
-def _rank_lines(rank: RankMemory, room: int) -> str:
+def _rank_lines(rank: RankMemory, room: int) -> list[str]:
     """What each process and each node takes."""
     parts = {"weights": rank.weights, "gradients": rank.gradients, "optimizer": rank.optimizer}
     held = ", ".join(f"{name} {size(count)}" for name, count in parts.items() if count)
@@ -56,5 +94,4 @@ def _rank_lines(rank: RankMemory, room: int) -> str:
         f"while loading, each node's main memory: {size(rank.host_shared)} mapped once for {rank.processes} processes, "
         f"{size(rank.host_own)} of their own"
     )
-    lines.append(rank.how)
-    return "\n" + "\n".join(lines)
+    return [*lines, rank.how]

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from loadkit.schema.memory_text import memory_lines
-from loadkit.schema.rendering import facts_table, plain_text, problem_lines
+from loadkit.schema.memory_text import memory_row
+from loadkit.schema.notebook import notebook_html
+from loadkit.schema.rendering import Row, facts_table, plain_text, problem_lines, rows_table
 from loadkit.schema.value_text import value_text
+from loadkit.schema.verdict_text import verdict_rows
 from loadkit.text.units import size
 
 if TYPE_CHECKING:
@@ -18,7 +20,16 @@ if TYPE_CHECKING:
     from loadkit.schema.plans import Plan
     from loadkit.schema.readings import Reading
 
-__all__ = ["asked_table", "plan_table", "plan_text"]
+__all__ = [
+    "asked_table",
+    "decision_row",
+    "plan_html",
+    "plan_table",
+    "plan_text",
+    "reason_rows",
+    "repr_text",
+    "why_row",
+]
 
 LISTED, LONGEST = 4, 60
 """Entries of a list, and characters of a text, that are printed of a setting."""
@@ -27,30 +38,62 @@ NAME_WIDTH = 50
 """Columns for what was asked: paths in variables may be long, and leave room for what became of them."""
 
 
-def plan_text(plan: Plan) -> str:
-    """A plan as plain text."""
-    return plain_text(plan_table(plan))
+def plan_text(plan: Plan, *, why: bool = False) -> str:
+    """A plan as plain text: what it comes to, or with the reasons of every decision."""
+    return plain_text(plan_table(plan, why=why))
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """A plan: for each stage its value, then who decided it and why, then what it was decided instead of."""
-    table = facts_table()
-    for decision in plan.decisions:
-        lines = Text(value_text(decision.value))
-        deciders = ", ".join((decision.plugin, *decision.concurring))
-        lines.append(f"\n{deciders}: {decision.because}", style="dim")
-        for other in _instead_of(decision):
-            lines.append(f"\ninstead of {other}", style="dim italic")
-        table.add_row(decision.stage.removeprefix("kwargs."), lines)
-    if plan.memory is not None:
-        table.add_row("memory", memory_lines(plan.memory))
+def plan_table(plan: Plan, *, why: bool = False) -> RenderableType:
+    """A plan: what it comes to and every warning; with `why`, every stage with who decided it, why, and
+    instead of what."""
+    rows = [*verdict_rows(plan), Row("", ""), *reason_rows(plan)] if why else verdict_rows(plan)
+    return Group(_head(plan), rows_table(rows), *_gave_way(plan), *problem_lines(plan.warnings))
+
+
+def reason_rows(plan: Plan) -> list[Row]:
+    """For each stage its value, then who decided it and why, then what it was decided instead of."""
+    rows = [decision_row(decision) for decision in plan.decisions]
+    rows += [memory_row(plan.memory)] if plan.memory is not None else []
     if plan.shortcuts:
-        lines = Text("\n").join(
-            Text.assemble(s.line if s.serves else (s.line, "dim"), (f" ({s.plugin})", "dim"))
-            for s in plan.shortcuts
-        )
-        table.add_row("shortcuts", lines)
-    return Group(_head(plan), table, *_gave_way(plan), *problem_lines(plan.warnings))
+        first, *others = [f"{s.line} ({s.plugin})" for s in plan.shortcuts]
+        rows.append(Row("shortcuts", first, tuple(others)))
+    return rows
+
+
+def decision_row(decision: Decision) -> Row:
+    """One decision: its value, who decided it and why, and what it was decided instead of."""
+    deciders = ", ".join((decision.plugin, *decision.concurring))
+    instead = (f"instead of {other}" for other in _instead_of(decision))
+    name = decision.stage.removeprefix("kwargs.")
+    return Row(name, value_text(decision.value), (f"{deciders}: {decision.because}", *instead))
+
+
+def why_row(plan: Plan, stage: str) -> Row:
+    """What there is to say of one stage, of "memory", or of "shortcuts".
+
+    Raises:
+        LoadkitError: the plan has none of that name.
+    """
+    rows = {row.name: row for row in reason_rows(plan)}
+    return (
+        rows[stage] if stage in ("memory", "shortcuts") and stage in rows else decision_row(plan.why(stage))
+    )
+
+
+def plan_html(plan: Plan) -> str:
+    """A plan for a notebook: what it comes to, then, folded away, each decision with its reasons."""
+    head, _, about = _head(plan).plain.strip().partition("\n")
+    gave_way = [Row("", line) for line in _gave_way_lines(plan)]
+    tables = [("", verdict_rows(plan)), ("who decided what, and why", reason_rows(plan))]
+    return notebook_html(
+        head, about, [*tables, *([("what gave way", gave_way)] if gave_way else [])], plan.warnings
+    )
+
+
+def repr_text(plan: Plan) -> str:
+    """A plan in a line."""
+    profile = f", profile {plan.request.profile}" if plan.request.profile else ""
+    return f"<Plan {plan.checkpoint.source!r}{profile}: {plan.model_class.model_class}, {plan.dtype}>"
 
 
 def _head(plan: Plan) -> Text:
@@ -99,6 +142,11 @@ def _short(value: object) -> str:
 
 def _gave_way(plan: Plan) -> list[RenderableType]:
     """What was asked and won't be, and what is left to the trainer."""
+    said = _gave_way_lines(plan)
+    return [Text("\n" + "\n".join(said), style="dim")] if said else []
+
+
+def _gave_way_lines(plan: Plan) -> list[str]:
     request, noted = plan.request, " ".join(problem.message for problem in plan.warnings)
     said = [
         f"{a.name}={stronger.value} by {stronger.by}, instead of {a.value} by {a.by}"
@@ -116,7 +164,7 @@ def _gave_way(plan: Plan) -> list[RenderableType]:
     ]
     if request.trainer_keys:
         said.append(f"left to the trainer: {', '.join(request.trainer_keys)}")
-    return [Text("\n" + "\n".join(said), style="dim")] if said else []
+    return said
 
 
 def _instead_of(decision: Decision) -> list[str]:

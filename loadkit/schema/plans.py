@@ -207,16 +207,26 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         found = self._find(stage)
         return None if found is None else found.value
 
+    def explained(self) -> str:
+        """The plan as text, with who decided each stage, why, and instead of what."""
+        from loadkit.schema.plan_text import plan_text
+
+        return plan_text(self, why=True)
+
     def __str__(self) -> str:
         from loadkit.schema.plan_text import plan_text
 
         return plan_text(self)
 
-    def _repr_html_(self) -> str:
-        from loadkit.schema.plan_text import plan_table
-        from loadkit.schema.rendering import html
+    def __repr__(self) -> str:
+        from loadkit.schema.plan_text import repr_text
 
-        return html(plan_table(self))
+        return repr_text(self)
+
+    def _repr_html_(self) -> str:
+        from loadkit.schema.plan_text import plan_html
+
+        return plan_html(self)
 
     def __hash__(self) -> int:
         return int(self.digest[:15], 16)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -11,12 +15,26 @@ from rich.text import Text
 
 from loadkit.errors import Finding, Problem
 
-__all__ = ["COLOURS", "facts_table", "html", "plain_text", "problem_lines"]
+__all__ = ["COLOURS", "Row", "facts_table", "plain_text", "problem_lines", "rows_table", "unwrapped"]
 
 WIDTH = 110
 """Columns of plain text, where there is no terminal to ask."""
 
+ENDLESS = 1_000_000
+"""Columns of what is never wrapped."""
+
+TRAILING = re.compile(r"(?:\s|\x1b\[[\d;]*m)+$")
+"""Blanks that a line ends with, and colours that begin and end among them."""
+
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+class Row(NamedTuple):
+    """One thing that is told: its name, what there is to say of it, and what stands below it, a line each."""
+
+    name: str
+    text: str
+    below: tuple[str, ...] = ()
 
 
 def facts_table() -> Table:
@@ -27,12 +45,15 @@ def facts_table() -> Table:
     return table
 
 
-def html(renderable: RenderableType) -> str:
-    """A plan or report for a notebook: the same layout, with the terminal's colours as styles."""
-    console = Console(file=io.StringIO(), width=WIDTH, record=True, highlight=False, force_jupyter=False)
-    console.print(renderable)
-    code = '<pre style="white-space: pre; line-height: 1.35; font-family: monospace">{code}</pre>'
-    return console.export_html(code_format=code, inline_styles=True)
+def rows_table(rows: Iterable[Row]) -> Table:
+    """These rows as such a table."""
+    table = facts_table()
+    for row in rows:
+        lines = Text(row.text)
+        for line in row.below:
+            lines.append(f"\n{line}", style="dim")
+        table.add_row(row.name, lines)
+    return table
 
 
 def problem_lines(items: Sequence[Problem] | Sequence[Finding]) -> list[RenderableType]:
@@ -41,8 +62,32 @@ def problem_lines(items: Sequence[Problem] | Sequence[Finding]) -> list[Renderab
 
 
 def plain_text(renderable: RenderableType) -> str:
-    """The same layout without colours and trailing blanks."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, highlight=False)
+    """The same layout without colours and trailing blanks: as wide as the terminal it may be printed to."""
+    return _plain(renderable, _width())
+
+
+def unwrapped(renderable: RenderableType, *, coloured: bool = False) -> str:
+    """The same, with each sentence on a line of its own, however long: for files, pipes and programs."""
+    return _plain(renderable, ENDLESS, coloured=coloured)
+
+
+def _plain(renderable: RenderableType, width: int, *, coloured: bool = False) -> str:
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        color_system="standard" if coloured else None,
+        force_terminal=coloured,
+        highlight=False,
+    )
     with console.capture() as capture:
         console.print(renderable)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+    return "\n".join(TRAILING.sub(_without_blanks, line) for line in capture.get().rstrip().splitlines())
+
+
+def _without_blanks(found: re.Match[str]) -> str:
+    return re.sub(r"\s", "", found[0])
+
+
+def _width() -> int:
+    terminal = sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
+    return min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns) if terminal else WIDTH

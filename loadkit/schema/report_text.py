@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 
-from loadkit.schema.rendering import COLOURS, facts_table, plain_text, problem_lines
+from loadkit.schema.notebook import notebook_html
+from loadkit.schema.rendering import COLOURS, Row, plain_text, problem_lines, rows_table
 from loadkit.text.units import size
 
 if TYPE_CHECKING:
     from loadkit.schema.reports import Change, Measurements, Report
 
-__all__ = ["change_text", "report_table", "report_text"]
+__all__ = ["change_text", "report_html", "report_rows", "report_table", "report_text"]
+
+NOTICED = 0.005
+"""Seconds from which on a phase is named."""
 
 
 def report_text(report: Report) -> str:
@@ -22,11 +27,29 @@ def report_text(report: Report) -> str:
 
 def report_table(report: Report) -> RenderableType:
     """A report as a table of facts, with the findings below."""
+    return Group(rows_table(report_rows(report)), *problem_lines(report.findings))
+
+
+def report_html(report: Report) -> str:
+    """A report for a notebook: the verdict first, and what took how long folded away."""
+    first = ("audit", "model", "parameters", "footprint")
+    rows = {row.name: row for row in report_rows(report)}
+    rest = [row for name, row in rows.items() if name not in first]
+    return notebook_html(
+        "",
+        "",
+        [("", [rows[name] for name in first]), ("everything that was measured", rest)],
+        report.findings,
+    )
+
+
+def report_rows(report: Report) -> list[Row]:
+    """Everything that a report tells, but its findings."""
     m = report.measurements
-    table = facts_table()
     rows = {
+        "audit": _verdict(report),
         "model": m.model_class,
-        "parameters": f"{m.parameters:,}, {m.trainable:,} of them trainable ({m.trainable / max(m.parameters, 1):.2%})",
+        "parameters": f"{m.parameters:,}, {_trainable(m)}",
         "footprint": size(m.footprint),
         "by dtype": ", ".join(f"{dtype} {size(count)}" for dtype, count in m.bytes_by_dtype.items()),
         "not quantized": _shares(m),
@@ -34,14 +57,23 @@ def report_table(report: Report) -> RenderableType:
         "modules": ", ".join(f"{count} {name}" for name, count in m.modules.items()),
         "changed": "\n".join(change_text(change) for change in report.changes),
         "shortcuts": "\n".join(report.shortcuts),
-        "seconds": ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in report.seconds.items()),
+        "seconds": _seconds(report.seconds),
         "peak memory": ", ".join(f"{where} {size(count)}" for where, count in report.peak_memory.items()),
-        "audit": _verdict(report),
     }
-    for name, text in rows.items():
-        if text:
-            table.add_row(name, text)
-    return Group(table, *problem_lines(report.findings))
+    return [Row(name, text) for name, text in rows.items() if text]
+
+
+def _trainable(m: Measurements) -> str:
+    """How many take gradients: of a model that only runs all may, though nothing trains it."""
+    if m.trainable == m.parameters:
+        return "none of them frozen"
+    return f"{m.trainable:,} of them trainable ({m.trainable / max(m.parameters, 1):.2%})"
+
+
+def _seconds(by_phase: Mapping[str, float]) -> str:
+    """All of them, then the phases that took a noticeable part."""
+    noticed = ", ".join(f"{phase} {took:.2f}" for phase, took in by_phase.items() if took >= NOTICED)
+    return f"{sum(by_phase.values()):.2f}" + (f": {noticed}" if noticed else "")
 
 
 def _shares(m: Measurements) -> str:

@@ -109,11 +109,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
         return report_text(self)
 
-    def _repr_html_(self) -> str:
-        from loadkit.schema.rendering import html
-        from loadkit.schema.report_text import report_table
+    def __repr__(self) -> str:
+        m = self.measurements
+        return f"<Report of {m.model_class}: {m.parameters:,} parameters, {len(self.findings)} findings>"
 
-        return html(report_table(self))
+    def _repr_html_(self) -> str:
+        from loadkit.schema.report_text import report_html
+
+        return report_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""

@@ -10,7 +10,7 @@ from loadkit.schema.adapters import Adapter, Adapters
 from loadkit.schema.processing import Processing, Tokens
 from loadkit.schema.values import ModelClass, Placement, Preparation, Quantization
 
-__all__ = ["value_text"]
+__all__ = ["placement_text", "short_quantization", "value_text"]
 
 
 def value_text(value: Any) -> str:
@@ -29,11 +29,7 @@ def value_text(value: Any) -> str:
         case Quantization():
             return _quantization(value)
         case Placement():
-            device_map = value.device_map
-            limits = f", at most {value.max_memory}" if value.max_memory else ""
-            if isinstance(device_map, dict) and list(device_map) == [""]:
-                return f"all on {device_map['']}{limits}"
-            return f"{'left to the engine' if device_map is None else device_map}{limits}"
+            return placement_text(value)
         case Preparation():
             steps = ["k-bit preparation"] if value.kbit else []
             if value.gradient_checkpointing:
@@ -60,6 +56,16 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
+def placement_text(value: Placement) -> str:
+    """Where the weights go, in few words."""
+    device_map = value.device_map
+    limits = f", at most {value.max_memory}" if value.max_memory else ""
+    if isinstance(device_map, dict) and list(device_map) == [""]:
+        device = str(device_map[""])
+        return f"all on {f'device {device}' if device.isdigit() else device}{limits}"
+    return f"{'left to the engine' if device_map is None else device_map}{limits}"
+
+
 def _state(adapter: Adapter, of: Adapters) -> str:
     state = {of.active: "active", of.beneath: "on beneath it"}.get(adapter.name)
     return f" ({state})" if state else ""
@@ -79,6 +85,15 @@ def _quantization(value: Quantization) -> str:
         return f"{value.method}, dequantized to {found.dtype} {here}; {able}"
     later = f", {found.because}" if found.because else ""
     return f"{value.method}{bits} (stored){_fields(_worth_saying(value))}{later}; {able}"
+
+
+def short_quantization(value: Quantization) -> str:
+    """How the weights are quantized, without the settings but for the type of 4 bits."""
+    if value.format is not msgspec.UNSET:
+        return _quantization(value)
+    bits = f" {value.bits:g}-bit" if value.bits else ""
+    kind = value.options.get("bnb_4bit_quant_type")
+    return f"{value.method}{bits}{f' {kind}' if kind else ''}{' (stored)' if value.prequantized else ''}"
 
 
 def _adapter(value: Adapter) -> str:

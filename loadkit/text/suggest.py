@@ -16,8 +16,14 @@ def nearest_name(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> str
 
 
 def did_you_mean(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """ " (did you mean 'X'?)" for the nearest of the names; "" where none is near."""
-    found = nearest_name(word, names, cutoff=cutoff)
+    """ " (did you mean 'X'?)" for the nearest of the names; "" where none is near.
+
+    A word of three letters and more that a single name begins with is taken for that name, however much is
+    missing: the hint decides nothing.
+    """
+    every = list(names)
+    begun = [name for name in every if len(word) > 2 and name.casefold().startswith(word.casefold())]
+    found = begun[0] if len(begun) == 1 else nearest_name(word, every, cutoff=cutoff)
     return f" (did you mean {found!r}?)" if found else ""
 
 

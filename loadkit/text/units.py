@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["size", "span"]
+__all__ = ["share", "size", "span"]
 
 
 def size(count: int) -> str:
@@ -13,6 +13,19 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.2f} GiB"
+
+
+def share(part: int, whole: int) -> str:
+    """A part of a whole in per cent, with as many digits as tell it from nothing and from all."""
+    if not whole:
+        return "0%"
+    percent = 100 * part / whole
+    if 0 < percent < 0.01:
+        return "under 0.01%"
+    digits = 0 if percent >= 10 else 1 if percent >= 1 else 2
+    if percent < 100 and round(percent, digits) >= 100:
+        return "over 99%"
+    return f"{percent:.{digits}f}%"
 
 
 def span(seconds: float) -> str:

@@ -154,7 +154,7 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     if demanded and kind != "none" and not _has(facts, kind):
         wanted = TOKENIZER_FILES if kind == "tokenizer" else PROCESSOR_FILES
         yield _problem(
-            f"no-{kind}",
+            "no-tokenizer" if kind == "tokenizer" else "no-processor",
             f"a {kind} was asked for, and {facts.location} has none of {', '.join(wanted)}",
             "leave processing_class out, or save one beside the model",
         )

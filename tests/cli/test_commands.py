@@ -47,7 +47,7 @@ def test_help_lists_commands_and_exit_codes() -> None:
 
 
 def test_plan_prints_who_decided_what(tiny) -> None:
-    done = installed("plan", tiny("mistral"), "--profile", "qlora")
+    done = installed("plan", tiny("mistral"), "--profile", "qlora", "--why")
     assert done.returncode == 0, done.stderr
     for words in (
         "MistralForCausalLM",

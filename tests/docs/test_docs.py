@@ -16,6 +16,7 @@ import pytest
 from forks import Forks
 from stored_formats import store_fp8
 
+import loadkit
 from loadkit.hooks import hookspecs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,27 +32,31 @@ PAGES_THAT_RUN = (
     "how-to/check-a-plugin.md",
     "how-to/choose-a-profile.md",
     "how-to/dpo.md",
+    "how-to/examples.md",
     "how-to/many-processes.md",
     "how-to/merge.md",
     "how-to/move-to-loadkit.md",
+    "how-to/out-of-memory.md",
     "how-to/plan-for-a-cluster.md",
     "how-to/qlora-with-trl.md",
     "how-to/quantize-again.md",
     "how-to/repeat-a-load.md",
+    "how-to/resume.md",
     "how-to/see-if-it-fits.md",
+    "how-to/share-on-the-hub.md",
     "how-to/tensor-parallel.md",
     "how-to/tokens-and-templates.md",
     "how-to/vision-language.md",
 )
 
-LAUNCH = ("how-to/many-processes.md", "how-to/tensor-parallel.md")
-"""Pages that start several processes with torchrun, which takes as long as many others together."""
+LONG = ("how-to/many-processes.md", "how-to/resume.md", "how-to/tensor-parallel.md")
+"""Pages that start processes with torchrun, or train twice: they take as long as many others together."""
 
 
 # trl 1.16 sets gradient_checkpointing, which transformers 5.23 calls activation_checkpointing.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*is deprecated:FutureWarning")
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=pytest.mark.slow) if p in LAUNCH else p for p in PAGES_THAT_RUN]
+    "page", [pytest.param(p, marks=pytest.mark.slow) if p in LONG else p for p in PAGES_THAT_RUN]
 )
 def test_a_page_works_when_typed_in(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path], forks: Forks
@@ -137,6 +142,25 @@ def test_hooks_are_in_the_order_of_their_pages() -> None:
         r"reference/hooks/(loadkit_\w+)\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     )
     assert navigation == list(HOOKS)
+
+
+@pytest.mark.parametrize("name", ["plan", "load"])
+def test_an_example_runs(
+    name: str, tmp_path: Path, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my-mistral").symlink_to(tiny("mistral"))
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n### `{name}`\n")[2].partition("\n### ")[0]
+    (code,) = re.findall(r"\*\*Example\*\*\n\n```python\n(.*?)```", section, re.DOTALL)
+    exec(compile(code, name, "exec"), {"loadkit": loadkit})
+
+
+def test_no_cell_of_a_table_becomes_markup() -> None:
+    """attr_list takes {"cpu": "60GiB"} at the end of a cell for attributes of that cell, and swallows it."""
+    assert "attr_list" not in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in DOCS.rglob("*.md"):
+        assert not re.search(r"\{:? ?[.#]\w", page.read_text(encoding="utf-8")), f"{page} needs attr_list"
 
 
 def test_links_lead_somewhere() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ERRORS = """
 class Problem:
     stage: str
@@ -35,6 +37,17 @@ found = [
     _problem(code="by-keyword", message="x"),
     by_hand("either" if found else "or", "x"),
 ]
+NAMED = "under-a-name"
+if found:
+    here = "first" if found else "second"
+    by_hand(here, "x")
+handed_on = Problem("dtype", "me", found[0].code, NAMED)
+replace(found[0], code=NAMED)
+
+class Other:
+    code: dict
+
+Other({code for code in "no code of a problem's"})
 bound = partial(by_hand, "bound-ahead")
 other = print("no-code", "of", "all")
 """
@@ -53,11 +66,23 @@ def test_codes_are_found_however_a_problem_is_made(
     for name, text in {"errors": ERRORS, "rules": RULES, "uses": USES, "testing/kit": USES}.items():
         (tmp_path / "made" / f"{name}.py").write_text(text, encoding="utf-8")
     found = script("problem_codes").problem_codes(tmp_path, {"made": "made"})
-    in_rules = "in-place of-a-partial of-a-function of-a-method by-keyword either or bound-ahead"
+    in_rules = "in-place of-a-partial of-a-function of-a-method by-keyword either or bound-ahead under-a-name first second"
     assert found == {
         **{code: {"made/rules.py"} for code in in_rules.split()},
         "imported": {"made/uses.py"},
     }
+
+
+@pytest.mark.parametrize("code", ['f"{found}-bit"', '"a" + found', "anything()", "unheard_of"])
+def test_a_code_that_is_put_together_is_refused(
+    code: str, script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    """Nobody could list it, and it would be explained nowhere."""
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "errors.py").write_text(ERRORS, encoding="utf-8")
+    (tmp_path / "made" / "rules.py").write_text(RULES.replace('"bound-ahead"', code), encoding="utf-8")
+    with pytest.raises(LookupError, match=r"rules\.py:.* write the code as a text"):
+        script("problem_codes").problem_codes(tmp_path, {"made": "made"})
 
 
 def test_codes_of_every_room_are_on_the_page() -> None:
@@ -73,4 +98,4 @@ def test_codes_of_every_room_are_on_the_page() -> None:
         "quantized-already",
         "other-values",
     ):
-        assert f"| `{code}` |" in page
+        assert f"### `{code}`\n" in page

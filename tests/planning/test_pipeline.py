@@ -49,7 +49,7 @@ def test_a_third_party_changes_one_decision_and_the_plan_says_so() -> None:
     assert [d for d in before.decisions if d.stage != "dtype"] == [
         d for d in after.decisions if d.stage != "dtype"
     ]
-    assert "instead of bfloat16 (dtype: the checkpoint's files have it)" in str(after)
+    assert "instead of bfloat16 (dtype: the checkpoint's files have it)" in after.explained()
 
 
 def test_the_user_beats_everybody() -> None:

@@ -13,6 +13,7 @@ import pytest
 from loadkit import Option, Problem, Strength
 from loadkit.request.options import CORE_OPTIONS, SKIPPING, TYPES, ask, plain
 from loadkit.schema.request import Asked
+from loadkit.text.kinds import kinds_text
 
 SIZE = Option(name="size", type="int", stage="s", help="how much", aliases=("old_size",))
 KIND = Option(name="kind", type="str", stage="k", help="which", choices=("small", "large"))
@@ -52,7 +53,13 @@ REFUSED: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     ),
     "another type": (
         {"old_size": "3"},
-        ("s", "p", "bad-option", "you gave old_size='3', a str; it takes a int", "old_size: how much"),
+        (
+            "s",
+            "p",
+            "bad-option",
+            "you gave old_size='3', a text; it takes a whole number",
+            "old_size: how much",
+        ),
     ),
     "no choice": (
         {"kind": "smal"},
@@ -128,7 +135,7 @@ def test_every_type_takes_what_it_says_and_nothing_else(
         assert ask({"o": value}, declared, {}, by="you", strength=Strength.YOU)[1] == []
     for value in others:
         (problem,) = ask({"o": value}, declared, {}, by="you", strength=Strength.YOU)[1]
-        assert problem.message.endswith(f"it takes a {kind}")
+        assert problem.message.endswith(f"it takes {kinds_text(kind)}")
 
 
 def test_the_cores_own_options() -> None:

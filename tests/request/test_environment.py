@@ -31,6 +31,7 @@ NO_MORE_THAN_TOLD: Mapping[str, str] = {
     "ACCELERATE_USE_MEGATRON_LM": "refused",
     "TORCHELASTIC_RUN_ID": "which launcher counts",
     "SLURM_STEP_ID": "which launcher counts",
+    "NO_COLOR": "colours of what is printed",
     "OMP_WAIT_POLICY": "how the demo's threads wait",
 }
 """Variables that are read and ask nothing of a load."""

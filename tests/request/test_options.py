@@ -55,8 +55,8 @@ def test_torch_dtypes_are_named() -> None:
     [
         ({"dtpe": "x"}, "unknown-option", "did you mean 'dtype'?"),
         ({"low_cpu_mem_usage": True}, "unknown-option", "model_kwargs"),
-        ({"load_in_4bit": "yes"}, "bad-option", "it takes a bool"),
-        ({"lora_r": "many"}, "bad-option", "it takes a int"),
+        ({"load_in_4bit": "yes"}, "bad-option", "it takes true or false"),
+        ({"lora_r": "many"}, "bad-option", "it takes a whole number"),
         ({"bnb_4bit_quant_type": "nf5", "load_in_4bit": True}, "bad-choice", "nf4"),
         ({"task": "caual-lm"}, "bad-choice", "did you mean 'causal-lm'?"),
         ({"dtype": "float32", "torch_dtype": "float16"}, "option-twice", "torch_dtype"),

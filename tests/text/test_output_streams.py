@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import os
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 
 import loadkit
-from loadkit.text.output_streams import Forgiving, forgiving_output
+from loadkit.text.output_streams import SPELT, Forgiving, forgiving_output
 
 COMMAND = [sys.executable, "-c", "from loadkit.cli.main import main; main()"]
 FULL = Path("/dev/full")
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,22 @@ def test_symbols_degrade(encoding: str, written: str) -> None:
     stream.flush()
     assert under.getvalue().decode(encoding) == written
     assert stream.lost == ""
+
+
+def test_every_symbol_that_is_printed_is_spelt_otherwise() -> None:
+    """A new one would come out as \\u258f where the terminal knows no Unicode."""
+    written: dict[str, str] = {}
+    for path in [*(ROOT / "loadkit").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]:
+        if "testing" in path.parts:  # writes checkpoints in many languages
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        unprinted = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in unprinted:
+                written |= dict.fromkeys(node.value, str(path))
+    for path in (ROOT / "loadkit" / "cli" / "explanations").glob("*.toml"):
+        written |= dict.fromkeys(path.read_text(encoding="utf-8"), str(path))
+    assert {s: path for s, path in written.items() if not s.isascii() and ord(s) not in SPELT} == {}
 
 
 def test_a_closed_stream_loses_what_is_written() -> None:
@@ -87,7 +105,9 @@ def run(*arguments: object, **how: object) -> subprocess.CompletedProcess[bytes]
 
 def test_commands_in_other_encodings(tiny: Callable[..., Path]) -> None:
     for encoding in ("ascii", "cp1252"):
-        done = run("plan", tiny("mistral"), "-p", "qlora", env={**os.environ, "PYTHONIOENCODING": encoding})
+        done = run(
+            "plan", tiny("mistral"), "-p", "qlora", "--why", env={**os.environ, "PYTHONIOENCODING": encoding}
+        )
         assert done.returncode == 0, done.stderr
         assert b"k-bit preparation -> gradient checkpointing" in done.stdout
 

@@ -20,6 +20,13 @@ def test_the_nearest_name(word: str, nearest: str) -> None:
     assert did_you_mean(word, NAMES) == (f" (did you mean '{nearest}'?)" if nearest else "")
 
 
+def test_a_beginning_is_hinted_at_and_is_no_slip() -> None:
+    assert did_you_mean("Dev", NAMES) == " (did you mean 'device_map'?)"
+    assert nearest_name("dev", NAMES) == ""  # who decides by it counts letters
+    assert did_you_mean("loa", [*NAMES, "load_in_8bit"]) == ""  # two begin so
+    assert did_you_mean("dt", NAMES) == ""
+
+
 def test_a_name_keeps_its_case() -> None:
     assert nearest_name("mistralforcausallm", ["MistralForCausalLM"]) == "MistralForCausalLM"
 

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import Literal
 
@@ -24,6 +24,9 @@ __all__ = [
     "read_part",
     "similar_folder",
 ]
+
+FILES = (".gguf", ".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth")
+"""Ends of names of files with weights."""
 
 _MAX_DEPTH = 4
 _MAX_FILES = 20_000
@@ -96,7 +99,12 @@ def is_repository_id(source: str) -> bool:
 
 def looks_like_path(source: str | os.PathLike[str]) -> bool:
     """Whether a source that is no existing folder was meant as a path, not as a Hub id."""
-    return not isinstance(source, str) or not is_repository_id(source)
+    return not isinstance(source, str) or not is_repository_id(source) or names_weights(source)
+
+
+def names_weights(source: str) -> bool:
+    """Whether it is called as files of weights are: nobody calls a repository so."""
+    return source.lower().endswith(FILES)
 
 
 def missing_folder(source: str | os.PathLike[str]) -> Problem:
@@ -113,19 +121,31 @@ def missing_folder(source: str | os.PathLike[str]) -> Problem:
             f"{asked!r} is a file; a checkpoint is a folder with a config.json and weights",
             f"give the folder it lies in: {os.path.dirname(path)!r}",
         )
-    hint = similar_folder(path)
+    file = names_weights(asked)
+    kind, hint = ("file", similar_file(path)) if file else ("folder", similar_folder(path))
+    meant = hint and (f"did you mean {hint!r}? ")
     return problem(
-        f"{asked!r} looks like a path, but there is no folder {path!r}",
-        (f"did you mean {hint!r}? " if hint else "") + "check the path; a Hub id looks like 'owner/name'",
+        f"{asked!r} {f'names a {kind}' if file else 'looks like a path'}, but there is no {kind} {path!r}",
+        f"{meant}check the path; a Hub id looks like 'owner/name'"
+        + (", and gguf_file names a file in its repository" if asked.lower().endswith(".gguf") else ""),
     )
 
 
 def similar_folder(path: str) -> str:
     """The folder beside a missing one whose name is most like it; "" where there is none."""
+    return _similar(path, lambda entry: entry.is_dir())
+
+
+def similar_file(path: str) -> str:
+    """The file of weights beside a missing one whose name is most like it; "" where there is none."""
+    return _similar(path, lambda entry: names_weights(entry.name) and entry.is_file())
+
+
+def _similar(path: str, fits: Callable[[os.DirEntry[str]], bool]) -> str:
     parent, name = os.path.split(path)
     try:
         with os.scandir(parent) as entries:
-            found = nearest_name(name, (entry.name for entry in entries if entry.is_dir()))
+            found = nearest_name(name, (entry.name for entry in entries if fits(entry)))
     except (OSError, ValueError):
         return ""
     return os.path.join(parent, found) if found else ""

@@ -28,7 +28,7 @@ def open_source(
 
     name = os.fspath(source)
     files, problems = open_repository(name, revision, access)
-    return files, [_with_folder(p, name) if p.code == "no-such-repository" else p for p in problems]
+    return files, problems if files is not None else [_with_folder(p, name) for p in problems]
 
 
 def _in_utf8(path: str) -> bool:
@@ -47,8 +47,13 @@ def _not_utf8(path: str) -> Problem:
 
 
 def _with_folder(problem: Problem, source: str) -> Problem:
-    """Add that there is no such folder either: a relative path looks just like a Hub id."""
+    """Add that there is no such folder either: a relative path looks just like a Hub id.
+
+    Where the Hub knows the repository, or can't be asked, only where a folder has a name that is like it.
+    """
     hint = similar_folder(os.path.abspath(source))
+    if not hint and problem.code != "no-such-repository":
+        return problem
     return msgspec.structs.replace(
         problem,
         message=f"{problem.message}; there is no folder {source!r} here either",

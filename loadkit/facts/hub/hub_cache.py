@@ -14,6 +14,7 @@ from loadkit.errors import Problem
 from loadkit.facts.checkpoint.folder import Folder
 from loadkit.facts.checkpoint.source import checkpoint_problem
 from loadkit.facts.hub.pinned_commits import note_commit
+from loadkit.facts.hub.problems import hub_host
 from loadkit.text.suggest import some_of
 
 __all__ = ["CachedSnapshot", "find_snapshot", "not_cached", "remember", "repository_cache", "snapshot_folder"]
@@ -110,5 +111,6 @@ def not_cached(cache: Path, repository: str, revision: str, why: str) -> Problem
         "offline-not-cached",
         f"{repository!r} at {revision or 'its default branch'} isn't in the cache {str(cache.parent)!r} ({found}), "
         f"and the Hub wasn't asked: {why}",
-        f"fetch it while online: `hf download {repository}{f' --revision {revision}' if revision else ''}`",
+        f"fetch it while online: `hf download {repository}{f' --revision {revision}' if revision else ''}`; if it is gated, "
+        f"accept its licence on {hub_host()}/{repository} before, and log in with `hf auth login`",
     )

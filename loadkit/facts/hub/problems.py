@@ -44,7 +44,7 @@ ROWS = (
         ("GatedRepoError",),
         code="gated",
         message="{repository!r} is gated, and {no_access} (HTTP {status})",
-        remedy="accept the conditions on {host}/{repository}, then log in with `hf auth login` or pass token=…",
+        remedy="accept the licence on {host}/{repository}, then log in with `hf auth login` or pass token=…",
     ),
     Row(
         ("RepositoryNotFoundError",),
@@ -75,7 +75,8 @@ ROWS = (
         ("OfflineModeIsEnabled", "LocalEntryNotFoundError"),
         code="offline-not-cached",
         message="a file of {repository!r} isn't in the cache, and the Hub may not be asked",
-        remedy="fetch it while online (`hf download {repository}`), or unset HF_HUB_OFFLINE",
+        remedy="fetch it while online (`hf download {repository}`), or unset HF_HUB_OFFLINE; of a gated one accept the "
+        "licence on {host}/{repository} before, and log in with `hf auth login`",
     ),
     _bad_token(
         "LocalTokenNotFoundError",

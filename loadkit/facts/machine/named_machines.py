@@ -97,6 +97,8 @@ def named_machine(spec: str, here: Machine) -> Machine | Problem:
         names = [name for name in KNOWN if what in (name.lower(), name.split("-")[0].lower())]
         if len(names) > 1:
             return _unknown(spec, f"; {' and '.join(names)} are known")
+        if found["what"].lower().startswith("cpu"):
+            return _unknown(spec, "; a machine without accelerators is written cpu-64GB")
         if not names:
             shorter = (name.split("-")[0] for name in KNOWN)
             return _unknown(spec, did_you_mean(found["what"], (*KNOWN, *shorter), cutoff=0.4))

@@ -62,6 +62,7 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
     where, room = _room(context, plan)
     trained = _trained(plan, context, kept, adapters or ())
     optim = str(context.request.value("optim", "adamw_torch"))
+    quantized = _quantized(plan, weights, packed)
     memory = Memory(
         weights=dict(sorted(by_dtype.items())),
         quantized=sum(p.data for p in packed.values()),
@@ -74,8 +75,22 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
         unknown=("adapters",) if adapters is None else (),
         room=room,
         where=where,
+        trainable=sum(w.count for w in trained),
+        parameters=sum(w.count for w in (*(k.weight for k in kept if k.nbytes), *(adapters or ())))
+        + quantized,
+        quantized_parameters=quantized,
     )
     return msgspec.structs.replace(memory, per_rank=share(context, plan, memory, kept, packed))
+
+
+def _quantized(plan: Plan, weights: Sequence[Weight], packed: Mapping[str, Packed]) -> int:
+    """How many values are quantized: stored ones by the bits that they take."""
+    stored = plan.quantization.bits if plan.quantization is not None and plan.quantization.prequantized else 0
+    return sum(
+        int(packed[w.name].data * 8 / stored) if stored else w.count * bool(packed[w.name].data)
+        for w in weights
+        if w.name in packed
+    )
 
 
 def _turned_back(weight: Weight, made: Packed) -> Kept:

@@ -52,9 +52,9 @@ def test_the_command_line_knows_it(installed, make) -> None:
         "1.0.0.dev0",
     )
     assert "loadkit_architectures" in ours["hooks"]
-    told = " ".join(run(installed, LOADKIT, "plan", make()).split())
+    told = " ".join(run(installed, LOADKIT, "plan", make(), "--why").split())
     assert "AutoModelForCausalLM → SmolLM3ForCausalLM smollm3: transformers" in told
-    demanded = run(installed, LOADKIT, "plan", make(), "--smollm3-implementation", "plugin")
+    demanded = run(installed, LOADKIT, "plan", make(), "--why", "--smollm3-implementation", "plugin")
     assert "loadkit_smollm3.modeling:SmolLM3ForCausalLM [plugin] smollm3: you asked for it" in " ".join(
         demanded.split()
     )

@@ -41,7 +41,10 @@ def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -
         LoadError: one doesn't fit the model.
     """
     _refuse_names(model, adapters)
-    with _quiet(), _gradients_flow(model, already=plan.preparation.input_gradients):
+    asked = any(
+        a.source or a.options.get("rank_pattern") or a.options.get("alpha_pattern") for a in adapters.members
+    )
+    with _quiet(patterns_asked=asked), _gradients_flow(model, already=plan.preparation.input_gradients):
         for adapter in adapters.members:
             add = _add_existing if adapter.source else _add_new
             model = add(plan, model, adapter, vocabulary)
@@ -318,9 +321,14 @@ def _gradients_flow(model: Any, *, already: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence PEFT 0.21 about an attribute that transformers 5.23 renamed, and what is an error here."""
+def _quiet(*, patterns_asked: bool) -> Iterator[None]:
+    """Silence PEFT 0.21 about an attribute that transformers 5.23 renamed, what is an error here, and
+    patterns of ranks that it made up itself for fused experts, and that matched nothing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        if not patterns_asked:
+            warnings.filterwarnings(
+                "ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning
+            )
         yield

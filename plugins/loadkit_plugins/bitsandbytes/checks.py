@@ -118,7 +118,7 @@ def _other_width(quantization: Quantization, demanded: dict[str, Any]) -> Iterat
     if wrong:
         other = 4 if quantization.bits == 8 else 8
         yield _problem(
-            f"{other}bit-setting-with-{quantization.bits:.0f}bit",
+            "8bit-setting-with-4bit" if other == 8 else "4bit-setting-with-8bit",
             f"you asked for {', '.join(wrong)}, which {'is' if len(wrong) == 1 else 'are'} for {other} bits, and the weights "
             f"are quantized to {quantization.bits:.0f}",
             f"leave {'it' if len(wrong) == 1 else 'them'} out, or give load_in_{other}bit=True instead",
@@ -174,7 +174,7 @@ def _nothing(plan: Plan) -> Iterator[Problem]:
             "mostly-unquantized",
             f"{left / (left + memory.quantized):.0%} of the weight bytes, embeddings and head aside, will stay unquantized ({said}): they were to stay "
             "so, or are more than multiplied with",
-            "count with that memory (see memory below), or choose a method that quantizes them",
+            "count with that memory (`loadkit plan MODEL --why memory` shows it), or choose a method that quantizes them",
             severity="warning",
         )
 

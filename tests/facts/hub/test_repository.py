@@ -336,7 +336,7 @@ def test_a_gated_repository_is_reported_once_and_asked_no_more(hub: HubServer, t
     hub.add(REPOSITORY, folder, access="gated")
     problem = only()
     assert problem.code == "gated"
-    assert "accept the conditions" in problem.remedy
+    assert "accept the licence on" in problem.remedy
     assert hub.url.removeprefix("http://") + "/" + REPOSITORY in problem.remedy
     assert hub.bytes_of("model.safetensors") == 0
     assert not [a for a in hub.answers if a.path.endswith("/model.safetensors")]

@@ -140,9 +140,9 @@ def test_what_does_not_fit_the_host() -> None:
 
 def test_a_plan_shows_it() -> None:
     plan = planned(mistral(), "qlora", machine=H100, topology=topology("fsdp2"))
-    text = " ".join(str(plan).split())
+    text = " ".join(plan.explained().split())
     assert "16 processes on 2 nodes, fsdp2" in text
-    assert "4.15 GiB in all" in text
+    assert "4.15 GiB in all, 365.1 MiB a process of the 80.00 GiB" in text
     assert "each process, on NVIDIA H100 80GB HBM3: 365.1 MiB of the 80.00 GiB there" in text
     assert "while loading, each device: 3.84 GiB" in text
     assert "13.49 GiB mapped once for 8 processes, 0 B of their own" in text

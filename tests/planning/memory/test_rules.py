@@ -5,7 +5,20 @@ from __future__ import annotations
 import math
 
 import pytest
-from examples import A100, CPU, EIGHT_H100, EIGHT_RANKS, FSDP, MISTRAL, MPS, T4, checkpoint, planned, problems
+from examples import (
+    A100,
+    CPU,
+    EIGHT_H100,
+    EIGHT_RANKS,
+    FSDP,
+    MISTRAL,
+    MPS,
+    T4,
+    checkpoint,
+    gpu,
+    planned,
+    problems,
+)
 
 import loadkit
 
@@ -104,9 +117,9 @@ def test_an_unknown_optimizer_counts_as_adamw_and_is_told() -> None:
 
 
 def test_the_bar_names_every_part() -> None:
-    text = str(planned(SEVEN_B, "qlora", machine=A100))
+    text = planned(SEVEN_B, "qlora", machine=gpu("small", (8, 0), 6)).explained()
     line = next(line for line in text.splitlines() if line.startswith("memory"))
-    assert line.count("█") > line.count("▒") > 0
+    assert line.count("█") > line.count("▓") > 0
     for part in (
         "quantized 3.25 GiB",
         "constants",
@@ -116,3 +129,42 @@ def test_the_bar_names_every_part() -> None:
         "on top: activations",
     ):
         assert part in text
+
+
+def drawn(memory: loadkit.Memory) -> str:
+    return str(memory).split("  ")[0]
+
+
+def test_the_bar_is_to_the_scale_of_the_machine() -> None:
+    wide = len(drawn(planned(SEVEN_B, "inference-4bit", machine=gpu("small", (8, 0), 6)).memory))
+    for gib in (6, 8, 16, 80, 640):
+        memory = planned(SEVEN_B, "inference-4bit", machine=gpu("one", (8, 0), gib)).memory
+        assert memory is not None
+        held = len(drawn(memory).rstrip("·"))
+        assert len(drawn(memory)) == wide
+        assert held == max(1, round(wide * memory.total / memory.room))
+    over = planned(SEVEN_B, machine=gpu("small", (8, 0), 8), check_memory=False).memory
+    assert over is not None
+    assert drawn(over).index("|") == wide * over.room // over.total
+    unknown = loadkit.Memory(weights={"float32": 10})
+    assert drawn(unknown) == "▓" * wide
+
+
+@pytest.mark.parametrize(
+    ("gib", "profile", "verdict"),
+    [
+        (80, "qlora", "fits"),
+        (4, "qlora", "too tight"),
+        (8, "inference", "doesn't fit"),
+        (20, "inference", "fits"),
+    ],
+)
+def test_the_verdict_comes_first(gib: int, profile: str, verdict: str) -> None:
+    text = str(planned(SEVEN_B, profile, machine=gpu("one", (8, 0), gib), check_memory=False))
+    lines = text.split("\n\n")[1].splitlines()
+    assert lines[0].startswith(f"{verdict}  ")
+    assert f"of the {gib}.00 GiB of one" in lines[0]
+    assert "7,241,732,096 parameters" in text or profile == "qlora"
+    assert "MistralForCausalLM" in text
+    for word in ("bfloat16", "attention"):
+        assert word in text

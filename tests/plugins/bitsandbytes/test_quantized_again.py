@@ -189,7 +189,7 @@ def test_it_is_kept_and_saved_as_what_it_became(
 
 def test_what_the_plan_says(stored: Callable[[str], Path]) -> None:
     plan = loadkit.plan(stored("fp8 beside floats"), "qlora")
-    said = " ".join(str(plan).split())
+    said = " ".join(plan.explained().split())
     assert "bitsandbytes 4-bit, decoded from fp8 (quant_type=nf4" in said
     assert "every weight is rounded twice, which on normally distributed ones is an error of 9.6 %" in said
     assert "where nf4 alone has 9.2 % and fp8 alone 2.7 %" in said

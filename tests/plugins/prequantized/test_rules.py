@@ -133,7 +133,7 @@ def test_a_profiles_width_that_a_stored_format_overrules_is_told() -> None:
     plan = planned(of("fp8"), "qlora", machine=A100)
     (other,) = plan.why("quantization").instead_of
     assert (other.plugin, other.value.bits) == ("bitsandbytes", 4)
-    assert "instead of bitsandbytes 4-bit" in str(plan)
+    assert "instead of bitsandbytes 4-bit" in plan.explained()
     assert "quantized-already" in problems(of("fp8"), machine=A100, load_in_4bit=True)
 
 
@@ -228,7 +228,7 @@ def test_packed_layers_take_no_adapter() -> None:
     plan = planned(packed, machine=machine)
     assert plan.quantization is not None
     assert plan.quantization.bits == 4
-    assert "turned back in the first forward pass" in " ".join(str(plan).split())
+    assert "turned back in the first forward pass" in " ".join(plan.explained().split())
     assert [p.code for p in plan.warnings] == ["format-grows"]
 
 
@@ -243,4 +243,4 @@ def test_every_method_is_planned_or_refused_by_name() -> None:
             except Exception as error:
                 assert method.name in str(error)  # noqa: PT017 - either is right, and both are looked at
             else:
-                assert " 0-bit" not in str(plan)
+                assert " 0-bit" not in plan.explained()

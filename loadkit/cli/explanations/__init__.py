@@ -1,0 +1,1 @@
+"""Every stable code as data: what it means, why it matters, and the ways out."""
