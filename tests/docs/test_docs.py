@@ -30,6 +30,7 @@ PAGES_THAT_RUN = (
     "how-to/bring-an-architecture.md",
     "how-to/check-a-plugin.md",
     "how-to/choose-a-profile.md",
+    "how-to/company-policy.md",
     "how-to/dpo.md",
     "how-to/many-processes.md",
     "how-to/merge.md",
