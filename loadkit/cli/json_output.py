@@ -2,16 +2,87 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 import click
 import msgspec
 
 from loadkit.errors import LoadkitError
+from loadkit.text.output_streams import Forgiving
 
-__all__ = ["json_option", "print_error", "print_json", "print_whole"]
+__all__ = ["json_option", "json_output", "print_error", "print_json", "print_whole"]
+
+FLAGS = ("--json", "--kwargs")
+"""With these a program reads what is printed, and nothing else may be among it."""
+
+_results: list[TextIO] = []
+"""Where the result goes while everything else that is printed goes where errors go."""
+
+
+@contextmanager
+def json_output(args: Sequence[str]) -> Iterator[None]:
+    """Keep standard output for the result, where a program reads it: whatever else is printed, by a plugin,
+    a library or a process that either starts, goes where errors go.
+
+    Parameters:
+        args: of the command line.
+    """
+    stated = args[: args.index("--")] if "--" in args else args
+    out, err = sys.stdout, sys.stderr
+    if not any(f in stated for f in FLAGS) or {"-h", "--help"} & {*stated} or out is None or err is None:
+        yield
+        return
+    out.flush()
+    kept = _kept_aside(out)
+    # A stream of its own, which a plugin may close.
+    sys.stdout = err if kept is None else _opened(os.dup(2), err, buffering=1)
+    _results.append(out if kept is None else _opened(kept, out))
+    try:
+        yield
+    finally:
+        results = _results.pop()
+        sys.stdout = out
+        if kept is not None:
+            with suppress(OSError, ValueError):
+                out.flush()
+            os.dup2(kept, 1)
+            atexit.register(_to_errors)  # before what plugins have registered, which may print too
+            try:
+                results.close()
+            except OSError:
+                os.close(kept)
+
+
+def _opened(descriptor: int, like: TextIO, buffering: int = -1) -> TextIO:
+    return open(descriptor, "w", encoding=like.encoding, errors=like.errors, buffering=buffering)
+
+
+def _to_errors() -> None:
+    """Have what is printed from now on go where errors go."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        os.dup2(2, 1)
+
+
+def _kept_aside(out: TextIO) -> int | None:
+    """Another descriptor for what standard output is, whose own then leads where errors go."""
+    try:
+        if out.fileno() != 1:
+            return None
+        kept = os.dup(1)
+    except (OSError, ValueError):  # a stream of a test or of a notebook
+        return None
+    try:
+        os.dup2(2, 1)
+    except OSError:  # there is no standard error
+        os.close(kept)
+        return None
+    return kept
 
 
 def json_option(about: str = "Print JSON.") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -27,7 +98,7 @@ def print_error(error: Exception, exit_code: int, message: str) -> None:
         if (found := getattr(error, name, ()))
     }
     about = {"type": type(error).__name__, "exit_code": exit_code, "message": message, **parts}
-    click.echo(msgspec.json.format(msgspec.json.encode({"error": about}), indent=2).decode())
+    print_json({"error": about})
 
 
 def print_json(value: Any) -> None:
@@ -41,9 +112,10 @@ def print_whole(text: str) -> None:
     Raises:
         LoadkitError: it couldn't be written.
     """
-    click.echo(text)
-    sys.stdout.flush() if sys.stdout is not None else None
-    if lost := getattr(sys.stdout, "lost", ""):
+    stream: Any = Forgiving(_results[-1], as_text=True) if _results else sys.stdout
+    click.echo(text, file=stream)
+    stream.flush() if stream is not None else None
+    if lost := getattr(stream, "lost", ""):
         raise LoadkitError(
             f"the JSON couldn't be written to standard output: {lost}\n    fix: make room there, or print elsewhere"
         )

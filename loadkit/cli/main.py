@@ -11,7 +11,7 @@ import click
 
 from loadkit.cli.colours import colour_wanted
 from loadkit.cli.grouped_help import suggested, write_examples
-from loadkit.cli.json_output import print_error
+from loadkit.cli.json_output import json_output, print_error
 from loadkit.errors import AuditError, LoadkitError, PlanError, PluginError
 from loadkit.text.output_streams import drop_what_is_left, forgiving_output
 from loadkit.text.suggest import did_you_mean
@@ -105,7 +105,8 @@ class _Commands(click.Group):
         """As click does, whatever becomes of the output: a command's work doesn't depend on who reads it."""
         streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
         try:
-            with forgiving_output(as_text=True):
+            given = kwargs.get("args") or (args[0] if args else None)
+            with json_output(sys.argv[1:] if given is None else list(given)), forgiving_output(as_text=True):
                 return super().main(*args, **kwargs)
         finally:
             for stream in streams:

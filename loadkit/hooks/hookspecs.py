@@ -52,8 +52,9 @@ from loadkit.schema.values import Architecture, ModelClass, Placement, Preparati
 
 PROJECT = "loadkit"
 
-API = "1.0"
-"""The version of these hooks. A plugin that needs a newer one says `LOADKIT_API = "1.2"` in its module."""
+API = "1.1"
+"""The version of these hooks. A plugin that needs a newer one says `LOADKIT_API = "1.2"` in its module; one
+that can't be beside another says `LOADKIT_CONFLICTS = {"its-name": "why"}`."""
 
 RENAMED: Mapping[str, str] = {}
 """Hooks' old names to the present ones: a plugin that still uses one works, with a warning that names it."""

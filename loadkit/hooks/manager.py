@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 import pluggy
@@ -15,8 +14,12 @@ import pluggy
 from loadkit.errors import LoadkitError, PluginError, Problem
 from loadkit.hooks import hookspecs
 from loadkit.hooks.calls import attributed, call, typed
+from loadkit.hooks.contained import Left, contained, raised, shown
+from loadkit.hooks.discovery import OWN, Announced, announced, names_of
+from loadkit.hooks.facts_stated import conflicts_of, refuse_newer
 from loadkit.hooks.old_names import OldNamesManager, PluginWarning
-from loadkit.hooks.provisions import Provided, Provision, provided_by, provision
+from loadkit.hooks.plugin_info import PluginInfo, in_conflict, strangers
+from loadkit.hooks.provisions import Provided, Provision, provided_by, provision, refuse_taken
 from loadkit.request.options import CORE_OPTIONS, Option
 from loadkit.request.profiles import Profile
 from loadkit.schema.claims import Claim, StampedClaim
@@ -30,26 +33,6 @@ T = TypeVar("T")
 
 WRAPPABLE = "loadkit_load_model"
 """The one hook that may be wrapped: a wrapper around a decision would be an opinion without a name."""
-
-
-class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One plugin, whether it works or not.
-
-    Parameters:
-        name: the entry point's name, or what it was registered as.
-        state: "active", "blocked" (by the environment) or "broken".
-        distribution: the distribution that brings it; "" where it was registered by hand.
-        version: that distribution's version.
-        hooks: the hooks it implements, sorted.
-        reason: why it is blocked or broken; "" where it is active.
-    """
-
-    name: str
-    state: Literal["active", "blocked", "broken"]
-    distribution: str = ""
-    version: str = ""
-    hooks: tuple[str, ...] = ()
-    reason: str = ""
 
 
 class Polled(NamedTuple):
@@ -79,6 +62,7 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
         self._infos: dict[str, PluginInfo] = {}
         self._provided: dict[str, Provided] = {}
+        self._conflicts: dict[str, Mapping[str, str]] = {}
         self._sorted: dict[str, tuple[pluggy.HookImpl, ...]] = {}
         if entry_points:
             self._load_entry_points()
@@ -105,14 +89,16 @@ class PluginManager:
         except Exception as error:
             raise PluginError(name, f"it doesn't fit: {error}") from error
         self._infos[name] = PluginInfo(name=name, state="active", hooks=hooks)
+        for between in in_conflict(self._infos.values(), self._conflicts).values():
+            self.unregister(name)
+            raise PluginError(name, between)
 
     def unregister(self, name: str) -> None:
         """Remove a plugin; unknown names are ignored."""
         if self._pluggy.get_plugin(name) is not None:
             self._pluggy.unregister(name=name)
         self._infos.pop(name, None)
-        self._provided.pop(name, None)
-        self._changed()
+        self._forget(name)
 
     @property
     def plugins(self) -> tuple[PluginInfo, ...]:
@@ -120,65 +106,73 @@ class PluginManager:
         return tuple(self._infos[name] for name in sorted(self._infos))
 
     def _load_entry_points(self) -> None:
-        found = metadata.entry_points(group=hookspecs.PROJECT)
-        # Asked once: each look at a name or version parses all of a distribution's metadata.
-        of = {dist: (dist.name, dist.version) if dist else ("", "") for dist in {e.dist for e in found}}
-        claimants: dict[str, dict[str, metadata.EntryPoint]] = {}
-        for entry in sorted(found, key=lambda e: (e.name, of[e.dist][0], e.value)):
-            # One distribution that is on the path twice announces the same plugin twice.
-            claimants.setdefault(entry.name, {}).setdefault(of[entry.dist][0], entry)
-        for name, entries in claimants.items():
-            for distribution, entry in entries.items():
-                unique = name if len(entries) == 1 else f"{name} ({distribution})"
-                version = of[entry.dist][1]
-                about = PluginInfo(name=unique, state="active", distribution=distribution, version=version)
-                if len(entries) == 1:
-                    self._infos[unique] = self._try(entry, about)
-                else:
-                    reason = f"{' and '.join(entries)} both call a plugin {name!r}; uninstall one, or have one renamed"
-                    self._infos[unique] = self._broken(about, reason)
+        for found in self._in_order(announced()):
+            about = PluginInfo(
+                name=found.name, state="active", distribution=found.distribution, version=found.version
+            )
+            self._infos[found.name] = self._try(found, about)
+        for name, reason in in_conflict(self._infos.values(), self._conflicts).items():
+            self._pluggy.unregister(name=name)
+            self._forget(name)
+            self._infos[name] = self._broken(msgspec.structs.replace(self._infos[name], hooks=()), reason)
+
+    def _in_order(self, found: Iterable[Announced]) -> Iterable[Announced]:
+        """The order to register in, which changes nothing: loadkit's own first, so that names stay theirs."""
+        return found
 
     def _warn_of_strangers(self) -> None:
         """A misspelt name in the environment would switch off nothing, or everything."""
         for variable, names in (("LOADKIT_DISABLE", self._disabled), ("LOADKIT_PLUGINS", self._allowed)):
-            for name in sorted(names - set(self._infos)):
-                warnings.warn(
-                    f"{variable} names {name!r}, and no installed plugin is called so{did_you_mean(name, self._infos)}",
-                    PluginWarning,
-                    stacklevel=3,
-                )
+            for said in strangers(self._infos.values(), names):
+                warnings.warn(f"{variable} names {said}", PluginWarning, stacklevel=3)
 
-    def _try(self, entry: metadata.EntryPoint, about: PluginInfo) -> PluginInfo:
+    def _try(self, found: Announced, about: PluginInfo) -> PluginInfo:
         """Import and register one plugin, or note why not."""
-        if about.name in self._disabled:
+        names = names_of(found.name, found.distribution)
+        if names & self._disabled:
             return msgspec.structs.replace(about, state="blocked", reason="LOADKIT_DISABLE names it")
-        if self._allowed and about.name not in self._allowed:
+        if self._allowed and not names & self._allowed:
             return msgspec.structs.replace(about, state="blocked", reason="LOADKIT_PLUGINS doesn't name it")
+        if found.fault:
+            return self._broken(about, found.fault)
         try:
-            hooks = self._register(entry.load(), about.name)
+            with contained():
+                plugin = found.entry.load()
+            hooks = self._register(plugin, about.name, own=found.distribution == OWN)
+        except Left as error:
+            return self._broken(about, str(error), error)
         except Exception as error:
-            return self._broken(about, f"{type(error).__name__}: {error}", error)
+            return self._broken(about, raised(error), error)
         return msgspec.structs.replace(about, hooks=hooks)
 
-    def _register(self, plugin: object, name: str) -> tuple[str, ...]:
-        needs = str(getattr(plugin, "LOADKIT_API", hookspecs.API))
-        if _version(needs) > _version(hookspecs.API):
-            raise TypeError(
-                f"it was built for loadkit's hooks {needs}, and this loadkit has {hookspecs.API}: update loadkit, or install an "
-                "older version of the plugin"
-            )
+    def _register(self, plugin: object, name: str, *, own: bool = False) -> tuple[str, ...]:
+        """Take a plugin in, whole or not at all. Its code runs even where its attributes are only listed."""
         try:
-            self._pluggy.register(plugin, name=name)
-            hooks = self._validated(plugin)
-            self._provided[name] = provided_by(name, self._pluggy)
-        except Exception:
+            with contained():
+                refuse_newer(plugin)
+                if other := self._pluggy.get_name(plugin):
+                    raise TypeError(f"it is what plugin {other!r} is already: one name is enough")
+                self._pluggy.register(plugin, name=name)
+                hooks = self._validated(plugin)
+                provided = provided_by(name, self._pluggy, self._call)
+                if not own:
+                    refuse_taken(provided, {n: p for n, p in self._provided.items() if n in self._own})
+                    self._conflicts[name] = dict(conflicts_of(plugin))
+            self._provided[name] = provided
+        except BaseException:
             # pluggy leaves a plugin half registered when its check fails (pluggy 1.7): roll it back whole.
             if self._pluggy.get_plugin(name) is not None:
                 self._pluggy.unregister(name=name)
+            self._forget(name)
             raise
-        finally:
-            self._changed()
+        self._changed()
         return hooks
+
+    def _forget(self, name: str) -> None:
+        """Forget what a plugin declared."""
+        self._provided.pop(name, None)
+        self._conflicts.pop(name, None)
+        self._changed()
 
     def _changed(self) -> None:
         """Forget what was gathered from the plugins: thousands of plans in a process gather it once."""
@@ -204,7 +198,22 @@ class PluginManager:
             raise PluginError(about.name, f"{reason} (LOADKIT_STRICT is set)") from error
         return msgspec.structs.replace(about, state="broken", reason=reason)
 
+    @property
+    def provided(self) -> Mapping[str, Provided]:
+        """What each active plugin declares."""
+        return self._provided
+
+    @property
+    def _own(self) -> frozenset[str]:
+        return frozenset(about.name for about in self._infos.values() if about.distribution == OWN)
+
     # --- Asking
+
+    def _call(
+        self, impl: pluggy.HookImpl, kwargs: Mapping[str, object], passing: type[Exception] = PluginError
+    ) -> Any:
+        """Call one hook of one plugin: every call but those with a wrapper around goes through here."""
+        return call(impl, kwargs, passing)
 
     def poll(self, hook: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Polled:
         """Ask every plugin a decision hook, sorted by plugin name; each claim is stamped with its plugin.
@@ -221,7 +230,7 @@ class PluginManager:
                 elif isinstance(given, Problem):
                     explanations.append(given)
                 else:
-                    fault = f"it answered {answer!r}; a decision hook returns a Claim, several, or None"
+                    fault = f"it answered {shown(answer)}; a decision hook returns a Claim, several, or None"
                     raise PluginError(plugin, fault, hook=hook.__name__)
         return Polled(claims, explanations)
 
@@ -236,7 +245,7 @@ class PluginManager:
             found = getattr(self._pluggy.hook, name).get_hookimpls()
             self._sorted[name] = tuple(sorted(found, key=lambda i: i.plugin_name))
         for impl in self._sorted[name]:
-            answer = call(impl, kwargs)
+            answer = self._call(impl, kwargs)
             if answer is not None:
                 yield impl.plugin_name, answer
 
@@ -260,7 +269,9 @@ class PluginManager:
         for plugin, answer in self.answers(hook, *args, **kwargs):
             given = list(answer) if isinstance(answer, list | tuple | set | frozenset) else [answer]
             if not all(isinstance(item, kind) for item in given):
-                fault = f"it answered {answer!r}; this hook returns several {kind.__name__} values, or none"
+                fault = (
+                    f"it answered {shown(answer)}; this hook returns several {kind.__name__} values, or none"
+                )
                 raise PluginError(plugin, fault, hook=hook.__name__)
             found += [(plugin, item) for item in given]
         return found
@@ -272,19 +283,20 @@ class PluginManager:
             PluginError: a plugin raised what isn't a loadkit error, or answered something of another type.
         """
         caller = getattr(self._pluggy.hook, hook.__name__)
-        own = {about.name for about in self.plugins if about.distribution == "loadkit"}
+        own = self._own
         impls = sorted(caller.get_hookimpls(), key=lambda i: (i.plugin_name in own, i.plugin_name))
         if any(impl.wrapper or impl.hookwrapper for impl in impls):
             names = ",".join(sorted({impl.plugin_name for impl in impls}))  # it may be any of them
             try:
-                result: T | None = caller(**kwargs)
+                with contained():
+                    result: T | None = caller(**kwargs)
             except LoadkitError:
                 raise
             except Exception as error:
                 raise attributed(names, hook.__name__, error) from error
             return None if result is None else typed(result, names, hook.__name__)
         for impl in impls:
-            answer: T | None = call(impl, kwargs, passing=LoadkitError)
+            answer: T | None = self._call(impl, kwargs, LoadkitError)
             if answer is not None:
                 return typed(answer, impl.plugin_name, hook.__name__)
         return None
@@ -321,10 +333,6 @@ class PluginManager:
 def default_manager() -> PluginManager:
     """The manager that `plan()` and `load()` use: all installed plugins, discovered once a process."""
     return PluginManager()
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 def _names(text: str) -> frozenset[str]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import pluggy
 
 from loadkit.hooks import hookspecs
-from loadkit.hooks.calls import call
-from loadkit.request.options import Option
+from loadkit.request.options import CORE_OPTIONS, RESERVED, Option, option_fault
 from loadkit.request.profiles import Profile
 from loadkit.schema.values import Architecture
 
-__all__ = ["Provided", "Provision", "provided_by", "provision"]
+__all__ = ["Provided", "Provision", "provided_by", "provision", "refuse_taken"]
 
 T = TypeVar("T")
 
@@ -39,8 +38,14 @@ class Provided(NamedTuple):
     architectures: tuple[Architecture, ...]
 
 
-def provided_by(name: str, manager: pluggy.PluginManager) -> Provided:
-    """Ask one registered plugin what it declares; a TypeError for a declaration of the wrong type."""
+def provided_by(
+    name: str, manager: pluggy.PluginManager, call: Callable[[pluggy.HookImpl, Mapping[str, object]], Any]
+) -> Provided:
+    """Ask one registered plugin what it declares; a TypeError for a declaration of the wrong type.
+
+    Parameters:
+        call: calls one hook of one plugin.
+    """
 
     def given(hook: Callable[[], Sequence[T]], kind: type[T]) -> tuple[T, ...]:
         impls = [i for i in getattr(manager.hook, hook.__name__).get_hookimpls() if i.plugin_name == name]
@@ -50,8 +55,12 @@ def provided_by(name: str, manager: pluggy.PluginManager) -> Provided:
                 raise TypeError(f"{hook.__name__} gave {item!r}; it gives {kind.__name__} values")
         return items
 
+    options = given(hookspecs.loadkit_options, Option)
+    for option in options:
+        if fault := option_fault(option):
+            raise TypeError(f"loadkit_options gave {option!r}; {fault}")
     return Provided(
-        given(hookspecs.loadkit_options, Option),
+        options,
         given(hookspecs.loadkit_profiles, Profile),
         given(hookspecs.loadkit_architectures, Architecture),
     )
@@ -66,3 +75,24 @@ def provision(items: Iterable[tuple[str, str, T]]) -> Provision[T]:
             conflicts[name] = tuple(sorted({*conflicts.get(name, ()), found[name][0], plugin}))
         found[name] = (plugin, item)
     return Provision(found={n: f for n, f in found.items() if n not in conflicts}, conflicts=conflicts)
+
+
+def refuse_taken(provided: Provided, own: Mapping[str, Provided]) -> None:
+    """A TypeError where a plugin takes an option that the core or loadkit's own plugins have: no flag may
+    change hands. A profile of one name breaks only who asks for it.
+
+    Parameters:
+        own: what loadkit's own plugins declare.
+    """
+    options = dict.fromkeys(RESERVED, "an argument of plan() and load() or a flag of the command line")
+    owners = [("loadkit", CORE_OPTIONS), *((plugin, given.options) for plugin, given in own.items())]
+    for plugin, declared in owners:
+        options |= {
+            n: f"an option of {plugin!r}" for option in declared for n in (option.name, *option.aliases)
+        }
+    for option in provided.options:
+        for name in (option.name, *option.aliases):
+            if name in options:
+                raise TypeError(
+                    f"it declares the option {name!r}, which is {options[name]}: choose another name"
+                )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from loadkit.facts.library.weight_roles import Weight
+from loadkit.hooks.contained import shown
 from loadkit.schema.quantized_weights import Opened, Packed
 
 __all__ = ["ANSWERS", "wrong_type"]
@@ -57,4 +58,4 @@ def wrong_type(hook: str, answer: Any) -> str:
     kind = ANSWERS.get(hook)
     if kind is None or kind.fits(answer):
         return ""
-    return f"it answered {answer!r}; this hook returns {kind.words}, or None"
+    return f"it answered {shown(answer)}; this hook returns {kind.words}, or None"

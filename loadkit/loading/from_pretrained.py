@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -185,8 +185,20 @@ def load_processing_class(plan: Plan, token: Token = None) -> Any:
             **({"revision": processing.revision} if processing.revision else {}),
             **kwargs,
             **_access(plan, token),
+            **_registered_config(plan, kwargs, token),
             **processing.options,
         )
+
+
+def _registered_config(plan: Plan, hub: Mapping[str, Any], token: Token) -> dict[str, Any]:
+    """The config of a registered family, for Auto classes that would look for its type in vain, and warn that
+    they read it as another (transformers 5)."""
+    registered = plan.model_class.config_class
+    own = plan.processing.source == plan.checkpoint.location and not plan.processing.processing_class
+    if plan.model_class.implementation != "plugin" or not registered or not own:
+        return {}
+    location = plan.checkpoint.location
+    return {"config": _imported(registered).from_pretrained(location, **hub, **_access(plan, token))}
 
 
 def _access(plan: Plan, token: Token) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from loadkit.facts.checkpoint.checkpoint import Checkpoint
 from loadkit.facts.context import Context
 from loadkit.facts.load_facts import LoadFacts
 from loadkit.hooks import hookspecs as hooks
+from loadkit.hooks.contained import shown
 from loadkit.hooks.manager import PluginManager
 from loadkit.planning.ledger import Reads
 from loadkit.planning.memory.estimate import estimate
@@ -125,7 +126,9 @@ class Decisions:
             given = [(key, item if isinstance(item, list | tuple) else [item]) for key, item in items or ()]
             claims = [claim for _, several in given for claim in several]
             if items is None or not all(isinstance(claim, Claim) for claim in claims):
-                fault = f"it answered {answer!r}; this hook returns a mapping of keyword to Claim, or None"
+                fault = (
+                    f"it answered {shown(answer)}; this hook returns a mapping of keyword to Claim, or None"
+                )
                 raise PluginError(plugin, fault, hook=hook.__name__)
             found += [(plugin, key, several) for key, several in given]
         return found
@@ -195,7 +198,7 @@ def _fitting(stage: Stage, stamped: StampedClaim) -> StampedClaim:
     try:
         value = msgspec.convert(msgspec.to_builtins(claim.value), stage.type)
     except (msgspec.ValidationError, TypeError) as error:
-        fault = f"its claim has a value of the wrong type: {claim.value!r} ({error})"
+        fault = f"its claim has a value of the wrong type: {shown(claim.value)} ({error})"
         raise PluginError(plugin, fault, hook=f"loadkit_choose_{stage.name}") from error
     return StampedClaim(plugin, msgspec.structs.replace(claim, value=value))
 

@@ -31,6 +31,7 @@ from loadkit.planning.decisions import Decisions
 from loadkit.planning.environment_asked import environment_asked
 from loadkit.planning.ledger import Reads, ledger_of, unread
 from loadkit.planning.plan_target import Target, find_target
+from loadkit.planning.plugin_problems import broken_plugins, stated_facts
 from loadkit.request.environment import misspelt
 from loadkit.request.options import CORE_OPTIONS
 from loadkit.request.recipes import Recipe
@@ -204,8 +205,9 @@ def _read_facts(
 def _planned(
     context: Context, manager: PluginManager, problems: Iterable[Problem], reads: Reads, elsewhere: str = ""
 ) -> Planned:
-    decisions = Decisions(context, manager, list(problems), reads)
+    decisions = Decisions(context, manager, [*problems, *broken_plugins(manager)], reads)
     decisions.run()
+    decisions.problems += stated_facts(decisions.decisions, context)
     with reads.during("request"):
         decisions.problems += unknown_trainer_fields(context.request)
     facts: LoadFacts | None = None

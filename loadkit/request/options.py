@@ -17,7 +17,7 @@ from loadkit.schema.request import Asked, Fields
 from loadkit.text.kinds import kind_of, kinds_text
 from loadkit.text.suggest import did_you_mean
 
-__all__ = ["CORE_OPTIONS", "Option", "ask", "plain"]
+__all__ = ["CORE_OPTIONS", "RESERVED", "Option", "ask", "option_fault", "plain"]
 
 _problem = partial(Problem, "request", "loadkit")
 
@@ -58,6 +58,17 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     choices: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+
+
+def option_fault(option: Option) -> str:
+    """Why nobody could give an option as it is declared; "" where it can be given."""
+    names: tuple[object, ...] = (option.name, *option.aliases)
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+            return f"{name!r} can't be a keyword and a flag: letters, digits and _ can"
+    if option.type not in TYPES:
+        return f"{option.type!r} isn't a type of options{did_you_mean(str(option.type), TYPES)}; there are {', '.join(TYPES)}"
+    return ""
 
 
 CORE_OPTIONS: tuple[Option, ...] = (
@@ -164,6 +175,13 @@ CORE_OPTIONS: tuple[Option, ...] = (
     ),
 )
 """Options that the core reads itself."""
+
+RESERVED = frozenset({
+    "as_json", "asked", "engine", "generate", "help", "json", "kwargs", "kwargs_only", "launch", "machine", "manifest", "max_new_tokens",
+    "model", "nodes", "options", "output", "plugin_manager", "profile", "progress", "recipe", "replay", "save", "source", "strict",
+    "together", "token", "topology",
+})  # fmt: skip
+"""Names that no option can have: arguments of `plan()` and `load()`, and flags of their commands."""
 
 SKIPPING = next((o.name, *o.aliases) for o in CORE_OPTIONS if o.name == "skip_modules")
 """What the modules to leave unquantized are called, as an option and as a field of a quantization config."""

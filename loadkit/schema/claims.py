@@ -119,7 +119,8 @@ def decide(
     """Conclude one stage: the strongest claim wins, whatever order the plugins registered in.
 
     Parameters:
-        option: the option by which a user settles this stage, named in a conflict's remedy.
+        option: the option by which a user settles this stage, named in a conflict's remedy: its name, or the
+            whole of what to write, with "=".
         demands: what the user gave for this stage, such as "dtype='float16'": named instead where demands
             contradict each other.
 
@@ -156,7 +157,7 @@ def _conflict(stage: str, contenders: Sequence[StampedClaim], option: str, deman
         for c in contenders
     )
     plugins = sorted({c.plugin for c in contenders})
-    choose = f"choose with {option}=…, or " if option else ""
+    choose = f"choose with {option if '=' in option else f'{option}=…'}, or " if option else ""
     if contenders[0].claim.strength is Strength.YOU and len(demands) > 1:
         choose = f"keep one of {', '.join(demands)} and take back the others, or "
     return Problem(

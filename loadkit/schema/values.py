@@ -59,6 +59,7 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         preferred: use these classes even where transformers knows the model type.
         chat_template: a template in Jinja, for a tokenizer or processor of the checkpoint's own that has
             none; "" for none.
+        unsavable: why models of these classes can't be saved, which the plan then says; "" where they can.
     """
 
     model_type: str
@@ -70,6 +71,7 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     skip_modules: tuple[str, ...] = ()
     preferred: bool = False
     chat_template: str = ""
+    unsavable: str = ""
 
 
 class ModelClass(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +136,8 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
             loadkit before 1.0.
         decoded_from: how a checkpoint is stored whose weights are decoded and quantized again, one by one:
             its `quant_method`, and the fields of its config that decoding goes by; unset for any other.
+        unsavable: why a model that is quantized so can't be saved, which the plan then says; unset where it
+            can.
     """
 
     method: str
@@ -143,6 +147,7 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     prequantized: bool = False
     format: StoredFormat | msgspec.UnsetType = msgspec.UNSET
     decoded_from: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    unsavable: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def again(self) -> str:

@@ -46,6 +46,8 @@ def conformance(
     expected = checked_expectations(expect_fail or {})
     checked_level(level)
     found = [name] if isinstance(name, Subject) else subjects(name)
+    for subject in found:
+        subject.asked = tuple(scenarios)
     params = [
         pytest.param(
             functools.partial(_checked, check, subject, where, level, expected.get(check.code, ""), timeout),

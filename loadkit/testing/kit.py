@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from loadkit.testing.scenarios import Scenario
     from loadkit.testing.subjects import Subject
 
-__all__ = ["CHECKS", "Check", "Group", "NotApplicable", "Result", "Unmet", "Verdict", "check"]
+__all__ = ["CHECKS", "Check", "Group", "NotApplicable", "Result", "Unmet", "Verdict", "check", "fails"]
 
 Group = Literal["packaging", "contract", "manners", "facts", "loading", "failure"]
 Verdict = Literal["passed", "failed", "skipped", "expected", "unexpected", "newer"]
@@ -34,7 +34,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         since: the level that it came with, "1.0".
         title: the rule, as a sentence.
         remedy: how to keep it.
-        run: called with the plugin and a scenario; raises `Unmet` or `NotApplicable`.
+        run: called with the plugin and a scenario; raises `Unmet` or `NotApplicable`, or gives words that a
+            result which passes says.
         scenarios: in which scenarios it is run: "none" once for the plugin, "planned" in those that are
             planned, "loaded" in those that are loaded.
     """
@@ -44,7 +45,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     since: str
     title: str
     remedy: str
-    run: Callable[[Subject, Scenario], None]
+    run: Callable[[Subject, Scenario], str | None]
     scenarios: Literal["none", "planned", "loaded"] = "none"
 
 
@@ -59,7 +60,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         verdict: "passed", "failed", "skipped" (nothing to look at), "expected" (a failure that was
             announced), "unexpected" (it was announced, and passes), "newer" (fails a check that is newer than
             the level: it will fail once the level is raised).
-        said: what is wrong, or why it was skipped; "" where it passed.
+        said: what is wrong, why it was skipped, or what there is to know of one that passed.
         remedy: what to do about it; "" where there is nothing to do.
     """
 
@@ -89,10 +90,10 @@ def check(
     *,
     since: str = "1.0",
     scenarios: Literal["none", "planned", "loaded"] = "none",
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function a check; it stays a plain function."""
 
-    def made(function: Callable[..., None]) -> Callable[..., None]:
+    def made(function: Callable[..., Any]) -> Callable[..., Any]:
         if code in CHECKS:
             raise ValueError(f"two checks are called {code}")
         CHECKS[code] = Check(
@@ -101,3 +102,14 @@ def check(
         return function
 
     return made
+
+
+def fails(function: Callable[[Subject, Scenario], Any], subject: Subject, scenario: Scenario) -> bool:
+    """Whether a plugin fails a check in a scenario; one that doesn't apply fails nothing."""
+    try:
+        function(subject, scenario)
+    except Unmet:
+        return True
+    except NotApplicable:
+        pass
+    return False

@@ -16,9 +16,10 @@ from loadkit.hooks.manager import PluginManager
 from loadkit.planning.build_request import make_request
 from loadkit.planning.pipeline import plan_context
 from loadkit.schema.plans import Plan
+from loadkit.testing.checkpoints.architectures import ARCHITECTURES
 from loadkit.testing.machines import MACHINES, TOPOLOGIES
 
-__all__ = ["PLAIN", "READY", "Scenario", "context_of", "plan_of"]
+__all__ = ["OTHERS", "PLAIN", "READY", "Scenario", "context_of", "plan_of"]
 
 MISTRAL: Mapping[str, Any] = {
     "model_type": "mistral",
@@ -34,7 +35,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters:
         name: what it is called in reports.
-        config: config.json of a checkpoint that needs not exist: plugins are asked what they would decide.
+        config: config.json of a checkpoint that needs not exist: plugins are asked what they would decide. By
+            default a Mistral's, or that of the checkpoint.
         checkpoint: a tiny checkpoint that is really loaded: a name of
             `loadkit.testing.checkpoints.ARCHITECTURES`, or a folder; "" where nothing is loaded.
         profile: the profile asked for; "" for none.
@@ -55,8 +57,27 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 PLAIN = Scenario(name="a plain Mistral, nothing asked for")
 """Somebody else's checkpoint: a plugin for something special has no opinion on it."""
 
+CLASSES: Mapping[str, str] = {
+    "llama": "LlamaForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "t5": "T5ForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "model_that_nobody_knows": "ModelThatNobodyKnows",
+}
+"""Other model types, to the class that their checkpoints name."""
+
+OTHERS: tuple[Scenario, ...] = tuple(
+    Scenario(
+        name=f"a plain {kind}", config={"model_type": kind, "architectures": [name], "dtype": "bfloat16"}
+    )
+    for kind, name in CLASSES.items()
+)
+"""As plain as `PLAIN`, of other model types: a decoder, an older one, an encoder with a decoder, one that
+sees, and one that neither transformers nor any plugin knows."""
+
 READY: tuple[Scenario, ...] = (
     PLAIN,
+    *OTHERS,
     *(
         Scenario(name=f"{profile or 'nothing'} on {machine}", profile=profile, machine=machine)
         for machine in ("T4", "A100", "H100", "MPS")
@@ -82,7 +103,7 @@ def context_of(scenario: Scenario, manager: PluginManager) -> Context:
         location="somebody/something",
         kind="hub",
         commit="0123456789abcdef0123456789abcdef01234567",
-        config=dict(scenario.config),
+        config=_config(scenario),
         files=(File(name="config.json"), File(name="model.safetensors"), File(name="tokenizer.json")),
         tensors={f"{n}.weight": TensorHeader("BF16", (64, 64), 8192, "model.safetensors") for n in names},
         weight_files=("model.safetensors",),
@@ -107,6 +128,27 @@ def context_of(scenario: Scenario, manager: PluginManager) -> Context:
     )
 
 
+def _config(scenario: Scenario) -> dict[str, Any]:
+    """The scenario's config, or its checkpoint's, where that can be told without making it."""
+    if not scenario.checkpoint or scenario.config != MISTRAL:
+        return dict(scenario.config)
+    if recipe := ARCHITECTURES.get(scenario.checkpoint):
+        named = [recipe.model_class.rpartition(":")[2]]
+        return {
+            "model_type": scenario.checkpoint,
+            "architectures": named,
+            "dtype": "bfloat16",
+            **recipe.config,
+        }
+    try:
+        found = msgspec.json.decode(
+            (Path(scenario.checkpoint) / "config.json").read_bytes(), type=dict[str, Any]
+        )
+    except (OSError, msgspec.MsgspecError):
+        return dict(scenario.config)
+    return found
+
+
 def plan_of(scenario: Scenario, manager: PluginManager, context: Context | None = None) -> Plan:
     """The plan for a scenario, options checked as in a real request; `PlanError` where it can't be met."""
     _, problems = make_request("somebody/something", scenario.profile or None, scenario.options, manager)
@@ -115,7 +157,7 @@ def plan_of(scenario: Scenario, manager: PluginManager, context: Context | None 
 
 def folder_of(scenario: Scenario, work: Path) -> Path:
     """The checkpoint of a scenario that loads, made where it is one of the tiny ones."""
-    from loadkit.testing.checkpoints import ARCHITECTURES, make_checkpoint
+    from loadkit.testing.checkpoints import make_checkpoint
 
     if scenario.checkpoint not in ARCHITECTURES:
         return Path(scenario.checkpoint)

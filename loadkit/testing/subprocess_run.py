@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from typing import IO
@@ -23,9 +23,9 @@ import msgspec
 from loadkit.testing.kit import Check, Result, Unmet
 from loadkit.testing.processes import same_modules
 from loadkit.testing.scenarios import PLAIN, Scenario
-from loadkit.testing.subjects import Subject, entries, subject_of
+from loadkit.testing.subjects import Subject, named, subject_of
 from loadkit.testing.time_limit import TIME_LIMIT, where_in
-from loadkit.testing.verdicts import LEVEL, SLOW, cases, checked_level, run_one
+from loadkit.testing.verdicts import LEVEL, SLOW, cases, checked_expectations, checked_level, run_one
 
 __all__ = ["run_apart"]
 
@@ -49,6 +49,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     level: str
     timeout: float
     scenarios: tuple[Scenario, ...]
+    expect_fail: dict[str, str]
     first: str
     hung: str = ""
 
@@ -65,13 +66,18 @@ def run_apart(
     *,
     level: str = LEVEL,
     scenarios: Sequence[Scenario] = (),
+    expect_fail: Mapping[str, str] | None = None,
     timeout: float = TIME_LIMIT,
 ) -> Iterator[Result]:
     """Run all checks on an installed plugin, in processes that end with what hangs or crashes in them.
 
     The parameters are those of `run`; each check's result comes as soon as it is there.
+
+    Raises:
+        LoadkitError: as `run` does.
     """
     checked_level(level)
+    expected = checked_expectations(expect_fail or {})
     checks = {check.code: check for check, _ in cases(scenarios)}
     left = list(checks)
     task = Task(
@@ -80,6 +86,7 @@ def run_apart(
         level=level,
         timeout=timeout,
         scenarios=tuple(scenarios),
+        expect_fail=dict(expected),
         first=left[0],
     )
     while left:
@@ -95,7 +102,7 @@ def run_apart(
             printed = errors.read().decode(errors="replace")
         if left:
             ended = checks[left.pop(0)]
-            yield _ended(ended, entry, level, _how(code, printed, timeout))
+            yield _ended(ended, entry, task, _how(code, printed, timeout))
             task = msgspec.structs.replace(task, hung=task.hung or ended.code, first=left[0] if left else "")
 
 
@@ -129,12 +136,15 @@ def _how(code: int, printed: str, timeout: float) -> str:
     return f"the process ends with exit code {code}: {last[0]}"
 
 
-def _ended(check: Check, entry: metadata.EntryPoint, level: str, how: str) -> Result:
+def _ended(check: Check, entry: metadata.EntryPoint, task: Task, how: str) -> Result:
     def fails(subject: Subject, scenario: Scenario) -> None:
         raise Unmet(how)
 
-    failing = msgspec.structs.replace(check, run=fails, remedy=SLOW if "longer" in how else CRASH)
-    return run_one(failing, Subject(entry.name, None, entry), [PLAIN], level=level)
+    failing = msgspec.structs.replace(
+        check, run=fails, remedy=SLOW if "longer" in how else CRASH, scenarios="none"
+    )
+    expected = task.expect_fail.get(check.code, "")
+    return run_one(failing, Subject(entry.name, None, entry), [PLAIN], level=task.level, expected=expected)
 
 
 def main() -> None:
@@ -143,29 +153,35 @@ def main() -> None:
     os.dup2(2, 1)
     faulthandler.enable()
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
-    found = entries(task.plugin)
-    entry = next(
-        e for e in found if e.name == task.plugin and (e.dist is None or e.dist.name == task.distribution)
+    found = next(
+        each
+        for each in named(task.plugin)
+        if (each.entry.name, each.distribution) == (task.plugin, task.distribution)
     )
     if task.hung == IMPORT:
-        subject = Subject(entry.name, None, entry, "doesn't come back")
+        subject = Subject(found.name, None, found.entry, "doesn't come back")
     else:
         with _ending(task.timeout):
-            subject = subject_of(entry, task.timeout)
-    subject.hung = task.hung
+            subject = subject_of(found, task.timeout)
+    subject.hung, subject.asked = task.hung, task.scenarios
     for check, scenarios in cases(task.scenarios):
         if check.code >= task.first:
             result = run_one(
-                _guarded(check, task.timeout), subject, scenarios, level=task.level, timeout=task.timeout
+                _guarded(check, task.timeout),
+                subject,
+                scenarios,
+                level=task.level,
+                expected=task.expect_fail.get(check.code, ""),
+                timeout=task.timeout,
             )
             out.write(msgspec.json.encode(Done(result=result, hung=subject.hung)) + b"\n")
             out.flush()
 
 
 def _guarded(check: Check, timeout: float) -> Check:
-    def run(subject: Subject, scenario: Scenario) -> None:
+    def run(subject: Subject, scenario: Scenario) -> str | None:
         with _ending(timeout):
-            check.run(subject, scenario)
+            return check.run(subject, scenario)
 
     return msgspec.structs.replace(check, run=run)
 

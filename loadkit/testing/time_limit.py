@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from loadkit.hooks.contained import PassesPlugins
+
 __all__ = ["TIME_LIMIT", "Hung", "in_time", "where_in"]
 
 TIME_LIMIT = 120.0
 """Seconds that a check may take in one scenario by default, with importing torch and transformers."""
 
 
-class Hung(BaseException):
+class Hung(PassesPlugins):
     """A check took too long; the text says where it was. No `Exception`, so that no plugin catches it."""
 
 

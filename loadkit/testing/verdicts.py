@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from loadkit.errors import LoadkitError
+from loadkit.hooks.contained import raised
 from loadkit.testing.checks import known_checks
 from loadkit.testing.kit import Check, NotApplicable, Result, Unmet, Verdict
-from loadkit.testing.scenarios import PLAIN, READY, Scenario
+from loadkit.testing.own_scenarios import own_scenarios
+from loadkit.testing.scenarios import PLAIN, Scenario
 from loadkit.testing.subjects import Subject
 from loadkit.testing.time_limit import TIME_LIMIT, Hung, in_time
 from loadkit.text.suggest import did_you_mean
@@ -17,15 +19,15 @@ __all__ = ["LEVEL", "SLOW", "cases", "checked_expectations", "checked_level", "r
 SLOW = "find what it waits for, and decide without; or allow more time: --timeout on the command line, timeout= under pytest"
 """How to keep a check from taking too long."""
 
-LEVEL = "1.0"
+LEVEL = "1.1"
 """The newest level: checks that come later have a higher one."""
 
 
 def cases(scenarios: Sequence[Scenario] = ()) -> Iterator[tuple[Check, tuple[Scenario, ...]]]:
-    """Every check with the scenarios that it is run in: the ready-made ones and the author's own."""
+    """Every check with those of the author's scenarios that it is run in."""
     where = {
         "none": (PLAIN,),
-        "planned": (*READY, *(s for s in scenarios if not s.checkpoint)),
+        "planned": tuple(scenarios),
         "loaded": tuple(s for s in scenarios if s.checkpoint),
     }
     yield from ((check, where[check.scenarios]) for check in known_checks())
@@ -53,6 +55,7 @@ def run(
     """
     expected = checked_expectations(expect_fail or {})
     checked_level(level)
+    subject.asked = tuple(scenarios)
     return [
         run_one(check, subject, where, level=level, expected=expected.get(check.code, ""), timeout=timeout)
         for check, where in cases(scenarios)
@@ -69,24 +72,23 @@ def run_one(
     timeout: float = TIME_LIMIT,
 ) -> Result:
     """Run one check in all its scenarios, up to the first that it fails in."""
-    said, where, skipped, ran, remedy = "", "", "", 0, check.remedy
-    for scenario in scenarios:
-        try:
-            with in_time(timeout):
-                check.run(subject, scenario)
-            ran += 1
-        except Hung as slow:  # noqa: PERF203 - a scenario takes milliseconds
-            said, where, remedy = str(slow), scenario.name, SLOW
-            subject.hung = check.code
-            break
-        except NotApplicable as reason:
-            skipped = str(reason)
-        except Unmet as fault:
-            said, where = str(fault), scenario.name if check.scenarios != "none" else ""
-            break
-        except Exception as error:  # of a library underneath, or of loadkit: it is the plugin that was tried
-            said, where = f"{type(error).__name__}: {error}", scenario.name
-            break
+    said, where, skipped, ran, remedy, note = "", "", "", 0, check.remedy, ""
+    scenario = PLAIN
+    try:
+        for scenario in _everywhere(check, subject, scenarios, timeout):
+            try:
+                with in_time(timeout):
+                    note = check.run(subject, scenario) or note
+                ran += 1
+            except NotApplicable as reason:  # noqa: PERF203 - a scenario takes milliseconds
+                skipped = str(reason)
+    except Hung as slow:
+        said, where, remedy = str(slow), scenario.name, SLOW
+        subject.hung = check.code
+    except Unmet as fault:
+        said, where = str(fault), scenario.name if check.scenarios != "none" else ""
+    except Exception as error:  # of a library underneath, or of loadkit: it is the plugin that was tried
+        said, where = f"it raises {raised(error)}", scenario.name
 
     def result(verdict: Verdict, said: str = "", remedy: str = "") -> Result:
         return Result(
@@ -111,7 +113,21 @@ def run_one(
     if expected:
         passes = f"it was expected to fail ({expected}), and passes"
         return result("unexpected", passes, "take it out of expect_fail")
-    return result("passed")
+    return result("passed", note)
+
+
+def _everywhere(
+    check: Check, subject: Subject, scenarios: Sequence[Scenario], timeout: float
+) -> Iterator[Scenario]:
+    """The scenarios given; where it is planned, those that every plugin is asked in before, and after them
+    those that follow from what it declares: asking for that runs it."""
+    if check.scenarios == "planned":
+        yield from subject.ready
+    yield from scenarios
+    if check.scenarios == "planned":
+        with in_time(timeout):
+            own = own_scenarios(subject)
+        yield from own
 
 
 def checked_expectations(expect_fail: Mapping[str, str]) -> Mapping[str, str]:

@@ -70,7 +70,7 @@ def loadkit_options() -> Sequence[Option]:
 @hookimpl
 def loadkit_choose_attention(
     context: Context, architecture: ModelClass, dtype: str
-) -> Sequence[Claim[str | dict[str, str]]]:
+) -> Sequence[Claim[str | dict[str, str]] | Problem]:
     fallback = _chain(CHAIN, context, architecture, dtype, Strength.FALLBACK)
     asked = context.request.asked("attn_implementation")
     if asked is None:
@@ -126,11 +126,16 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
         reasons = [r for classes in concerned.values() if (r := missing(name, context, classes, plan.dtype))]
         if reasons:
             where = f" for {part}" if part else ""
-            instead = _chain(CHAIN, context, plan.model_class, plan.dtype, Strength.FALLBACK).value
+            had = _chain(CHAIN, context, plan.model_class, plan.dtype, Strength.FALLBACK)
+            works = (
+                f"attn_implementation={had.value!r} works here; leave the option out to have it chosen"
+                if isinstance(had, Claim)
+                else had.remedy
+            )
             yield _problem(
                 "attention-unavailable",
                 f"{by} {name}{where}, but {'; '.join(dict.fromkeys(reasons))}",
-                f"{_install(name, reasons)}attn_implementation={instead!r} works here; leave the option out to have it chosen",
+                f"{_install(name, reasons)}{works}",
             )
 
 
@@ -200,8 +205,9 @@ def _chain(
     strength: Strength,
     *,
     because: str = "",
-) -> Claim[str | dict[str, str]]:
-    """Walk the links for every part of the config; one name where all parts agree."""
+) -> Claim[str | dict[str, str]] | Problem:
+    """Walk the links for every part of the config; one name where all parts agree. A problem where a part
+    can have none of them."""
     chosen: dict[str, str] = {}
     passed: dict[str, PassedOver] = {}
     for part, classes in _parts(context, architecture).items():
@@ -210,11 +216,22 @@ def _chain(
                 chosen[part] = link
                 break
             passed.setdefault(link, PassedOver(link, reason))
+        else:
+            return _none(links, part, passed)
     value: str | dict[str, str] = chosen if len(set(chosen.values())) > 1 else chosen[""]
     first = chosen[""]
     had = f"the first of {' > '.join(links)} that" if first != links[0] else first
     because = f"{because}; {had} can be had" if because else f"{had} can be had"
     return Claim(value=value, because=because, strength=strength, passed_over=tuple(passed.values()))
+
+
+def _none(links: Sequence[str], part: str, passed: Mapping[str, PassedOver]) -> Problem:
+    reasons = "; ".join(f"{link}: {passed[link].reason}" for link in links if link in passed)
+    return _problem(
+        "no-attention",
+        f"no attention can be had{f' for {part}' if part else ''}: {reasons}",
+        "see that what is registered of this architecture's attention is true (Supported for what runs), or tell the plugin's author",
+    )
 
 
 def _parts(context: Context, architecture: ModelClass) -> dict[str, list[str]]:

@@ -54,14 +54,35 @@ def test_it_decides_for_its_own_models_alone(tmp_path: Path, monkeypatch: pytest
     from loadkit.testing import Scenario, plan_of, subjects
 
     (mine,) = subjects("mine-too")
-    own = Scenario(name="own", config={"model_type": "my_model", "architectures": ["MistralForCausalLM"]})
-    said = []
-    try:
-        plan_of(own, mine.manager())
-    except LoadkitError as error:
-        said.append(str(error))  # transformers knows no such model type: the dtype isn't even asked for
-    assert said
+    own = Scenario(name="own", config={"model_type": "granite", "architectures": ["GraniteForCausalLM"]})
+    assert plan_of(own, mine.manager()).why("dtype").plugin == "mine-too"
     assert plan_of(Scenario(name="other"), mine.manager()).why("dtype").plugin == "dtype"
+
+
+def test_a_claim_that_is_never_made_fails_its_conformance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a broken condition in the scaffold comes to: it was green once."""
+    folder = write("mine-three", tmp_path / "made")
+    plugin = folder / "loadkit_mine_three" / "plugin.py"
+    plugin.write_text(
+        plugin.read_text().replace("model_type != MODEL_TYPE", "model_type == MODEL_TYPE or True", 1)
+    )
+    installed(folder, "mine-three")
+    monkeypatch.syspath_prepend(str(folder))
+    from loadkit.testing import Scenario, known_checks, subjects
+    from loadkit.testing.verdicts import run_one
+
+    (mine,) = subjects("mine-three")
+    (check,) = (c for c in known_checks() if c.code == "LK211")
+    own = Scenario(name="own", config={"model_type": "granite", "architectures": ["GraniteForCausalLM"]})
+    mine.asked = (own,)
+    result = run_one(check, mine, [own])
+    assert result.verdict == "failed"
+    assert "never answered" in result.said
+    assert "loadkit_choose_dtype" in result.said
+    mine.asked = ()
+    assert run_one(check, mine, [own]).verdict == "skipped"  # nobody said what it is for
 
 
 @pytest.mark.parametrize("name", ["Mine", "1st", "mine!", "", "../mine"])

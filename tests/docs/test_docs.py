@@ -31,6 +31,7 @@ PAGES_THAT_RUN = (
     "how-to/bring-an-architecture.md",
     "how-to/check-a-plugin.md",
     "how-to/choose-a-profile.md",
+    "how-to/company-policy.md",
     "how-to/dpo.md",
     "how-to/examples.md",
     "how-to/many-processes.md",

@@ -122,7 +122,7 @@ def test_a_plugin_that_mutates_is_caught(hook: str) -> None:
     made: dict[str, Any] = {}
     names = ", ".join(inspect.signature(HOOKS[hook]).parameters)
     exec(f"def {hook}(self, {names}):\n    context.checkpoint.config['tampered'] = True", made)
-    subject = Subject("faulty", type("Meddling", (), {hook: hookimpl(made[hook])})())
+    subject = Subject("faulty", type("Meddling", (), {hook: hookimpl(made[hook])})(), ready=())
     (check,) = (c for c in known_checks() if c.code == "LK304")
     result = run_one(check, subject, [CHECKED])
     assert (result.verdict, result.plugin) == ("failed", "faulty")
@@ -132,7 +132,7 @@ def test_a_plugin_that_mutates_is_caught(hook: str) -> None:
 @pytest.mark.parametrize("hook", [name for name in HOOKS if name not in LOADING])
 def test_a_plugin_that_hangs_is_caught(hook: str) -> None:
     """In the kit, past a stated time; the checks after it are tests/testing/test_hanging.py's."""
-    subject = Subject("faulty", faulty(hook, hang))
+    subject = Subject("faulty", faulty(hook, hang), ready=())
     (check,) = (c for c in known_checks() if c.code == "LK205")
     result = run_one(check, subject, [CHECKED], timeout=100)
     assert (result.verdict, result.plugin) == ("failed", "faulty")
@@ -144,7 +144,7 @@ def test_a_plugin_that_hangs_is_caught(hook: str) -> None:
     "hook", ["loadkit_build_quantization_config", "loadkit_load_model", "loadkit_audit_model"]
 )
 def test_a_plugin_that_hangs_while_loading_is_caught(hook: str, tiny: Tiny) -> None:
-    subject = Subject("faulty", faulty(hook, hang))
+    subject = Subject("faulty", faulty(hook, hang), ready=())
     (check,) = (c for c in known_checks() if c.code == "LK501")
     where = Scenario(name="loaded", checkpoint=str(tiny("mistral")), profile="inference-4bit")
     result = run_one(check, subject, [where], timeout=100)

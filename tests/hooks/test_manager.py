@@ -83,7 +83,7 @@ def fake_entry_points(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, object
         vars(entry)["dist"] = Uninstalled(home)
         points.append(entry)
     real = list(metadata.entry_points(group="loadkit"))
-    monkeypatch.setattr(manager.metadata, "entry_points", lambda group: [*real, *points])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [*real, *points])
 
 
 def state(found: PluginManager, name: str) -> tuple[str, str]:
@@ -153,7 +153,7 @@ def test_a_broken_entry_point_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -
 def test_a_distribution_tells_its_name_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time, all of its metadata is parsed."""
     fake_entry_points(monkeypatch, ("one", Prefers("float32"), "home"))
-    (*real, one) = manager.metadata.entry_points(group="loadkit")
+    (*real, one) = metadata.entry_points(group="loadkit")
     home = one.dist
     assert isinstance(home, Uninstalled)
     PluginManager(environ={})
@@ -161,7 +161,7 @@ def test_a_distribution_tells_its_name_once(monkeypatch: pytest.MonkeyPatch) -> 
     more = [metadata.EntryPoint(name, one.value, "loadkit") for name in ("two", "three")]
     for entry in more:
         vars(entry)["dist"] = home
-    monkeypatch.setattr(manager.metadata, "entry_points", lambda group: [*real, one, *more])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [*real, one, *more])
     assert {p.distribution for p in PluginManager(environ={}).plugins} == {"loadkit", "home"}
     assert home.reads == asked
 

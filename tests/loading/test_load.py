@@ -315,41 +315,6 @@ def test_the_audit_catches_a_loader_that_does_something_else(tiny) -> None:
     assert set(codes(caught)) >= {"attention", "dtype", "not-quantized"}
 
 
-class RegistersWren:
-    """A plugin that brings a model type which transformers doesn't know, as classes named and not yet
-    imported."""
-
-    HOME = "loadkit.testing.checkpoints.remote_code"
-
-    @loadkit.hookimpl
-    def loadkit_architectures(self) -> list[loadkit.Architecture]:
-        return [
-            loadkit.Architecture(
-                model_type="wren",
-                config=f"{self.HOME}.configuration_wren:WrenConfig",
-                models={"causal-lm": f"{self.HOME}.modeling_wren:WrenForCausalLM"},
-                lora_target_modules=("q_proj", "v_proj"),
-            )
-        ]
-
-
-def test_a_custom_architecture_that_a_plugin_registers(tiny, tmp_path: Path) -> None:
-    folder = tiny("remote-code")
-    theirs = loadkit.load(folder, trust_remote_code=True)
-    manager = loadkit.PluginManager()
-    manager.register(RegistersWren(), "wren")
-    ours = loadkit.load(folder, "qlora", plugin_manager=manager)
-    assert ours.plan.model_class.implementation == "plugin"
-    assert ours.plan.kwargs["trust_remote_code"] is False
-    adapted = {name.split(".")[-4] for name, _ in ours.model.named_parameters() if "lora_A" in name}
-    assert adapted == {"q_proj", "v_proj"}
-    bare = loadkit.load(folder, plugin_manager=manager)
-    inputs = batch(bare)
-    assert torch.equal(logits(bare.model, inputs), logits(theirs.model, inputs))
-    again = loadkit.load(bare.save_pretrained(tmp_path / "saved"), plugin_manager=manager)
-    assert torch.equal(logits(again.model, inputs), logits(bare.model, inputs))
-
-
 def test_packed_weights_may_be_stored_in_a_dtype_of_their_own(tiny) -> None:
     loaded = loadkit.load(
         tiny("mistral"), load_in_4bit=True, dtype="float32", bnb_4bit_quant_storage="bfloat16"

@@ -19,7 +19,7 @@ from loadkit.testing import PATIENCE, TIME_LIMIT, Subject, known_checks, run
 from loadkit.testing.time_limit import Hung, in_time
 
 NEVER = 10**6
-STATIC = {"LK201", "LK202", "LK203", "LK204"}
+STATIC = {"LK201", "LK202", "LK203", "LK204", "LK207"}
 """Checks that look at the hooks without calling them."""
 
 
@@ -44,7 +44,7 @@ def test_a_hook_that_hangs_fails_its_check_and_the_run_goes_on() -> None:
     )
     assert "--timeout" in slow.remedy
     assert slow.scenario
-    assert {code for code, r in results.items() if r.verdict == "passed"} == {*STATIC, "LK206"}
+    assert {code for code, r in results.items() if r.verdict == "passed"} == {*STATIC, "LK206", "LK208"}
     assert results["LK301"].said == "it doesn't come back when it is asked (LK205)"
 
 
@@ -92,7 +92,7 @@ def test_under_pytest_the_others_run(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, env=beside(tmp_path),
     )  # fmt: skip
     assert done.returncode == 1
-    assert "1 failed, 5 passed" in done.stdout
+    assert "1 failed, 7 passed" in done.stdout
     assert "LK205 Hooks return what their specification says." in done.stdout
     assert "loadkit_check_plan doesn't come back" in done.stdout
     assert "fix: find what it waits for" in done.stdout
@@ -103,11 +103,11 @@ def test_under_pytest_the_others_run(tmp_path: Path) -> None:
 LIMIT = 12
 """Seconds a check may take: LK104 starts a process that plans, which a busy machine makes slow."""
 
-HEAD = "import ctypes, os, time\nfrom loadkit import Context, Plan, Problem, hookimpl\n"
+HEAD = "import ctypes, os, sys, time\nfrom loadkit import Context, Plan, Problem, hookimpl\n"
 WAIT_IN_C = "lock = (ctypes.c_char * 64)(); [ctypes.PyDLL(None).pthread_mutex_lock(lock) for _ in range(2)]"
 FOR_QLORA = (
     f"{HEAD}\n@hookimpl\ndef loadkit_check_plan(context: Context, plan: Plan) -> list[Problem]:\n"
-    "    print('a plugin may print')\n    if context.request.profile == 'qlora':\n        {act}\n    return []\n"
+    "    print('to errors', file=sys.stderr)\n    if context.request.profile == 'qlora':\n        {act}\n    return []\n"
 )
 ACTS: dict[str, tuple[str, str, str]] = {
     # what: code of the module, the check that fails, words
@@ -129,7 +129,7 @@ ACTS: dict[str, tuple[str, str, str]] = {
     "leaves": (
         FOR_QLORA.format(act="os._exit(3)"),
         "LK205",
-        "the process ends with exit code 3",
+        "it called os._exit(3), which would end the process (lk_stuck.py, line 8)",
     ),
     "hangs wherever it plans": (
         FOR_QLORA.format(act="pass") + "    \n@hookimpl\ndef loadkit_choose_dtype() -> None:\n    time.sleep(10**6)\n",

@@ -112,13 +112,6 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
             model_class="Gemma3ForCausalLM",
             config=_GEMMA3_TEXT,
         ),
-        "gpt2": Recipe(
-            about="A decoder made of Conv1D modules rather than linear layers, with tied embeddings.",
-            auto_class="AutoModelForCausalLM",
-            config_class="GPT2Config",
-            model_class="GPT2LMHeadModel",
-            config={**_TOKENS, "n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 256},
-        ),
         "gpt-oss": _recipe(
             "GptOssForCausalLM",
             "A mixture whose stacks of experts are transposed, interleaved and biased, with attention sinks.",
@@ -130,6 +123,13 @@ ARCHITECTURES: Mapping[str, Recipe] = MappingProxyType(
                 "sliding_window": 32,
                 "layer_types": ["sliding_attention", "full_attention"],
             },
+        ),
+        "gpt2": Recipe(
+            about="A decoder made of Conv1D modules rather than linear layers, with tied embeddings.",
+            auto_class="AutoModelForCausalLM",
+            config_class="GPT2Config",
+            model_class="GPT2LMHeadModel",
+            config={**_TOKENS, "n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4, "n_positions": 256},
         ),
         "llama": _recipe("LlamaForCausalLM", "The plainest decoder.", _DECODER),
         "llava": Recipe(

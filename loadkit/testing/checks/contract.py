@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from loadkit.errors import PlanError, Problem
+from loadkit.errors import Problem
 from loadkit.hooks import hookspecs
-from loadkit.hooks.manager import WRAPPABLE
+from loadkit.hooks.contained import Left, contained, raised, shown
+from loadkit.hooks.discovery import OWN
+from loadkit.hooks.manager import WRAPPABLE, PluginManager
+from loadkit.hooks.provisions import Provided, refuse_taken
 from loadkit.request.options import Option
 from loadkit.request.profiles import Profile
 from loadkit.schema.claims import Claim
 from loadkit.schema.stages import stage_named
 from loadkit.schema.values import Architecture
-from loadkit.testing.kit import NotApplicable, Unmet, check
-from loadkit.testing.scenarios import Scenario, plan_of
+from loadkit.testing.kit import NotApplicable, Unmet, check, fails
+from loadkit.testing.own_scenarios import Tried, everywhere, own_scenarios
+from loadkit.testing.scenarios import Scenario
 from loadkit.testing.subjects import Answer, Subject, listed
 from loadkit.text.suggest import did_you_mean
 
@@ -26,7 +35,7 @@ __all__ = ["answers"]
 
 KNOWN = tuple(name for name in vars(hookspecs) if name.startswith("loadkit_"))
 CHOOSE = "loadkit_choose_"
-DECLARED: Mapping[str, type] = {
+KINDS: Mapping[str, type] = {
     "loadkit_options": Option,
     "loadkit_profiles": Profile,
     "loadkit_architectures": Architecture,
@@ -90,33 +99,179 @@ def no_defaults(subject: Subject, scenario: Scenario) -> None:
     scenarios="planned",
 )
 def right_types(subject: Subject, scenario: Scenario) -> None:
-    for answer in answers(subject, scenario):
+    trace = subject.trace(scenario)
+    for answer in trace.answers:
         if fault := _type_fault(answer):
             raise Unmet(f"{answer.hook} {fault}")
+    if trace.failure and not isinstance(scenario, Tried):
+        raise Unmet(trace.failure)
 
 
 @rule("LK206", "What it declares is of the right type.", "return Options, Profiles and Architectures")
 def declarations(subject: Subject, scenario: Scenario) -> None:
+    declaring = [(name, function) for name, function in _functions(subject) if name in KINDS]
+    if not declaring or not subject.unregistered:
+        return  # what it declares was checked when it was registered; asked again it might say something else
+    if subject.hung:
+        raise NotApplicable(subject.unregistered)
+    for name, function in declaring:
+        kind = KINDS[name]
+        try:
+            with contained():
+                wrong = [item for item in function() or () if not isinstance(item, kind)]
+        except Left as error:
+            raise Unmet(f"{name}: {error}") from error
+        except Exception as error:
+            raise Unmet(f"{name} raises {raised(error)}") from error
+        if wrong:
+            raise Unmet(f"{name} gives {shown(wrong[0])}; it gives {kind.__name__} values")
+
+
+@rule(
+    "LK207",
+    "Hooks take parameters of their specification.",
+    "take those that the hook's specification has, under their names",
+    since="1.1",
+)
+def known_parameters(subject: Subject, scenario: Scenario) -> None:
     for name, function in _functions(subject):
-        if kind := DECLARED.get(name):
-            try:
-                wrong = [item for item in function() if not isinstance(item, kind)]
-            except Exception as error:
-                raise Unmet(f"{name} raises {type(error).__name__}: {error}") from error
-            if wrong:
-                raise Unmet(f"{name} gives {wrong[0]!r}; it gives {kind.__name__} values")
+        spec = getattr(hookspecs, hookspecs.RENAMED.get(name, name), None)
+        if spec is None or _marker(function) is None:
+            continue
+        has = {*inspect.signature(spec).parameters, *hookspecs.RENAMED_PARAMETERS.get(name, {}), "self"}
+        for given in inspect.signature(function).parameters.values():
+            bound = given.kind in (given.POSITIONAL_ONLY, given.POSITIONAL_OR_KEYWORD)
+            if bound and given.default is given.empty and given.name not in has:
+                words = ", ".join(sorted(has - {"self"})) or "no parameters"
+                raise Unmet(
+                    f"{name} takes {given.name}{did_you_mean(given.name, sorted(has))}; the hook has {words}"
+                )
+
+
+@rule(
+    "LK208",
+    "It can be registered.",
+    "do what the reason says: `loadkit plugins` shows it too",
+    since="1.1",
+)
+def registers(subject: Subject, scenario: Scenario) -> None:
+    others = (known_hooks, no_wrappers, declarations, known_parameters, defined_once, own_options)
+    if any(fails(other, subject, scenario) for other in others):
+        raise NotApplicable("another check of this group says why it can't")
+    if subject.unfit or subject.plugin is None:
+        raise NotApplicable("it can't be imported (LK101, LK103, LK107)")
+    if reason := subject.unregistered:
+        if subject.hung:
+            raise NotApplicable(reason)
+        raise Unmet(f"loadkit doesn't take it: {reason}")
+
+
+@rule(
+    "LK209",
+    "Every hook is defined once.",
+    "join the two functions: Python keeps the last of one name",
+    since="1.1",
+)
+def defined_once(subject: Subject, scenario: Scenario) -> None:
+    hooks = _functions(subject)
+    source = inspect.getsourcefile(subject.plugin) if inspect.ismodule(subject.plugin) else None
+    if not hooks or source is None or not os.path.isfile(source):
+        raise NotApplicable("it has no file of its own")
+    tree = ast.parse(Path(source).read_bytes())
+    for body in (tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))):
+        names = Counter(n.name for n in body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+        for name, count in names.items():
+            if count > 1 and name.startswith("loadkit_"):
+                raise Unmet(
+                    f"{name} is defined {count} times in {os.path.basename(source)}: only the last counts"
+                )
+
+
+@rule(
+    "LK210",
+    "Its options and profiles are its own.",
+    "choose other names, such as ones that begin with the plugin's",
+    since="1.1",
+)
+def own_options(subject: Subject, scenario: Scenario) -> None:
+    if not {"loadkit_options", "loadkit_profiles"} & {name for name, _ in _functions(subject)}:
+        raise NotApplicable("it declares no options and no profiles")
+    if subject.entry is not None and subject.entry.dist is not None and subject.entry.dist.name == OWN:
+        raise NotApplicable("it comes with loadkit itself")
+    provided = subject.provided()
+    if subject.unregistered and not subject.hung:  # it may be for what is to be found here
+        provided = Provided(_declared(subject, Option), _declared(subject, Profile), ())
+    ours = PluginManager(environ={"LOADKIT_PLUGINS": OWN})
+    try:
+        refuse_taken(provided, ours.provided)
+    except TypeError as taken:
+        raise Unmet(str(taken)) from taken
+    for profile in provided.profiles:
+        if profile.name in ours.profiles.found:
+            owner, _ = ours.profiles.found[profile.name]
+            raise Unmet(
+                f"it brings a profile {profile.name!r}, as {owner!r} does: whoever asks for that is refused"
+            )
+
+
+@rule(
+    "LK211",
+    "Its decisions are made in some scenario.",
+    "give a scenario that reaches them: its own model type, options or profile (--config, --option, --profile)",
+    since="1.1",
+)
+def decides(subject: Subject, scenario: Scenario) -> str:
+    hooks = sorted(n for n, f in _functions(subject) if n.startswith(CHOOSE) and _marker(f) is not None)
+    if not hooks:
+        raise NotApplicable("it has no hook that decides")
+    scenarios = everywhere(subject)
+    for each in scenarios:
+        subject.trace(each)
+    never = [name for name in hooks if name not in subject.answering]
+    said = f"never answered in {len(scenarios)} scenarios: {', '.join(never)}" if never else ""
+    if len(never) < len(hooks):
+        return said
+    if any(t.failure for t in subject.traces):
+        raise NotApplicable("it fails as it is (LK205, LK601)")
+    if not subject.asked:
+        raise NotApplicable(f"{said}; no scenario of yours asks for it")
+    raise Unmet(said)
+
+
+@rule(
+    "LK212",
+    "Its profiles can be asked for.",
+    "name options and profiles that there are, with values that they can have",
+    since="1.1",
+)
+def whole_profiles(subject: Subject, scenario: Scenario) -> None:
+    profiles = {profile.name for profile in subject.provided().profiles}
+    if not profiles:
+        raise NotApplicable("it declares no profiles")
+    if fails(own_options, subject, scenario):
+        raise NotApplicable("they aren't its own (LK210)")
+    for each in own_scenarios(subject):
+        if each.profile in profiles and (said := subject.trace(each).unasked):
+            raise Unmet(said[0])
 
 
 def answers(subject: Subject, scenario: Scenario) -> list[Answer]:
     """What the plugin answered while a scenario was planned, whether or not the plan could be made."""
-    manager = subject.manager()
-    try:
-        plan_of(scenario, manager)
-    except PlanError as error:
-        failure = subject.failure_in(error)
-        if failure and not manager.answered:
-            raise Unmet(failure) from error
-    return list(manager.answered)
+    trace = subject.trace(scenario)
+    if trace.failure and not trace.answers:
+        raise NotApplicable("it fails as it is (LK205, LK601)")
+    return trace.answers
+
+
+def _declared(subject: Subject, kind: type[Any]) -> tuple[Any, ...]:
+    """What one of its hooks gives, asked directly."""
+    hook = next(name for name, each in KINDS.items() if each is kind)
+    function = subject.hooks().get(hook)
+    if function is None:
+        return ()
+    with suppress(Exception), contained():
+        return tuple(item for item in function() or () if isinstance(item, kind))
+    return ()
 
 
 def _functions(subject: Subject) -> Iterable[tuple[str, Callable[..., Any]]]:
@@ -138,16 +293,20 @@ def _type_fault(answer: Answer) -> str:
         assert stage is not None
         for given in listed(answer.value):
             if not isinstance(given, Claim | Problem):
-                return f"returned {given!r}; it returns a Claim, a Problem, several of them, or None"
+                return f"returned {shown(given)}; it returns a Claim, a Problem, several of them, or None"
             if isinstance(given, Claim):
                 try:
                     msgspec.convert(msgspec.to_builtins(given.value), stage.type)
                 except (msgspec.ValidationError, TypeError) as error:
-                    return f"claims {given.value!r}, which isn't of the stage's type ({error})"
+                    return f"claims {shown(given.value)}, which isn't of the stage's type ({error})"
     elif answer.hook == "loadkit_check_plan":
         for given in listed(answer.value):
             if not isinstance(given, Problem):
-                return f"returned {given!r}; it returns Problems"
-    elif answer.hook == "loadkit_contribute_kwargs" and not isinstance(answer.value, Mapping):
-        return f"returned {answer.value!r}; it returns a mapping of keyword to claim"
+                return f"returned {shown(given)}; it returns Problems"
+    elif answer.hook == "loadkit_contribute_kwargs":
+        if not isinstance(answer.value, Mapping):
+            return f"returned {shown(answer.value)}; it returns a mapping of keyword to claim"
+        for key, value in answer.value.items():
+            if not all(isinstance(claim, Claim) for claim in listed(value)):
+                return f"gives {key!r} {shown(value)}, which isn't a Claim"
     return ""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from loadkit.errors import LoadkitError, PlanError, Problem
+from loadkit.errors import Problem
 from loadkit.testing.kit import NotApplicable, Unmet, check
-from loadkit.testing.scenarios import Scenario, plan_of
+from loadkit.testing.own_scenarios import Tried, everywhere, own_scenarios
+from loadkit.testing.scenarios import PLAIN, Scenario
 from loadkit.testing.subjects import Subject, listed
 
 __all__ = ["STRANGE_FIELDS", "STRANGE_VALUES"]
@@ -39,10 +39,13 @@ def bad_options(subject: Subject, scenario: Scenario) -> None:
     hook = subject.hooks().get("loadkit_options")
     if hook is None:
         raise NotApplicable("it declares no options")
-    _fails_anyhow(subject, scenario)
-    for option in hook():
+    fails_anyhow(subject, scenario)
+    for tried in own_scenarios(subject):
+        if isinstance(tried, Tried) and (failure := subject.trace(tried).failure):
+            raise Unmet(f"{tried.name} makes it fail: {failure}")
+    for option in subject.provided().options:
         for value in STRANGE_VALUES:
-            asked = msgspec.structs.replace(scenario, options={**scenario.options, option.name: value})
+            asked = msgspec.structs.replace(PLAIN, options={option.name: value})
             _orderly(subject, asked, f"{option.name}={value!r}")
 
 
@@ -53,7 +56,7 @@ def bad_options(subject: Subject, scenario: Scenario) -> None:
     scenarios="planned",
 )
 def missing_packages(subject: Subject, scenario: Scenario) -> None:
-    _fails_anyhow(subject, scenario)
+    fails_anyhow(subject, scenario)
     bare = msgspec.structs.replace(scenario, machine="bare", topology="alone")
     _orderly(subject, bare, "a machine without any package")
 
@@ -65,9 +68,11 @@ def missing_packages(subject: Subject, scenario: Scenario) -> None:
     scenarios="planned",
 )
 def strange_configs(subject: Subject, scenario: Scenario) -> None:
-    _fails_anyhow(subject, scenario)
+    fails_anyhow(subject, scenario)
     for fields in STRANGE_FIELDS:
-        odd = msgspec.structs.replace(scenario, config={**scenario.config, **fields})
+        # On one machine, as what a config makes of it is the same on all: most scenarios are one then.
+        config = {**scenario.config, **fields}
+        odd = msgspec.structs.replace(scenario, config=config, machine="CPU", topology="alone")
         _orderly(subject, odd, f"a config with {fields}")
 
 
@@ -88,30 +93,20 @@ def whole_problems(subject: Subject, scenario: Scenario) -> None:
 
 def _problems(subject: Subject, scenario: Scenario) -> list[Problem]:
     """What the plugin answered with while planning."""
-    manager = subject.manager()
-    with contextlib.suppress(LoadkitError):
-        plan_of(scenario, manager)
-    given = (value for answer in manager.answered for value in listed(answer.value))
+    given = (value for answer in subject.trace(scenario).answers for value in listed(answer.value))
     return [value for value in given if isinstance(value, Problem)]
 
 
 def _orderly(subject: Subject, scenario: Scenario, what: str) -> None:
     """Plan it: whatever comes of it, it isn't this plugin that breaks."""
-    if broken := _broken(subject, scenario):
+    if broken := subject.trace(scenario).failure:
         raise Unmet(f"{what} makes it fail: {broken}")
 
 
-def _fails_anyhow(subject: Subject, scenario: Scenario) -> None:
-    if _broken(subject, scenario):
-        raise NotApplicable("it fails as it is (LK205)")
-
-
-def _broken(subject: Subject, scenario: Scenario) -> str:
-    """How the plugin failed while planning; "" where it didn't."""
-    try:
-        plan_of(scenario, subject.manager())
-    except PlanError as error:
-        return subject.failure_in(error)
-    except LoadkitError:
-        pass
-    return ""
+def fails_anyhow(subject: Subject, scenario: Scenario) -> None:
+    """A plugin that fails where it is asked for nothing strange has failed LK205 or LK601 for it."""
+    if isinstance(scenario, Tried) and subject.trace(scenario).failure:
+        raise NotApplicable("it fails as it is (LK601)")
+    for each in everywhere(subject):
+        if not isinstance(each, Tried) and subject.trace(each).failure:
+            raise NotApplicable("it fails as it is (LK205)")

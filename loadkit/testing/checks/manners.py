@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import random
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import cache, partial
-from importlib import metadata
+from functools import partial
 from typing import Any
 
-import msgspec
-
-from loadkit.errors import PlanError, PluginError
-from loadkit.hooks.manager import PluginManager
 from loadkit.schema.claims import Claim, Strength
 from loadkit.testing.checks.contract import answers
+from loadkit.testing.checks.packaging import question
 from loadkit.testing.kit import NotApplicable, Unmet, check
-from loadkit.testing.scenarios import PLAIN, Scenario, context_of, plan_of
+from loadkit.testing.own_scenarios import everywhere
+from loadkit.testing.processes import ask, told
+from loadkit.testing.scenarios import OTHERS, PLAIN, Scenario
+from loadkit.testing.set_order import orders_of_sets
 from loadkit.testing.subjects import Subject, listed
+from loadkit.testing.traces import planned
+from loadkit.testing.watching import Kind
 
 __all__ = ["LONGEST"]
 
 LONGEST = 600
 """Characters of a reason that still reads as one line of a plan, wrapped."""
 
-UNASKED = "a plain Mistral that nobody asked anything of"
+SEEDS = (1, 2, 3, 4)
+"""Of the hashes of texts, a process each, for a plugin that has sets: two entries come the same way round in
+all of them, and here, once in sixteen."""
 
 rule = partial(check, "manners")
 
@@ -37,22 +35,40 @@ rule = partial(check, "manners")
     "return None for model types that aren't yours and options that nobody gave; a default for everybody is a fallback",
 )
 def abstains(subject: Subject, scenario: Scenario) -> None:
-    for hook, answer in answers(subject, PLAIN):
-        for claim in _claims(hook, answer):
-            if claim.strength is not Strength.FALLBACK:
-                raise Unmet(f"{hook} claims {claim.value!r} for {UNASKED}")
-        if hook == "loadkit_contribute_kwargs" and answer:
-            raise Unmet(f"{hook} adds {', '.join(answer)} to {UNASKED}")
+    if said := _opinion(subject, PLAIN):
+        raise Unmet(f"{said} a plain Mistral that nobody asked anything of")
+    concerned = {s.config["model_type"]: said for s in OTHERS if (said := _opinion(subject, s))}
+    if len(concerned) > len(OTHERS) / 2:
+        kind, said = next(iter(concerned.items()))
+        raise Unmet(f"{said} a plain {kind} that nobody asked anything of, and has opinions on most others")
 
 
 @rule(
     "LK302", "It answers the same question the same way.", "decide from the facts alone", scenarios="planned"
 )
 def deterministic(subject: Subject, scenario: Scenario) -> None:
-    first, second = ([(hook, repr(answer)) for hook, answer in answers(subject, scenario)] for _ in range(2))
-    if first != second:
-        differing = next((a[0] for a, b in zip(first, second, strict=False) if a != b), "one hook")
-        raise Unmet(f"{differing} answers differently when it is asked again")
+    if said := _unlike(subject, scenario):
+        subject.undecided = True
+        raise Unmet(said)
+
+
+def _unlike(subject: Subject, scenario: Scenario) -> str:
+    """How a second answer differs from the first, here or in another process; "" where none does."""
+    first, again = subject.trace(scenario), subject.trace(scenario, again=True)
+    for one, other in zip(told(first.answers), told(again.answers), strict=False):
+        if one != other:
+            return f"{one.partition(' ')[0]} answers differently when it is asked again"
+    if len(first.answers) != len(again.answers):
+        return "a hook that answers doesn't when it is asked again"
+    if not first.answers or subject.entry is None or not orders_of_sets(subject):
+        return ""
+    mine = told(first.answers)
+    for account in _elsewhere(subject):
+        for one, other in zip(mine, account.get(scenario.name, mine), strict=False):
+            if one != other:
+                hook = one.partition(" ")[0]
+                return f"{hook} answers differently in another process: sets have another order there"
+    return ""
 
 
 @rule(
@@ -63,7 +79,7 @@ def reasons(subject: Subject, scenario: Scenario) -> None:
         for claim in _claims(hook, answer):
             if not claim.because.strip():
                 raise Unmet(f"{hook} gives no reason for {claim.value!r}")
-            if "\n" in claim.because or len(claim.because) > LONGEST:
+            if len(claim.because.splitlines()) > 1 or len(claim.because) > LONGEST:
                 raise Unmet(
                     f"{hook} gives a reason of {len(claim.because)} characters: {claim.because[:80]!r}…"
                 )
@@ -71,44 +87,34 @@ def reasons(subject: Subject, scenario: Scenario) -> None:
 
 @rule("LK304", "It leaves the facts as they are.", "copy what you change", scenarios="planned")
 def facts_unchanged(subject: Subject, scenario: Scenario) -> None:
-    manager = subject.manager()
-    context = context_of(scenario, manager)
-    before = msgspec.json.encode(context)
-    with suppress(PlanError):
-        plan_of(scenario, manager, context)
-    if msgspec.json.encode(context) != before:
+    if subject.trace(scenario).facts_changed:
         raise Unmet("the facts aren't what they were before it was asked")
 
 
 @rule(
     "LK305",
     "It leaves the process as it is.",
-    "change no environment variable, working directory or random state while planning",
+    "change no environment variable, working folder, random state, filter of warnings, logger or the like while planning",
     scenarios="planned",
 )
 def process_unchanged(subject: Subject, scenario: Scenario) -> None:
-    manager = subject.manager()
-    before = _process()
-    with suppress(PlanError):
-        plan_of(scenario, manager)
-    changed = [name for name, value in _process().items() if value != before[name]]
-    if changed:
-        raise Unmet(f"planning changes {', '.join(changed)}")
+    acting = {hook for hook, _ in _seen(subject, scenario, "does")}
+    for hook, what in _seen(subject, scenario, "changes"):
+        by_acting = hook in acting and what == "the threads that run"  # LK306
+        by_drawing = subject.undecided and what == "the random numbers of Python"  # LK302
+        if not (by_acting or by_drawing):
+            raise Unmet(f"{hook} changes {what}")
 
 
 @rule(
     "LK306",
-    "It neither connects nor starts anything while planning.",
+    "It neither connects, starts nor writes anything while planning.",
     "what has to be read is a fact that the core reads",
     scenarios="planned",
 )
-def no_network(subject: Subject, scenario: Scenario) -> None:
-    manager = subject.manager()
-    context = context_of(scenario, manager)  # outside: reading the index isn't the plugin's doing
-    with _recorded_events() as events, suppress(PlanError):
-        plan_of(scenario, manager, context)
-    if events:
-        raise Unmet(f"planning causes {events[0]}")
+def acts_on_nothing(subject: Subject, scenario: Scenario) -> None:
+    for hook, what in _seen(subject, scenario, "does"):
+        raise Unmet(f"{hook} {what}")
 
 
 @rule(
@@ -118,93 +124,71 @@ def no_network(subject: Subject, scenario: Scenario) -> None:
     scenarios="planned",
 )
 def any_order(subject: Subject, scenario: Scenario) -> None:
-    subject.manager()  # raises where it can't be registered
-    first, again, reversed_ = (_planned(subject, scenario, reverse) for reverse in (False, False, True))
-    if first != again:
+    if subject.undecided:
         raise NotApplicable("it answers differently when it is asked again (LK302)")
-    if first != reversed_:
+    first = subject.trace(scenario)
+    if planned(subject, scenario, subject.reversed).outcome != first.outcome:
         raise Unmet("the plan isn't the same when plugins are registered the other way round")
 
 
-def _planned(subject: Subject, scenario: Scenario, reverse: bool) -> str:
-    """The plan as text, or what stops it, with the plugins registered by name, or the other way round."""
-    manager = PluginManager(entry_points=False, environ={})
-    everybody = dict(_everybody(subject))
-    for name in sorted(everybody, reverse=reverse):  # somebody else's broken plugin isn't this one's fault
-        try:
-            manager.register(everybody[name], name)
-        except PluginError:  # noqa: PERF203 - there are few
-            if name == subject.name:
-                raise
-    try:
-        return msgspec.structs.replace(plan_of(scenario, manager), plugins={}).to_json()
-    except PlanError as error:
-        return "\n".join(sorted(f"{p.code} {p.message}" for p in error.problems))
+@rule(
+    "LK308",
+    "It looks at the facts alone.",
+    "decide from context: the machine, its packages and the files of the checkpoint are in there",
+    since="1.1",
+    scenarios="planned",
+)
+def looks_at_facts(subject: Subject, scenario: Scenario) -> None:
+    if subject.undecided:
+        raise NotApplicable("it answers differently when it is asked again (LK302)")
+    if subject.trace(scenario).failure:
+        raise NotApplicable("it fails as it is (LK205, LK601)")
+    other = {hook for kind in ("does", "changes", "prints") for hook, _ in _seen(subject, scenario, kind)}
+    for hook, what in _seen(subject, scenario, "reads"):
+        if hook not in other:  # what it does is told by another check, and takes looking
+            raise Unmet(f"{hook} looks at {what}")
 
 
-def _everybody(subject: Subject) -> Iterator[tuple[str, Any]]:
-    for entry in metadata.entry_points(group="loadkit"):
-        if entry.name != subject.name:
-            try:
-                yield entry.name, entry.load()
-            except Exception:  # somebody else's broken plugin isn't this one's fault
-                continue
-    yield subject.name, subject.plugin
+@rule(
+    "LK309",
+    "It prints nothing.",
+    "say it in a reason or a Problem; what is for the author goes to a logger",
+    since="1.1",
+    scenarios="planned",
+)
+def prints_nothing(subject: Subject, scenario: Scenario) -> None:
+    for hook, what in _seen(subject, scenario, "prints"):
+        raise Unmet(f"{hook} prints {what!r} to standard output")
+
+
+def _opinion(subject: Subject, scenario: Scenario) -> str:
+    """What it claims more than a fallback where nobody asked anything; "" where it abstains."""
+    for hook, answer in answers(subject, scenario):
+        for claim in _claims(hook, answer):
+            if claim.strength is not Strength.FALLBACK:
+                return f"{hook} claims {claim.value!r} for"
+        if hook == "loadkit_contribute_kwargs" and answer:
+            return f"{hook} adds {', '.join(answer)} to"
+    return ""
+
+
+def _seen(subject: Subject, scenario: Scenario, kind: Kind) -> list[tuple[str, str]]:
+    """What was seen while it was registered and while the scenario was planned."""
+    trace = subject.trace(scenario)
+    return [*getattr(subject.manager().at_registration, kind), *getattr(trace.seen, kind)]
+
+
+def _elsewhere(subject: Subject) -> list[dict[str, tuple[str, ...]]]:
+    """Its answers in processes with other hashes of texts, by scenario; asked once, where it answers."""
+    if subject.elsewhere is None:
+        asked = [s for s in everywhere(subject) if subject.trace(s).answers]
+        accounts = ask(question(subject, *asked), *SEEDS)
+        names = [s.name for s in asked]
+        subject.elsewhere = [dict(zip(names, a.answers, strict=False)) for a in accounts]
+    return subject.elsewhere
 
 
 def _claims(hook: str, answer: Any) -> list[Claim[Any]]:
     if hook == "loadkit_contribute_kwargs" and isinstance(answer, dict):
         answer = [claim for value in answer.values() for claim in listed(value)]
     return [claim for claim in listed(answer) if isinstance(claim, Claim)]
-
-
-def _process() -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "the environment": dict(os.environ),
-        "the working directory": os.getcwd(),
-        "the random state": random.getstate(),
-        "sys.path": list(sys.path),
-    }
-    if "torch" in sys.modules:
-        import torch
-
-        found |= {
-            "torch's default dtype": torch.get_default_dtype(),
-            "torch's random state": torch.initial_seed(),
-            "CUDA, which is initialised": torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
-        }
-    return found
-
-
-_EVENTS = (
-    "socket.connect",
-    "socket.getaddrinfo",
-    "subprocess.Popen",
-    "os.system",
-    "os.posix_spawn",
-    "os.exec",
-)
-_recordings: list[list[str]] = []
-
-
-@contextmanager
-def _recorded_events() -> Iterator[list[str]]:
-    """Record connections and new processes."""
-    _install_audit_hook()
-    events: list[str] = []
-    _recordings.append(events)
-    try:
-        yield events
-    finally:
-        _recordings.pop()
-
-
-@cache
-def _install_audit_hook() -> None:
-    """Once, since Python keeps an audit hook for ever."""
-
-    def record(event: str, args: tuple[Any, ...]) -> None:
-        if event in _EVENTS and _recordings:
-            _recordings[-1].append(event)
-
-    sys.addaudithook(record)
