@@ -21,8 +21,6 @@ NOT_KEPT = {
     "inkling2": "the same",
     "inkling2_text": "the same",
     "laguna": "the same",
-    "llama4": "its fused experts are split, and joined again only from the original names",
-    "llama4_text": "the same",
     "mistral_large4": "parts of its stored form are renamed again",
     "pi0": "the same",
     "unlimited_ocr": "the same",
