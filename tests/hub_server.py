@@ -418,15 +418,17 @@ def point_to(patch: pytest.MonkeyPatch, url: str, home: Path) -> None:
     variables do it.
     """
     patch.setattr(constants, "ENDPOINT", url)
-    if (
-        "transformers.utils.hub" in sys.modules
-    ):  # it keeps a client of its own, with the Hub that it first asked
-        patch.setattr("transformers.utils.hub._hf_api", None)
+    hub = sys.modules.get("transformers.utils.hub")
+    if hasattr(
+        hub, "_hf_api"
+    ):  # a newer transformers keeps a client of its own, with the Hub that it first asked
+        patch.setattr(hub, "_hf_api", None)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(constants, "HF_HOME", str(home))
     patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-    patch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agent_harnesses.json"))
+    if hasattr(constants, "AGENT_HARNESSES_PATH"):  # of newer huggingface_hubs
+        patch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agent_harnesses.json"))
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.delenv("HF_TOKEN", raising=False)
     patch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from loadkit_plugins.adapter.older_peft import converts_targets
+
 __all__ = ["name_by_parameter"]
 
 PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -40,6 +42,9 @@ def name_by_parameter(model: Any, options: dict[str, Any]) -> None:
 def _taken(model: Any, options: dict[str, Any], name: str) -> bool:
     """Whether PEFT replaces a target of this name."""
     import peft
+
+    if not converts_targets():
+        return False
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
     config = peft.LoraConfig(target_modules=[name], r=int(options.get("r") or 8))

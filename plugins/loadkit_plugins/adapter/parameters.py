@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from peft.tuners.lora import layer as lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from loadkit_plugins.adapter.adapted_weight import AdaptedWeight, Factors
+from loadkit_plugins.adapter.older_peft import is_stack, swaps_features
 
 __all__ = ["ParamWrapper", "is_over_parameter", "use_activations"]
 
@@ -50,10 +51,10 @@ class ParamWrapper(lora.ParamWrapper):  # type: ignore[misc]
     def _factors(self, name: str) -> Factors:
         """An adapter's factors, as PEFT lays them out: A by expert and rank, B by rank and expert."""
         first, second = self.lora_A[name].weight, self.lora_B[name].weight
-        if self._param_ndim == 3:
+        if is_stack(self):
             first = first.view(self.num_experts, -1, first.shape[-1])
             second = second.view(second.shape[0], -1, self.num_experts).permute(2, 0, 1).contiguous()
-            if not self._did_swap_in_out_features:  # stored with inputs before outputs
+            if not swaps_features(self):  # stored with inputs before outputs
                 first, second = second.mT, first.mT
         return Factors(second, first, self.scaling[name], self.lora_dropout[name])
 
@@ -113,11 +114,11 @@ def use_activations(config: Any) -> None:
     Parameters:
         config: a `peft.LoraConfig`.
     """
-    config._register_custom_module({torch.nn.Module: _layer})
+    config._register_custom_module({torch.nn.Module: partial(_layer, config)})
 
 
 def _layer(
-    target: Any, adapter_name: str, *, config: Any, parameter_name: str | None = None, **given: Any
+    settings: Any, target: Any, adapter_name: str, *, parameter_name: str | None = None, **given: Any
 ) -> Any:
     """The layer for a parameter: of a linear layer's weight the one that PEFT has for such layers, which has
     the same tensors, and takes packed weights and dropout; None for modules, which PEFT knows itself."""
@@ -125,15 +126,16 @@ def _layer(
         return None
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
     if isinstance(base, torch.nn.Linear) and parameter_name == "weight":
-        table, config._custom_modules = config._custom_modules, None
+        plain = {name: value for name, value in given.items() if name != "config"}
+        table, settings._custom_modules = settings._custom_modules, None
         try:
-            made = LoraModel._create_new_module(config, adapter_name, target, **given)
+            made = LoraModel._create_new_module(settings, adapter_name, target, **plain)
         finally:
-            config._custom_modules = table
+            settings._custom_modules = table
         own: Any = type(made)
         made.__class__ = _by_parameter(own)
         return made
-    return ParamWrapper(target, adapter_name, parameter_name=parameter_name, config=config, **given)
+    return ParamWrapper(target, adapter_name, parameter_name=parameter_name, **given)
 
 
 @cache

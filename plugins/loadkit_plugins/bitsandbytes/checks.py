@@ -15,6 +15,7 @@ from loadkit_plugins.bitsandbytes.settings import (
     FOUR_BIT,
     METHOD,
     OFFLOAD,
+    PACKED_PARAMETERS,
     UNSET,
     declared_options,
     is_ours,
@@ -34,6 +35,9 @@ ENDS = ("embeddings", "head")
 
 PLAIN: dict[str, type | tuple[type, ...]] = {"bool": bool, "float": (int, float)}
 """What a type of option is as plain data; of the others the choices tell."""
+
+REGISTERED_EXPERTS = (5, 7)
+"""The first transformers that runs experts by what others register in `ALL_EXPERTS_FUNCTIONS`."""
 
 MOST_UNQUANTIZED = 0.5
 """Share of the weight bytes, embeddings and head aside, above which staying in 16 bits is a warning."""
@@ -97,6 +101,7 @@ def _planned(context: Context, plan: Plan) -> Sequence[Problem]:
         *_both_widths(demanded),
         *_other_width(quantization, demanded),
         *_package(context),
+        *_experts(context, quantization),
         *_dtype(plan, quantization),
         *_storage(context, plan, quantization),
         *_nothing(plan),
@@ -131,6 +136,17 @@ def _package(context: Context) -> Iterator[Problem]:
             "no-bitsandbytes",
             "quantizing was asked for, and bitsandbytes isn't installed",
             "pip install bitsandbytes",
+        )
+
+
+def _experts(context: Context, quantization: Quantization) -> Iterator[Problem]:
+    """Packed stacks are run by an implementation that transformers before 5.7 takes from nobody."""
+    found = context.machine.version("transformers")
+    if quantization.options.get(PACKED_PARAMETERS) and found is not None and found[:2] < REGISTERED_EXPERTS:
+        yield _problem(
+            "packed-experts-need-transformers",
+            f"the model's experts are to be packed, which needs transformers 5.7, and {'.'.join(map(str, found))} is installed",
+            "pip install 'transformers>=5.7', or load the model without quantization",
         )
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import sys
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's module, whatever its name
 
 from loadkit.facts.hub.problems import CACHE_ERROR, CUT_OFF, ROWS, hub_problem
+
+httpx = sys.modules[errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]
+"""The module of huggingface_hub's HTTP client: httpx2 from 2.0 on, httpx before."""
 
 
 def test_every_class_of_the_table_exists() -> None:
