@@ -35,12 +35,14 @@ def in_time(seconds: float) -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # nothing interrupts this, however slow the machine
         frames = [(f.f_code.co_name, f.f_code.co_filename, line) for f, line in traceback.walk_stack(frame)]
-        raise Hung(f"it takes longer than {seconds:g} s{where_in(frames)}")
+        said = f"it takes longer than {seconds:g} s{where_in(frames)}"
+        signal.setitimer(signal.ITIMER_REAL, 1)  # again: what is raised inside a destructor is only printed
+        raise Hung(said)
 
     before, started = signal.signal(signal.SIGALRM, stop), time.monotonic()
-    # Again every second, since what is raised inside a destructor is only printed.
-    others, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+    others, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
