@@ -54,8 +54,11 @@ def json_output(args: Sequence[str]) -> Iterator[None]:
             atexit.register(_to_errors)  # before what plugins have registered, which may print too
             try:
                 results.close()
-            except OSError:
-                os.close(kept)
+            except (
+                OSError
+            ):  # what it held couldn't be written, which was told; some Pythons close it all the same
+                with suppress(OSError):
+                    os.close(kept)
 
 
 def _opened(descriptor: int, like: TextIO, buffering: int = -1) -> TextIO:

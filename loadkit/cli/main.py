@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -121,7 +122,8 @@ class _Commands(click.Group):
             click.secho("error: ", fg="red", bold=True, nl=False, err=True, color=colour_wanted())
             click.echo(str(error), err=True)
             if as_json:
-                print_error(error, code, str(error))
+                with suppress(LoadkitError):  # it may be that nothing can be written, which was told just now
+                    print_error(error, code, str(error))
             sys.exit(code)
         except click.UsageError as error:
             told = suggested(error)

@@ -179,7 +179,7 @@ CORE_OPTIONS: tuple[Option, ...] = (
 RESERVED = frozenset({
     "as_json", "asked", "engine", "generate", "help", "json", "kwargs", "kwargs_only", "launch", "machine", "manifest", "max_new_tokens",
     "model", "nodes", "options", "output", "plugin_manager", "profile", "progress", "recipe", "replay", "save", "source", "strict",
-    "together", "token", "topology",
+    "together", "token", "topology", "verbose", "why", "word",
 })  # fmt: skip
 """Names that no option can have: arguments of `plan()` and `load()`, and flags of their commands."""
 

@@ -441,6 +441,6 @@ def test_reports_and_plans_show_in_a_notebook(tiny: Tiny) -> None:
         (loaded.plan, "architecture"),
     ):
         text = shown._repr_html_()
-        assert text.startswith("<pre")
+        assert text.startswith("<style>")
         assert words in text
         assert "<script" not in text

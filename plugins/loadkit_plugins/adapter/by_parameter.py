@@ -59,17 +59,18 @@ def _linear(model: Any, name: str) -> list[str]:
     """The linear layers of a name; a router's class may be none."""
     import torch
 
-    return [
-        path
+    layers = {
+        path.removesuffix(".base_layer"): None  # of an adapter beneath
         for path, module in model.named_modules()
-        if f".{path}".endswith(f".{name}") and isinstance(module, torch.nn.Linear)
-    ]
+        if isinstance(module, torch.nn.Linear) and ".lora_" not in path
+    }
+    return [path for path in layers if f".{path}".endswith(f".{name}")]
 
 
 def _weights(model: Any, excluded: Any, name: str) -> list[str]:
     """The weights of the linear layers of a name: by their common end, where nothing else has it."""
-    ending = [path for path, _ in model.named_parameters() if f".{path}".endswith(f".{name}.weight")]
-    homes = [path.removesuffix(".weight") for path in ending]
+    paths = (path.replace(".base_layer", "") for path, _ in model.named_parameters() if ".lora_" not in path)
+    homes = [path.removesuffix(".weight") for path in paths if f".{path}".endswith(f".{name}.weight")]
     wanted = [path for path in _linear(model, name) if not _left_out(path, excluded)]
     return [f"{name}.weight"] if wanted == homes else [f"{path}.weight" for path in wanted]
 

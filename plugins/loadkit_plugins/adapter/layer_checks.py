@@ -159,7 +159,9 @@ def targeted_layers(context: Context, plan: Plan, given: Any) -> Iterator[tuple[
         elif isinstance(given, str):
             named = _matches(given, weight.module)
         else:
-            ends = given if isinstance(given, list | tuple | set) else ()  # another type is a problem of its own
+            ends = (
+                given if isinstance(given, list | tuple | set) else ()
+            )  # another type is a problem of its own
             named = any(weight.module == each or weight.module.endswith(f".{each}") for each in ends)
         if named:
             yield weight.module, weight.shape, weight.kind
