@@ -95,7 +95,10 @@ class Heartbeat:
                 self._interruptible = False
             self._end.set()
             self._thread.join(self._settings.silence)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._loading_thread), None)
+            # What was sent arrives here. Taken back by PyThreadState_SetAsyncExc(…, None), CPython 3.11 would
+            # look for it ever after, and hang in the first call under a profiler, a debugger or coverage.
+            for _ in range(2):
+                pass
         except Stopped:  # its interruption was on its way
             return False
         return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -209,3 +211,34 @@ def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     messages.stop_heartbeat()
     messages.close()
     assert raised.value.ranks == (0, 1)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_profiler_can_run_after_a_load_of_several_ranks(interrupted: bool) -> None:
+    """A stop that was taken back made CPython 3.11 look for it ever after, and hang under a profiler."""
+    code = f"""
+import sys, time
+from torch.distributed import HashStore
+from loadkit.ranks.heartbeat import FAILED, Failure, Heartbeat, Stopped
+from loadkit.ranks.settings import Settings
+import msgspec
+store = HashStore()
+heartbeat, stopped = Heartbeat(store, 0, 1, Settings(beat=0.01, silence=5)), False
+if {interrupted}:
+    store.set(FAILED, msgspec.json.encode(Failure(ranks=(1,), message="gone")).decode())
+    try:
+        heartbeat.interrupt()
+        for _ in range(10**9): pass
+    except Stopped:
+        stopped = True
+heartbeat.stop()
+def function(): return 1
+sys.setprofile(lambda *about: None)
+function()
+sys.setprofile(None)
+print("went on", stopped)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == f"went on {interrupted}\n", done.stderr
