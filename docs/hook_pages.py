@@ -98,6 +98,8 @@ def _examples(hook: str) -> Iterator[Example]:
 def _in(pattern: str, hook: str) -> Iterator[Example]:
     for path in sorted(ROOT.glob(pattern)):
         text = path.read_text(encoding="utf-8")
+        if f"def {hook}(" not in text:
+            continue
         tree = ast.parse(text)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and node.name == hook and node.decorator_list:

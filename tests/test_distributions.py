@@ -138,6 +138,7 @@ def test_the_command_line_loads_with_them(loaded: dict[str, str], name: str) -> 
     assert ("SmolLM3ForCausalLM" if name == "smollm3" else "int8_weight_only") in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 def test_they_conform_where_they_are_installed(run: Run, name: str) -> None:
     """By the distribution's name, in the process of its own that `loadkit check` starts, loading what they

@@ -22,11 +22,12 @@ from loadkit.facts.library.peft_configs import (
     peft_types,
 )
 from loadkit.facts.library.peft_layers import (
-    peft_adapts_embeddings,
+    peft_adapts,
     peft_biases,
     peft_layer_refusal,
     peft_packages,
 )
+from loadkit.facts.library.peft_targets import peft_default_targets
 from loadkit.facts.library.shapes import Shape, expected_shapes
 from loadkit.facts.library.towers import Towers, read_towers
 from loadkit.facts.library.tp_plan import read_tp_plan
@@ -156,9 +157,33 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         """
         return peft_layer_refusal(peft_type, options, inputs, outputs)
 
-    def peft_adapts_embeddings(self, peft_type: str) -> bool:
-        """Whether one of PEFT's adapter types has layers for embeddings."""
-        return peft_adapts_embeddings(peft_type)
+    def peft_adapts(self, peft_type: str, layer: str) -> bool:
+        """Whether one of PEFT's adapter types has layers for another kind of layer than linear ones.
+
+        Parameters:
+            peft_type: the adapter type.
+            layer: the kind, by its class: "Embedding", "Conv1D".
+        """
+        return peft_adapts(peft_type, layer)
+
+    def peft_targets(self, peft_type: str, architecture: ModelClass, field: str = "target_modules") -> Any:
+        """What one of PEFT's adapter types targets in a model where its config names nothing.
+
+        Parameters:
+            peft_type: the adapter type.
+            architecture: the class that is loaded.
+            field: the field that is left open, "target_modules" or "feedforward_modules".
+
+        Returns:
+            A list of names, or a pattern; an empty list where PEFT has none for the model's type and refuses
+            it; None for a type that needs none.
+        """
+        known = peft_default_targets(peft_type, field)
+        if known is None:
+            return None
+        nested = self.checkpoint.config.get(architecture.config_key) if architecture.config_key else None
+        config = nested if isinstance(nested, dict) else self.checkpoint.config
+        return known.get(str(config.get("model_type") or self.checkpoint.model_type), [])
 
     def peft_biases(self, peft_type: str) -> frozenset[str]:
         """What `bias` may be in the config of one of PEFT's adapter types."""

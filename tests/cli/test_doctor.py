@@ -127,6 +127,7 @@ def test_a_known_issue_is_shown_with_its_remedy_and_source(environ: dict[str, st
     )
 
 
+@pytest.mark.slow
 def test_torchao_of_that_age_really_stops_peft(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """The known issue is real: an empty torchao of version 0.12, and an adapter that has nothing to do with
     it."""

@@ -50,8 +50,13 @@ PAGES_THAT_RUN = (
     "how-to/vision-language.md",
 )
 
-LONG = ("how-to/many-processes.md", "how-to/resume.md", "how-to/tensor-parallel.md")
-"""Pages that start processes with torchrun, or train twice: they take as long as many others together."""
+LONG = (
+    "how-to/check-a-plugin.md",
+    "how-to/many-processes.md",
+    "how-to/resume.md",
+    "how-to/tensor-parallel.md",
+)
+"""Pages that start many processes, or train twice: each takes as long as many others together."""
 
 
 # trl 1.16 sets gradient_checkpointing, which transformers 5.23 calls activation_checkpointing.

@@ -51,6 +51,23 @@ def test_a_config_that_isnt_the_files(tiny: Tiny, tmp_path: Path, fields: dict[s
     assert said in refused(tiny("mistral"), model_kwargs=fields)["config-differs"]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "fields", "said"),
+    [
+        ("t5", {"num_layers": 1}, "num_layers=1, and the weight files have 2 layers (encoder.block.0 to 1)"),
+        ("t5", {"num_hidden_layers": 3}, "num_layers=3, and the weight files have 2 layers (encoder.block.0 to 1): the other 1"),
+        ("t5", {"num_decoder_layers": 1}, "num_decoder_layers=1, and the weight files have 2 layers (decoder.block.0"),
+        ("gpt2", {"n_layer": 1}, "num_hidden_layers=1, and the weight files have 2 layers (transformer.h.0"),
+        ("gpt2", {"num_hidden_layers": 3}, "the other 1 would be random"),
+    ],
+)  # fmt: skip
+def test_layers_are_counted_by_the_names_that_the_config_has_for_them(
+    tiny: Tiny, architecture: str, fields: dict[str, int], said: str
+) -> None:
+    assert said in refused(tiny(architecture), model_kwargs=fields)["config-differs"]
+    assert loadkit.plan(tiny(architecture)).decisions
+
+
 def test_a_config_that_says_quantized_over_floating_point_files(tiny: Tiny, tmp_path: Path) -> None:
     for n, method in enumerate(("bitsandbytes", "fp8", "mxfp4", "nope")):
         folder = edited(

@@ -47,6 +47,7 @@ def test_every_model_type(task: str, auto_class: str) -> None:
     assert wrong == {}
 
 
+@pytest.mark.slow
 def test_without_a_task_every_model_type_finds_one_of_its_own() -> None:
     from transformers.models.auto import modeling_auto
 

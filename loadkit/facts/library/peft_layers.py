@@ -12,7 +12,7 @@ from loadkit.facts.library.peft_configs import peft_fields, peft_types
 from loadkit.facts.library.refusals import refusal
 from loadkit.facts.library.source_text import source_body, source_text
 
-__all__ = ["peft_adapts_embeddings", "peft_biases", "peft_layer_refusal", "peft_packages"]
+__all__ = ["peft_adapts", "peft_biases", "peft_layer_refusal", "peft_packages"]
 
 NEEDED = re.compile(r"raise ImportError\([^)]*pip install ([\w-]+)")
 """Where a config says, when it is made, what isn't installed."""
@@ -46,9 +46,9 @@ def peft_layer_refusal(
     return ""
 
 
-def peft_adapts_embeddings(peft_type: str) -> bool:
-    """Whether a type's source speaks of embeddings at all, as of layers to adapt."""
-    return any("Embedding" in text for text in _texts(peft_type).values())
+def peft_adapts(peft_type: str, layer: str) -> bool:
+    """Whether a type's source speaks of another kind of layer at all, by its class: "Embedding", "Conv1D"."""
+    return any(layer in text for name, text in _texts(peft_type).items() if name != "config.py")
 
 
 def peft_biases(peft_type: str) -> frozenset[str]:

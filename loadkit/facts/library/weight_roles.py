@@ -60,6 +60,7 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
         multiplied: where the model only multiplies with it, and it is no plain linear layer's: the parameter
             that it becomes, or a part of, by class and name ("MixtralExperts.gate_up_proj"); "" elsewhere.
         units: how many matrices of such a parameter it holds; a stored expert holds one, or a part of it.
+        turned: whether the file and the model have it with its inputs first: a Conv1D's.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
     multiplied: str = ""
     units: int = 1
     home: str = ""
+    turned: bool = False
 
     def __post_init__(self) -> None:
         if not self.home:
@@ -121,6 +123,7 @@ def read_weights(checkpoint: Checkpoint, library: Library, model: ModelClass) ->
                 multiplied=multiplied if count else "",
                 units=count or 1,
                 home=_home(name, multiplied, modules) if count else "",
+                turned=turned,
             )
         )
     return tuple(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from loadkit import Adapter, Adapters, LoadError, Plan, Vocabulary
 from loadkit_plugins.adapter.by_parameter import name_by_parameter
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
 from loadkit_plugins.adapter.layers import WITHOUT_NAME, parameters_of
+from loadkit_plugins.adapter.left_out import leave_out
 from loadkit_plugins.adapter.targets import (
     BY_TYPE,
     EVERY_LINEAR,
@@ -88,6 +90,7 @@ def _refuse_names(model: Any, adapters: Adapters) -> None:
 def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -> Any:
     import peft
 
+    fields = inspect.signature(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[adapter.peft_type]).parameters
     options = copy.deepcopy(adapter.options)  # PEFT 0.21 writes into the patterns of fused experts
     beneath = model if isinstance(model, peft.PeftModel) else None
     model = model if beneath is None else beneath.get_base_model()
@@ -96,13 +99,11 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
     named = {**options, "target_modules": [options["target_modules"]]} if by_end else options
     check_targets(model, named, partly=_preferred(plan))
     if beside := kept_apart(model, adapter):
-        ends = options.get("exclude_modules") or ()
-        within = rf"({'|'.join(map(re.escape, beside))})(\..*)?"
-        more = [f"({ends})"] if isinstance(ends, str) else [rf"(^|.*\.){re.escape(end)}" for end in ends]
-        options["exclude_modules"] = "|".join([within, *more])
+        leave_out(model, adapter.peft_type, options, fields, beside)
     if adapter.peft_type == "LORA" and isinstance(options.get("target_modules"), list):
         name_by_parameter(model, options)
-    if "fan_in_fan_out" not in options and any(type(m).__name__ == "Conv1D" for m in model.modules()):
+    turned = any(type(m).__name__ == "Conv1D" for m in model.modules())
+    if turned and "fan_in_fan_out" in fields and "fan_in_fan_out" not in options:
         options["fan_in_fan_out"] = True  # GPT-2's layers hold their weights transposed
     pad = plan.tokens.pad_token
     ids = [i for token, i in vocabulary.new_tokens.items() if token != pad]

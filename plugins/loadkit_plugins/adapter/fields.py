@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from loadkit import Asked, Context, PassedOver, Request
 
-__all__ = ["LORA_OPTIONS", "Fields", "adapter_type", "contradictions", "merged"]
+__all__ = ["LORA_OPTIONS", "Fields", "adapter_type", "contradictions", "merged", "once"]
 
 LORA_OPTIONS: Mapping[str, str] = {
     "lora_r": "r",
@@ -121,3 +121,10 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return sorted(map(str, one)) == sorted(map(str, other))
     return bool(one == other)
+
+
+def once(options: dict[str, Any]) -> None:
+    """Names that are given twice are given once: PEFT makes sets of them."""
+    for field in ("target_modules", "target_parameters", "modules_to_save", "exclude_modules"):
+        if isinstance(given := options.get(field), list) and all(isinstance(each, str) for each in given):
+            options[field] = list(dict.fromkeys(given))

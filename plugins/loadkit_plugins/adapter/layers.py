@@ -38,10 +38,11 @@ WITHOUT_NAME = {"ADAPTION_PROMPT": ("adaption_prompt", "adaption_gate")}
 
 def adapted(base: Any, adapter: Adapter) -> list[str]:
     """Paths of the modules that an adapter is in, not of parameters, nor of rows of tokens unless that is
-    all."""
+    all; layers that are tied to such a one have none of their own."""
     rows = adapter.peft_type == "TRAINABLE_TOKENS"
     layers = _layers(base, adapter.name).items()
-    return sorted(path for path, layer in layers if rows or type(layer).__name__ not in OF_PARAMETERS)
+    own = ((path, layer) for path, layer in layers if not getattr(layer, "_tied_adapter", None))
+    return sorted(path for path, layer in own if rows or type(layer).__name__ not in OF_PARAMETERS)
 
 
 def parameters_of(adapter: Adapter, named: Sequence[tuple[str, Any]]) -> list[str]:

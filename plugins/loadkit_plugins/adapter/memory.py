@@ -63,11 +63,11 @@ def _new(adapter: Adapter, plan: Plan, weights: Sequence[Weight], context: Conte
     """LoRA's two matrices for each target, DoRA's magnitudes, and copies of the modules that train whole."""
     options = adapter.options
     targets = options.get("target_modules")
-    if (
-        targets == BY_TYPE
-        or adapter.peft_type != "LORA"
-        or (not targets and not options.get("target_parameters"))
-    ):
+    if targets is None and not options.get("target_parameters"):
+        targets = context.peft_targets(adapter.peft_type, plan.model_class)
+    if targets == BY_TYPE:
+        targets = context.peft_targets(adapter.peft_type, plan.model_class) or "all-linear"
+    if adapter.peft_type != "LORA" or (not targets and not options.get("target_parameters")):
         return None
     excluded = options.get("exclude_modules") or ()
     patterns = {**(options.get("rank_pattern") or {}), **(options.get("alpha_pattern") or {})}

@@ -25,7 +25,7 @@ from loadkit import (
 )
 from loadkit.plugins import AdapterFacts, canonical_dtype
 from loadkit_plugins.adapter.experts import about_experts, choose_experts, leave_routers
-from loadkit_plugins.adapter.fields import Fields, adapter_type, merged
+from loadkit_plugins.adapter.fields import Fields, adapter_type, merged, once
 from loadkit_plugins.adapter.foreign import trained_tokens
 from loadkit_plugins.adapter.new_head import train_head
 from loadkit_plugins.adapter.targets import EVERY_LINEAR, absent, owners_of, unadaptable
@@ -195,7 +195,7 @@ def new_adapter(
         _default_targets(fields, context)
         passed += _by_parameter(fields, context, architecture)
         passed += choose_experts(fields, context, architecture)
-    _once(options)
+    once(options)
     passed += _absent(fields, context, architecture)
     dtype, why_dtype, more = _dtype(context, dtype, trains=preparation.training)
     passed += more
@@ -207,7 +207,9 @@ def new_adapter(
     passed += leave_routers(options, context) if lora else []
     train_head(options, context, architecture, peft_type)
     # The stacks have CAUSAL_LM over images too; PEFT's class for it fails over classes that don't generate.
-    if architecture.task in TASK_TYPES and (request.recipe or architecture.task != "image-text-to-text"):
+    prompts = "num_virtual_tokens" in context.peft_fields(peft_type)  # they can't do without the class
+    over_images = architecture.task == "image-text-to-text" and not (request.recipe or prompts)
+    if architecture.task in TASK_TYPES and not over_images:
         options.setdefault("task_type", TASK_TYPES[architecture.task])
     added = [t for t in (tokens.additional if tokens else ()) if t != (tokens.pad_token if tokens else None)]
     because = asked.because + why_dtype
@@ -227,13 +229,6 @@ def new_adapter(
         dequantize=_dequantizes(request, quantization),
     )
     return Claim(value=value, because=because, strength=asked.strength, passed_over=tuple(passed))
-
-
-def _once(options: dict[str, Any]) -> None:
-    """Names that are given twice are given once: PEFT makes sets of them."""
-    for field in ("target_modules", "target_parameters", "modules_to_save", "exclude_modules"):
-        if isinstance(given := options.get(field), list) and all(isinstance(each, str) for each in given):
-            options[field] = list(dict.fromkeys(given))
 
 
 def _dequantizes(request: Request, quantization: Quantization | None) -> bool:

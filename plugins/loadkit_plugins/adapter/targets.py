@@ -100,7 +100,7 @@ def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:
         path, name = whole.removesuffix(".base_layer"), type(module).__name__  # of an adapter beneath
         if ".lora_" in path:
             continue
-        linear = _is_linear(module)
+        linear = is_linear(module)
         beside = any(path == each or path.startswith(f"{each}.") for each in left_out)
         if path and linear and module is not output and not beside and not OTHERWISE.search(name):
             parts = path.split(".")
@@ -108,7 +108,7 @@ def linear_names(model: Any, left_out: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def _is_linear(module: Any) -> bool:
+def is_linear(module: Any) -> bool:
     """Whether a module multiplies with a matrix, or wraps one that does. A class's name alone doesn't tell:
     every module of kimi_linear's has the word in it."""
     kind = type(module)
@@ -117,7 +117,7 @@ def _is_linear(module: Any) -> bool:
     if "Linear" not in kind.__name__:
         return False
     inside = list(module.children())
-    wraps = len(inside) == 1 and not module._parameters and _is_linear(inside[0])
+    wraps = len(inside) == 1 and not module._parameters and is_linear(inside[0])
     return wraps or _codes(module) is not None or getattr(getattr(module, "weight", None), "ndim", 0) > 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,11 @@ __all__ = ["check_config"]
 
 _problem = partial(Problem, "weights", "weights")
 
-LAYER = re.compile(r"(?P<stack>(?:.*\.)?(?:layers|h|blocks|layer|block))\.(?P<number>\d+)\.")
+LAYER = re.compile(r"(?P<stack>(?:.*?\.)?(?:layers|h|blocks|layer|block))\.(?P<number>\d+)\.")
+SIDE = re.compile(r"(?:^|\.)(encoder|decoder)\.")
+SIDES = {"encoder": ("encoder_layers", "num_encoder_layers", "num_layers"), "decoder": ("decoder_layers", "num_decoder_layers")}  # fmt: skip
+"""How configs with an encoder and a decoder call the counts of their layers."""
+
 EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|embed_in)\.weight")
 OTHER_WIDTHS = (
     "embedding_size",
@@ -30,7 +34,8 @@ OTHER_WIDTHS = (
 WHOLE = ("BF16", "F16", "F32", "F64")
 """Dtypes of tensors that aren't packed."""
 
-REMEDY = "restore the config.json that was saved with these weights; allow_weights lets pass what you mean to train anew or leave out"
+ALLOWED = "allow_weights lets pass what you mean to train anew or leave out"
+REMEDY = f"restore the config.json that was saved with these weights; {ALLOWED}"
 
 
 def check_config(context: Context, plan: Plan) -> Iterator[Problem]:
@@ -39,14 +44,32 @@ def check_config(context: Context, plan: Plan) -> Iterator[Problem]:
         return
     towers = context.towers(plan.model_class)
     names = [name for name in context.checkpoint.tensors if not towers.holds(name)]
-    config = {**context.checkpoint.text_config, **context.request.value("model_kwargs", {})}
+    config, given = _merged(context)
     allowed = [p for p in context.request.value("allow_weights", []) if _compiles(p)]
     names = [name for name in names if not any(re.search(p, name) for p in allowed)]
-    yield from _layers(
-        names, config, allowed, plain=not towers.paths and plan.model_class.task == "causal-lm"
-    )
+    plain = not towers.paths and plan.model_class.task == "causal-lm"
+    for stack, found, field, whole in _stacks(names, config, plain=plain):
+        yield from _counted(stack, found, field, config, allowed, given, plain=whole)
     embeddings = list(_embeddings(context, names, config))
     yield from embeddings or _shapes(context, plan, names)
+
+
+def _merged(context: Context) -> tuple[dict[str, Any], frozenset[str]]:
+    """The text config with the request's fields, each also under the other names that the class has for it;
+    and which of them are the request's."""
+    family = context.library.families.get(context.library.model_type_of(context.checkpoint.config))
+    names = family.config.attribute_map if family else {}
+    spelt = [
+        _spelt(given, names)
+        for given in (context.checkpoint.text_config, context.request.value("model_kwargs", {}))
+    ]
+    return {**spelt[0], **spelt[1]}, frozenset(spelt[1])
+
+
+def _spelt(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    pairs = [(other, field) for other, field in names.items() if other in given or field in given]
+    values = {each: given.get(field, given.get(other)) for other, field in pairs for each in (other, field)}
+    return {**given, **values}
 
 
 def _shapes(context: Context, plan: Plan, names: list[str]) -> Iterator[Problem]:
@@ -76,32 +99,51 @@ def _shapes(context: Context, plan: Plan, names: list[str]) -> Iterator[Problem]
         )
 
 
-def _layers(
-    names: list[str], config: dict[str, Any], allowed: list[str], *, plain: bool
-) -> Iterator[Problem]:
-    said = config.get("num_hidden_layers")
+def _stacks(names: list[str], config: dict[str, Any], *, plain: bool) -> Iterator[tuple[str, int, str, bool]]:
+    """Stacks of layers, how many are in the files, the field that counts them, and whether it counts no
+    others."""
     stacks: dict[str, int] = {}
     for name in names:
         if match := LAYER.match(name):
             stack, number = match["stack"], int(match["number"]) + 1
             stacks[stack] = max(number, stacks.get(stack, 0))
-    repeated = any(
-        "layers_per" in key or key.endswith("_cycles") for key in config
-    )  # layers run several times
-    if not isinstance(said, int) or isinstance(said, bool) or not stacks or repeated:
+    if any("layers_per" in key or key.endswith("_cycles") for key in config):
+        return  # layers run several times
+    sided = {stack: side for stack in stacks if (side := SIDE.search(stack))}
+    if len(stacks) == len(sided) > 1:
+        for stack, side in sided.items():
+            yield stack, stacks[stack], next((f for f in SIDES[side[1]] if f in config), ""), True
+    elif stacks:
+        stack, found = max(stacks.items(), key=lambda item: item[1])
+        yield stack, found, "num_hidden_layers", plain and len(stacks) == 1
+
+
+def _counted(
+    stack: str,
+    found: int,
+    field: str,
+    config: dict[str, Any],
+    allowed: list[str],
+    given: Collection[str],
+    *,
+    plain: bool,
+) -> Iterator[Problem]:
+    """A stack of layers against the field that counts it."""
+    said = config.get(field)
+    if not isinstance(said, int) or isinstance(said, bool):
         return
-    stack, found = max(stacks.items(), key=lambda item: item[1])
     missing = said > found and not any(re.search(p, f"{stack}.{found}.weight") for p in allowed)
     predicting = any(
         "nextn" in key or "mtp" in key for key in config
     )  # layers that predict further tokens come after
-    left_over = plain and said < found and len(stacks) == 1 and not predicting
+    left_over = plain and said < found and not predicting
     if missing or left_over:
         what = f"the other {said - found:,} would be random" if missing else "the others would be left out"
+        who = "you gave" if field in given else "config.json has"
         yield _problem(
             "config-differs",
-            f"config.json has num_hidden_layers={said:,}, and the weight files have {found:,} layers ({stack}.0 to {found - 1}): {what}",
-            REMEDY,
+            f"{who} {field}={said:,}, and the weight files have {found:,} layers ({stack}.0 to {found - 1}): {what}",
+            f"leave it out; {ALLOWED}" if field in given else REMEDY,
         )
 
 

@@ -299,6 +299,7 @@ use_cpu: true
 """
 
 
+@pytest.mark.slow
 def test_what_accelerate_launch_really_sets(tmp_path: Path) -> None:
     """Its config file arrives in the environment whole, so that it needn't be read."""
     config = tmp_path / "accelerate.yaml"
@@ -318,6 +319,7 @@ def test_what_accelerate_launch_really_sets(tmp_path: Path) -> None:
         assert each["after"] == "ddp"  # on CPUs accelerate 1.15 runs DDP whatever its launcher says
 
 
+@pytest.mark.slow
 def test_accelerate_launch_on_a_cpu_starts_one_process(tmp_path: Path) -> None:
     """With --cpu and without a config, accelerate 1.15 starts a single process, and sets no ranks."""
     found = launched(tmp_path, "accelerate.commands.launch", "--cpu", "--num_processes", "2")

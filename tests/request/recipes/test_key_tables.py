@@ -147,7 +147,10 @@ def test_a_trainers_key_is_no_misspelling(dialect: Dialect) -> None:
         assert found.trainer == {key: False}
 
 
-@pytest.mark.parametrize("dialect", dialects(), ids=lambda d: d.name)
+@pytest.mark.parametrize(
+    "dialect",
+    [pytest.param(d, id=d.name, marks=[pytest.mark.slow] if d.name == "axolotl" else []) for d in dialects()],
+)
 def test_one_slip_of_the_finger_is_noticed(dialect: Dialect) -> None:
     """A letter left out, doubled, or swapped with the next; shorter words have too little left to be known
     by."""

@@ -95,7 +95,9 @@ VALUES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["trl", "axolotl", "llama-factory", "llama-factory-v1"])
+@pytest.mark.parametrize(
+    "name", ["trl", pytest.param("axolotl", marks=pytest.mark.slow), "llama-factory", "llama-factory-v1"]
+)
 def test_no_value_of_a_loading_key_raises(name: str) -> None:
     from loadkit.request.recipes.key_tables import dialects
     from loadkit.request.recipes.translate import translate
