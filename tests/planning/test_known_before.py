@@ -68,6 +68,13 @@ def test_layers_are_counted_by_the_names_that_the_config_has_for_them(
     assert loadkit.plan(tiny(architecture)).decisions
 
 
+def test_a_classifier_s_files_have_no_words_to_give(tiny: Tiny) -> None:
+    folder = tiny("qwen2-sequence-classification")
+    assert "no output head in the files" in refused(folder, task="causal-lm")["head-missing"]
+    assert loadkit.plan(folder).model_class.task == "sequence-classification"
+    assert loadkit.plan(folder, task="causal-lm", allow_weights=["lm_head", "score"]).decisions
+
+
 def test_a_config_that_says_quantized_over_floating_point_files(tiny: Tiny, tmp_path: Path) -> None:
     for n, method in enumerate(("bitsandbytes", "fp8", "mxfp4", "nope")):
         folder = edited(

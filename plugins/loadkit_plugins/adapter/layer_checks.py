@@ -44,6 +44,7 @@ def check_layers(context: Context, plan: Plan, adapter: Adapter, said: Said) -> 
     yield from _embeddings(context, plan, adapter, said)
     yield from _parameters(context, adapter, said)
     yield from _turned(context, plan, adapter)
+    yield from _containers(context, plan, adapter, said)
     yield from _replicated(context, plan, adapter, said)
     targeted = [path for path, _, _ in targeted_layers(context, plan, _targets(context, plan, adapter))]
     yield from _both_ways(context, plan, adapter, targeted, said)
@@ -95,6 +96,20 @@ def _turned(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]
             f"an adapter of {adapter.peft_type} was asked for, and {some_of(wrong)} is a Conv1D, which PEFT has no such layer for",
             "use LoRA or IA3, which can adapt it, or leave it out of target_modules",
         )
+
+
+def _containers(context: Context, plan: Plan, adapter: Adapter, said: Said) -> Iterator[Problem]:
+    """Lists of layers that are to train whole: PEFT copies single modules."""
+    given = adapter.options.get("modules_to_save")
+    for name in given if isinstance(given, list) else ():
+        numbered = re.compile(rf"(?:.*\.)?{re.escape(str(name))}\.\d+\.")
+        modules = [w.module for w in context.weights(plan.model_class) if w.kind != "experts"]
+        if held := [path for path in modules if numbered.match(f"{path}.")]:
+            yield _problem(
+                "target-cant-be-adapted",
+                f"{said('modules_to_save')}, and {name!r} is a list of layers ({held[0]} is in one), which PEFT can't train whole",
+                f"name single modules, such as {held[0].rpartition('.')[2]!r}; without an adapter, train_only=[{name!r}] trains them",
+            )
 
 
 def _replicated(context: Context, plan: Plan, adapter: Adapter, said: Said) -> Iterator[Problem]:

@@ -43,6 +43,9 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
 """Ways of storing experts to the names of modules that PEFT 0.21 takes for a router's or single experts', and
 replaces by those of stacks (peft/utils/transformers_weight_conversion.py, `_convert_peft_config_moe`)."""
 
+OF_ANOTHER_TASK = re.compile(r"For\w*(Classification|QuestionAnswering|MultipleChoice|Prediction)$")
+"""Classes that no other model has within it, so that their heads are theirs alone."""
+
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Model types whose output projection PEFT 0.21 refuses to adapt (`_check_lora_target_modules_mamba`)."""
 
@@ -165,7 +168,13 @@ def words(context: Context, architecture: ModelClass) -> frozenset[str]:
         return frozenset()
     stored = {part for name in tensors for part in name.split(".") if not part.isdigit()}
     families = context.library.families.values()
-    made = {name for family in families for facts in family.modules.values() for name in facts.members}
+    made = {
+        name
+        for family in families
+        for owner, facts in family.modules.items()
+        if owner == architecture.model_class or not OF_ANOTHER_TASK.search(owner)
+        for name in facts.members
+    }
     return frozenset(stored | made)
 
 

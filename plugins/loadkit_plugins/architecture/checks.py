@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -14,6 +15,10 @@ __all__ = ["check", "explain"]
 _problem = partial(Problem, "architecture", "architecture")
 
 SCORES = "sequence-classification"
+TIED = "tie_word_embeddings"
+TEXTS = ("causal-lm", "seq2seq-lm", "image-text-to-text")
+CLASSIFIER = re.compile(r"For(Sequence|Token)Classification$")
+OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out|output|output_layer|generator)\.")
 
 
 def check(context: Context, plan: Plan) -> Sequence[Problem]:
@@ -25,6 +30,7 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
         *_other_task(context, plan),
         *_other_class(context, plan),
         *_rewards(context, plan),
+        *_without_head(context, plan),
         *check_labels(context, plan),
         *(_unpinned(context) if remote else _consent_unused(context, plan)),
     ]
@@ -62,6 +68,28 @@ def _rewards(context: Context, plan: Plan) -> Iterator[Problem]:
             f"the trainer's config is a RewardConfig, whose trainer scores texts, and {plan.model_class.model_class} is for "
             f"{plan.model_class.task} ({plan.why('architecture').because})",
             f"give task={SCORES!r} and num_labels=1",
+        )
+
+
+def _without_head(context: Context, plan: Plan) -> Iterator[Problem]:
+    """A classifier's files, loaded as a model that gives texts: its output head would be random."""
+    checkpoint, chosen = context.checkpoint, plan.model_class
+    made_for = next((name for name in checkpoint.architectures if CLASSIFIER.search(name)), "")
+    tied = checkpoint.text_config.get(TIED, checkpoint.config.get(TIED))
+    allowed = context.request.value("allow_weights", ())
+    if (
+        made_for
+        and chosen.task in TEXTS
+        and tied is False
+        and checkpoint.tensors
+        and not allowed
+        and not any(OUTPUT.search(name) for name in checkpoint.tensors)
+    ):
+        yield _problem(
+            "head-missing",
+            f"{checkpoint.location!r} holds a {made_for}, and {chosen.model_class} was asked for ({plan.why('architecture').because}): "
+            "there is no output head in the files, and it would be random",
+            'leave task out, or name a model that gives texts; allow_weights=["lm_head"] lets pass what you mean to train anew',
         )
 
 
