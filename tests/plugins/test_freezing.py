@@ -70,6 +70,8 @@ def test_which_layers(wanted: dict[str, Any], numbers: str) -> None:
     [
         ({"frozen_parts": ["vision"]}, "unknown-part"),
         ({"train_only": ["("]}, "bad-pattern"),
+        ({"train_only": [r"norm\.weight"]}, "train-only-matches-nothing"),
+        ({"train_only": ["model", "layers.0"]}, "train-only-matches-nothing"),
         ({"train_layers": {"coun": 2}}, "unknown-field"),
         ({"trainable_dtype": "float31"}, "unknown-dtype"),
     ],
@@ -93,4 +95,4 @@ def test_layers_of_a_config_that_doesnt_say_how_many() -> None:
 
 def test_nothing_that_matches_is_told(tiny: Any) -> None:
     with pytest.raises(loadkit.LoadkitError, match="none of its parameters does"):
-        loadkit.load(tiny("mistral"), **FULL, train_only=["nowhere"])
+        loadkit.load(tiny("mistral"), **FULL, train_only=[".*nowhere"])

@@ -99,8 +99,18 @@ def _turned(context: Context, plan: Plan, adapter: Adapter) -> Iterator[Problem]
 
 
 def _containers(context: Context, plan: Plan, adapter: Adapter, said: Said) -> Iterator[Problem]:
-    """Lists of layers that are to train whole: PEFT copies single modules."""
+    """Lists of layers that are to train whole, where PEFT copies single modules; and modules to train whole
+    that leave no target."""
     given = adapter.options.get("modules_to_save")
+    targeted = [path for path, _, _ in targeted_layers(context, plan, _targets(context, plan, adapter))]
+    within = re.compile("|".join(rf"(?:.*\.)?{re.escape(str(name))}\..*" for name in given or ()))
+    if given and targeted and all(within.fullmatch(path) for path in targeted):
+        yield _problem(
+            "target-matches-nothing",
+            f"{said('modules_to_save')}, in which every target lies, such as {targeted[0]}: there would be nothing to adapt",
+            "name modules beside the targets, or train the model whole: profile full",
+        )
+        return
     for name in given if isinstance(given, list) else ():
         numbered = re.compile(rf"(?:.*\.)?{re.escape(str(name))}\.\d+\.")
         modules = [w.module for w in context.weights(plan.model_class) if w.kind != "experts"]
@@ -108,7 +118,7 @@ def _containers(context: Context, plan: Plan, adapter: Adapter, said: Said) -> I
             yield _problem(
                 "target-cant-be-adapted",
                 f"{said('modules_to_save')}, and {name!r} is a list of layers ({held[0]} is in one), which PEFT can't train whole",
-                f"name single modules, such as {held[0].rpartition('.')[2]!r}; without an adapter, train_only=[{name!r}] trains them",
+                f"name single modules, such as {held[0].rpartition('.')[2]!r}; without an adapter, train_only=['.*{name}'] trains them",
             )
 
 

@@ -52,6 +52,10 @@ def declared_options() -> Sequence[Option]:
     ]
 
 
+LITERAL = re.compile(r"\w+(?=\\?\.|$|\w)")
+"""The word that a pattern begins with, where it means just that."""
+
+
 def trainable_dtype(context: Context) -> tuple[str, str]:
     """The dtype that was asked for, and why it isn't granted: a mere wish gives way to what an engine does
     itself."""
@@ -93,6 +97,7 @@ def check(context: Context, plan: Plan) -> Iterator[Problem]:
                 f"train_only: {pattern!r} isn't a pattern: {wrong}",
                 "correct it: re.match is what reads it",
             )
+    yield from _matching_nothing(context, plan)
     layers = request.asked("train_layers")
     if layers is not None and (unknown := sorted(set(layers.value) - set(FIELDS))):
         yield _problem(
@@ -113,6 +118,31 @@ def check(context: Context, plan: Plan) -> Iterator[Problem]:
     if demanded and not plan.preparation.freezes:
         what = "an adapter trains" if plan.preparation.training else "nothing trains"
         yield _problem("freezing-unused", f"you asked for {', '.join(demanded)}, but {what}", "leave it out")
+
+
+def _matching_nothing(context: Context, plan: Plan) -> Iterator[Problem]:
+    """Patterns that begin as no path of the class does."""
+    owner = plan.model_class.model_class
+    families = context.library.families.values()
+    first = next((set(f.modules[owner].members) for f in families if owner in f.modules), set[str]())
+    if plan.model_class.implementation != "transformers" or not first:
+        return
+    given = context.request.value("train_only", ())
+    lost = [
+        pattern
+        for pattern in given
+        if (begins := LITERAL.match(pattern))
+        and not any(name.startswith(begins[0]) or begins[0].startswith(name) for name in first)
+    ]
+    asked = context.request.asked("train_only")
+    if asked is not None and not asked.demanded and len(lost) < len(given):
+        return  # of a recipe's list, its stack takes what is there
+    for pattern in lost:
+        yield _problem(
+            "train-only-matches-nothing",
+            f"train_only has {pattern!r}, and no path of {owner} begins so: they begin with {', '.join(sorted(first))}",
+            f'write the path from its beginning, or ".*{pattern}" for wherever it stands',
+        )
 
 
 def parts_of(model: Any, path: str) -> str:

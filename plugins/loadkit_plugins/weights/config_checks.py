@@ -16,6 +16,9 @@ __all__ = ["check_config"]
 _problem = partial(Problem, "weights", "weights")
 
 LAYER = re.compile(r"(?P<stack>(?:.*?\.)?(?:layers|h|blocks|layer|block))\.(?P<number>\d+)\.")
+OF_ONE_STACK = ("causal-lm", "sequence-classification", "token-classification")
+"""Tasks whose models are one stack of layers with a head."""
+
 SIDE = re.compile(r"(?:^|\.)(encoder|decoder)\.")
 SIDES = {"encoder": ("encoder_layers", "num_encoder_layers", "num_layers"), "decoder": ("decoder_layers", "num_decoder_layers")}  # fmt: skip
 """How configs with an encoder and a decoder call the counts of their layers."""
@@ -47,7 +50,7 @@ def check_config(context: Context, plan: Plan) -> Iterator[Problem]:
     config, given = _merged(context)
     allowed = [p for p in context.request.value("allow_weights", []) if _compiles(p)]
     names = [name for name in names if not any(re.search(p, name) for p in allowed)]
-    plain = not towers.paths and plan.model_class.task == "causal-lm"
+    plain = not towers.paths and plan.model_class.task in OF_ONE_STACK
     for stack, found, field, whole in _stacks(names, config, plain=plain):
         yield from _counted(stack, found, field, config, allowed, given, plain=whole)
     embeddings = list(_embeddings(context, names, config))

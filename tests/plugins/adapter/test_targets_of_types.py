@@ -95,7 +95,8 @@ def test_what_is_planned_is_loaded(tiny: Tiny, architecture: str) -> None:
         ("gpt2", {"peft_type": "LORA", "layer_replication": [[0, 1], [0, 2]]}, "peft-refuses", "model.layers"),
         ("mistral", {"peft_type": "LORA", "layer_replication": [[0, 3]]}, "bad-field", "2 layers"),
         ("gemma3", {"peft_type": "LORA", "target_modules": ["score"]}, "target-matches-nothing", "'score'"),
-        ("llava", {"peft_type": "LORA", "target_modules": ["q_proj"], "modules_to_save": ["layers"]}, "target-cant-be-adapted", "a list of layers"),
+        ("llava", {"peft_type": "LORA", "target_modules": ["linear_1"], "modules_to_save": ["layers"]}, "target-cant-be-adapted", "a list of layers"),
+        ("mixtral", {"peft_type": "LORA", "target_modules": ["q_proj"], "modules_to_save": ["model"]}, "target-matches-nothing", "nothing to adapt"),
         ("mistral", {"peft_type": "ROAD"}, "peft-refuses", "divisible by group_size"),
     ],
 )  # fmt: skip
