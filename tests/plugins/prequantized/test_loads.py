@@ -118,7 +118,14 @@ def test_torchao_stays(tiny: Tiny, tmp_path: Path) -> None:
 
 @compressed
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["int-quantized", "float-quantized", "pack-quantized"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "int-quantized",
+        pytest.param("float-quantized", marks=pytest.mark.slow),
+        pytest.param("pack-quantized", marks=pytest.mark.slow),
+    ],
+)
 def test_compressed_tensors_stay_until_they_run(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     import torch
 
