@@ -278,9 +278,11 @@ def _contradictions(stored: Quantization, demanded: dict[str, Any], why: str) ->
             )
     for name in (*FOUR_BIT, *EIGHT_BIT, "skip_modules"):
         field = "llm_int8_skip_modules" if name == "skip_modules" else name
-        has = stored.options.get(field, UNSET.get(field))
+        own = stored.method == METHOD
+        has = stored.options.get(field, UNSET.get(field) if own else None)
         if name in demanded and (demanded[name] or None) != (has or None):
-            yield _contradiction(stored, f"{name}={demanded[name]!r}", f"with {field}={has!r}")
+            there = f"with {field}={has!r}" if own or has is not None else f"which has no {name}"
+            yield _contradiction(stored, f"{name}={demanded[name]!r}", there)
 
 
 def _contradiction(stored: Quantization, asked: str, has: str) -> Problem:
