@@ -48,6 +48,10 @@ API: typing.Mapping[str, tuple[str, ...]] = {
 NOTE = "<!-- Made by docs/generate.py: change the code's docstrings, not this page. -->\n"
 
 
+WIDE = "---\nhide: [toc]\n---"
+"""Of a page with a wide table: it has the room of the contents beside it too."""
+
+
 def options() -> str:
     """One table a stage, from the plugins' declarations."""
     declared = {o.name: (plugin, o) for plugin, o in PluginManager(environ={}).options.found.values()}
@@ -294,7 +298,7 @@ PAGES = {
     "plugin-api": plugin_api,
     "codes": codes,
     "conformance": conformance,
-    "formats": lambda: _joined([NOTE, *formats()]),
+    "formats": lambda: _joined([WIDE, NOTE, *formats()]),
 }
 
 

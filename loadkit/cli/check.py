@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from loadkit.cli import completion
+from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.cli.json_output import json_option, print_json
 
 if TYPE_CHECKING:
@@ -24,8 +26,15 @@ FAILED = 7
 COLOURS = {"passed": "green", "failed": "bold red", "skipped": "dim", "newer": "yellow"}
 
 
-@click.command("check")
-@click.argument("name")
+EXAMPLES = (
+    ("loadkit check mine", "every rule that needs no checkpoint"),
+    ("loadkit check mine --checkpoint mistral --profile qlora", "and one loaded for real"),
+)
+"""Commands, and what each is for."""
+
+
+@click.command("check", cls=GroupedCommand, examples=EXAMPLES)
+@click.argument("name", shell_complete=completion.plugins)
 @click.option("--level", help="The level that the plugin keeps to; the newest by default.")
 @click.option(
     "--checkpoint",
@@ -40,7 +49,12 @@ COLOURS = {"passed": "green", "failed": "bold red", "skipped": "dim", "newer": "
     metavar="FILE|JSON",
     help="A config.json to plan for, as a file or as JSON: that of the model type that it is for. Can be given several times.",
 )
-@click.option("--profile", default="", help="The profile to plan and load those with.")
+@click.option(
+    "--profile",
+    default="",
+    shell_complete=completion.profiles,
+    help="The profile to plan and load those with.",
+)
 @click.option(
     "--option",
     "options",

@@ -7,13 +7,30 @@ from pathlib import Path
 
 import click
 
+from loadkit.cli import completion
 from loadkit.cli.demo_run import DEMO_ARCHITECTURES
+from loadkit.cli.grouped_help import GroupedCommand
 
 __all__ = ["command"]
 
 
-@click.command("demo")
-@click.option("-p", "--profile", default="qlora", show_default=True, help="The profile to load it with.")
+EXAMPLES = (
+    ("loadkit demo", "a few training steps of a small Mistral, from nothing"),
+    ("loadkit demo --keep ./my-mistral", "and its checkpoint in a folder of yours"),
+    ("loadkit demo --arch gemma3 --keep ./my-gemma3", "one that takes images"),
+)
+"""Commands, and what each is for."""
+
+
+@click.command("demo", cls=GroupedCommand, examples=EXAMPLES)
+@click.option(
+    "-p",
+    "--profile",
+    default="qlora",
+    shell_complete=completion.profiles,
+    show_default=True,
+    help="The profile to load it with.",
+)
 @click.option(
     "--arch",
     type=click.Choice(sorted(DEMO_ARCHITECTURES)),

@@ -7,13 +7,21 @@ from pathlib import Path
 import click
 
 from loadkit.cli.colours import colour_wanted
+from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.cli.json_output import json_option, print_json
 from loadkit.manifest.manifest import differences, read_saved
 
 __all__ = ["command"]
 
 
-@click.command("diff")
+EXAMPLES = (
+    ("loadkit plan ./my-mistral qlora --output today.json", "write a plan down"),
+    ("loadkit diff yesterday.json today.json", "what has changed since"),
+)
+"""Commands, and what each is for."""
+
+
+@click.command("diff", cls=GroupedCommand, examples=EXAMPLES)
 @json_option("Print the differences as JSON.")
 @click.argument("first", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("second", type=click.Path(dir_okay=False, path_type=Path))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import click
 
 from loadkit.cli.doctor_report import Examination, examine
+from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.cli.json_output import json_option, print_json
 from loadkit.hooks.manager import PluginInfo, PluginManager
 from loadkit.text.units import size
@@ -19,7 +20,14 @@ __all__ = ["command"]
 MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
-@click.command("doctor")
+EXAMPLES = (
+    ("loadkit doctor", "what to paste into a bug report"),
+    ("loadkit doctor --json", "the same for a program"),
+)
+"""Commands, and what each is for."""
+
+
+@click.command("doctor", cls=GroupedCommand, examples=EXAMPLES)
 @json_option()
 def command(as_json: bool) -> None:
     """Tell what is here: machine, versions, known trouble, plugins, caches, and what each profile would do.

@@ -9,6 +9,8 @@ from importlib import resources
 import click
 import msgspec
 
+from loadkit.cli.codes_of_plugins import who_says
+from loadkit.cli.colours import colour_wanted
 from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.cli.json_output import json_option, print_json
 from loadkit.text.suggest import did_you_mean
@@ -71,10 +73,8 @@ def command(word: str | None, listed: bool, as_json: bool) -> None:
         raise click.UsageError("CODE is missing: it stands in brackets behind an error; --list lists all")
     found = known.get(word.strip("[]"))
     if found is None:
-        raise click.UsageError(
-            f"{word!r} is no code of loadkit's own{did_you_mean(word, known)}; --list lists all. What a plugin of "
-            "somebody else says is explained by its documentation"
-        )
+        _of_somebody_else(word.strip("[]"), known, as_json)
+        return
     if as_json:
         print_json(found)
         return
@@ -89,6 +89,27 @@ def command(word: str | None, listed: bool, as_json: bool) -> None:
         ways.add_row("-", way)
     about = Text.assemble((found.code, "bold"), f"\n{found.what}\n{found.why}\n")
     show(Group(about, ways))
+
+
+def _of_somebody_else(word: str, known: Mapping[str, Explanation], as_json: bool) -> None:
+    """Name the plugin whose code it is; where no plugin has it, it is a slip."""
+    theirs = who_says(word)
+    if not theirs:
+        raise click.UsageError(
+            f"{word!r} is no code of loadkit's own{did_you_mean(word, known)}, and no plugin that is installed has it; "
+            "--list lists all of loadkit's own"
+        )
+    if as_json:
+        print_json(theirs)
+        return
+    click.secho(word, bold=True, color=colour_wanted())
+    for each in theirs:
+        where = f": {', '.join(each.pages)}" if each.pages else ""
+        click.echo(f"A code of the plugin {each.plugin!r}, from {each.distribution} {each.version}{where}")
+    click.echo(
+        "loadkit has no explanation of it. What it means here stands in the error itself, and behind 'fix:' what to do; "
+        "the plugin's documentation has the rest."
+    )
 
 
 def _list(known: Mapping[str, Explanation], as_json: bool) -> None:

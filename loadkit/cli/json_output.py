@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from typing import Any, TextIO
 
 import click
@@ -15,7 +16,15 @@ import msgspec
 from loadkit.errors import LoadkitError
 from loadkit.text.output_streams import Forgiving
 
-__all__ = ["json_option", "json_output", "print_error", "print_json", "print_whole"]
+__all__ = [
+    "json_asked",
+    "json_behind_command",
+    "json_option",
+    "json_output",
+    "print_error",
+    "print_json",
+    "print_whole",
+]
 
 FLAGS = ("--json", "--kwargs")
 """With these a program reads what is printed, and nothing else may be among it."""
@@ -91,6 +100,33 @@ def _kept_aside(out: TextIO) -> int | None:
 def json_option(about: str = "Print JSON.") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The flag `--json`, given to the command as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help=about)
+
+
+def json_asked(words: Iterable[str]) -> bool:
+    """Whether a program reads what is printed, so that errors have to be JSON too."""
+    return any(word.partition("=")[0] == "--json" for word in takewhile("--".__ne__, words))
+
+
+def json_behind_command(group: click.Group, words: Sequence[str]) -> list[str]:
+    """A command line with a `--json` before the command put behind it: `--json plan …` as `plan --json …`.
+
+    Raises:
+        UsageError: there is a `--json`, and no command that it could be meant for.
+    """
+    kept, found, behind = list(words), False, 0
+    command: click.Command | None = group
+    while isinstance(command, click.Group) and behind < len(kept):
+        if kept[behind] == "--json":
+            del kept[behind]
+            found = True
+            continue
+        command = command.get_command(click.Context(command), kept[behind])
+        behind += 1
+    if found and isinstance(command, click.Group):
+        names = ", ".join(command.list_commands(click.Context(command)))
+        raise click.UsageError(f"--json is an option of a command; the commands are {names}")
+    no_command = command is None and kept[behind - 1].startswith("-")  # such as --version
+    return [*kept[:behind], "--json", *kept[behind:]] if found and not no_command else kept
 
 
 def print_error(error: Exception, exit_code: int, message: str) -> None:

@@ -12,7 +12,7 @@ import click
 
 from loadkit.cli.colours import colour_wanted
 from loadkit.cli.grouped_help import suggested, write_examples
-from loadkit.cli.json_output import json_output, print_error
+from loadkit.cli.json_output import json_asked, json_behind_command, json_output, print_error
 from loadkit.errors import AuditError, LoadkitError, PlanError, PluginError
 from loadkit.text.output_streams import drop_what_is_left, forgiving_output
 from loadkit.text.suggest import did_you_mean
@@ -72,6 +72,22 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As click does, with `--json` before the command taken for the command's own."""
+        asked = list(args)
+        if extra.get("resilient_parsing"):  # a shell completes
+            return super().make_context(
+                info_name, [word for word in asked if word != "--json"], parent, **extra
+            )
+        try:
+            return super().make_context(info_name, json_behind_command(self, asked), parent, **extra)
+        except click.UsageError as error:
+            if json_asked(asked):
+                print_error(error, error.exit_code, error.format_message())
+            raise
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -114,7 +130,7 @@ class _Commands(click.Group):
                 drop_what_is_left(stream)
 
     def invoke(self, ctx: click.Context) -> Any:
-        as_json = any(word.partition("=")[0] == "--json" for word in ctx.args)
+        as_json = json_asked(ctx.args)
         try:
             return super().invoke(ctx)
         except LoadkitError as error:

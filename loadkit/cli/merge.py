@@ -8,10 +8,18 @@ from typing import Any
 
 import click
 
+from loadkit.cli import completion
+from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.cli.json_output import json_option, print_json
 from loadkit.cli.options import chosen, options_named
 
 __all__ = ["command", "merge_options", "run_merge"]
+
+EXAMPLES = (
+    ("loadkit merge ./my-adapter ./my-model", "the base that the adapter names, with the adapter worked in"),
+    ("loadkit merge ./my-adapter ./my-model --base ./my-mistral", "into another copy of the base"),
+)
+"""Commands, and what each is for."""
 
 SAYING_MORE = (
     *("revision", "adapter_revision", "cache_dir", "local_files_only", "trust_remote_code", "allow_pickle"),
@@ -28,13 +36,15 @@ def merge_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--sha256", is_flag=True, help="Hash the weight files too, for the manifest: a second a gigabyte."
     )(command)
     command = click.option(
-        "--base", help="The model to merge into, where it isn't the one that the adapter names."
+        "--base",
+        shell_complete=completion.models,
+        help="The model to merge into, where it isn't the one that the adapter names.",
     )(command)
     command = click.argument("out", metavar="OUT", type=click.Path(path_type=Path))(command)
-    return click.argument("adapter", metavar="ADAPTER")(command)
+    return click.argument("adapter", metavar="ADAPTER", shell_complete=completion.models)(command)
 
 
-@click.command("merge")
+@click.command("merge", cls=GroupedCommand, examples=EXAMPLES)
 @merge_options
 def command(adapter: str, out: Path, base: str | None, sha256: bool, as_json: bool, **options: Any) -> None:
     """Work ADAPTER (a folder or Hub id) into its base, and write the whole model into the folder OUT.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.errors import LoadkitError
 
 __all__ = ["command"]
@@ -28,7 +29,14 @@ FILES: Mapping[str, str] = {
 NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 
-@click.command("new-plugin")
+EXAMPLES = (
+    ("loadkit new-plugin mine", "a distribution that passes its own checks"),
+    ("loadkit new-plugin mine --folder ../mine", "in another place"),
+)
+"""Commands, and what each is for."""
+
+
+@click.command("new-plugin", cls=GroupedCommand, examples=EXAMPLES)
 @click.argument("name")
 @click.option(
     "--folder",

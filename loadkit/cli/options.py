@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from loadkit.cli import completion
 from loadkit.cli.grouped_help import StageOption
 from loadkit.facts.machine.engines import ENGINES
 from loadkit.hooks.manager import default_manager
@@ -71,10 +72,16 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(dir_okay=False),
         help="A training recipe (YAML) of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory.",
     )(command)
-    command = click.option("-p", "--profile", "profile", help="A profile's name, or a profile file (.toml).")(
+    command = click.option(
+        "-p",
+        "--profile",
+        "profile",
+        shell_complete=completion.profiles,
+        help="A profile's name, or a profile file (.toml).",
+    )(command)
+    return click.argument("model", metavar="[MODEL]", required=False, shell_complete=completion.models)(
         command
     )
-    return click.argument("model", metavar="[MODEL]", required=False)(command)
 
 
 def profile_word(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,7 +95,9 @@ def profile_word(command: Callable[..., Any]) -> Callable[..., Any]:
             )
         return command(*args, profile=word if profile is None else profile, **more)
 
-    return click.argument("word", metavar="[PROFILE]", required=False)(either)
+    return click.argument("word", metavar="[PROFILE]", required=False, shell_complete=completion.profiles)(
+        either
+    )
 
 
 def refuse_nothing(model: str | None, *others: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from loadkit.cache.atomic_write import write_whole
+from loadkit.cli import completion
 from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.cli.json_output import json_option, print_json, print_whole
 from loadkit.cli.options import FILE, chosen, engine_option, model_options, profile_word, refuse_nothing
@@ -39,6 +40,7 @@ EVERY = ""
     is_flag=False,
     flag_value=EVERY,
     metavar="[STAGE]",
+    shell_complete=completion.stages,
     help="Tell who decided each stage, why, and instead of what; with a stage (or memory, shortcuts), that one alone.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="The same as --why.")
@@ -50,6 +52,7 @@ EVERY = ""
 @click.option("-o", "--output", type=FILE, help="Write the JSON to a file too.")
 @click.option(
     "--machine",
+    shell_complete=completion.machines,
     help="Plan for such machines instead of this one: 8xH100-80GB, cpu-64GB, 8x80GB-sm90; +512GB after it tells the host's memory.",
 )
 @click.option(

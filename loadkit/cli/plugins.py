@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.cli.json_output import json_option, print_json
 from loadkit.errors import LoadkitError
 from loadkit.hooks import hookspecs
@@ -15,7 +16,14 @@ __all__ = ["command"]
 COLOURS = {"active": "green", "blocked": "yellow", "broken": "red"}
 
 
-@click.command("plugins")
+EXAMPLES = (
+    ("loadkit plugins", "who takes part"),
+    ("loadkit plugins --hook loadkit_choose_dtype", "who has a say about the dtype"),
+)
+"""Commands, and what each is for."""
+
+
+@click.command("plugins", cls=GroupedCommand, examples=EXAMPLES)
 @click.option("--hook", help="Only those that implement this hook.")
 @json_option()
 def command(hook: str | None, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.cli.json_output import json_option, print_json
 from loadkit.hooks.manager import default_manager
 from loadkit.request.profiles import find_profile
@@ -13,7 +14,14 @@ from loadkit.request.profiles import find_profile
 __all__ = ["command"]
 
 
-@click.command("profiles")
+EXAMPLES = (
+    ("loadkit profiles", "each with what it is for"),
+    ("loadkit profiles --json", "with every option in full"),
+)
+"""Commands, and what each is for."""
+
+
+@click.command("profiles", cls=GroupedCommand, examples=EXAMPLES)
 @json_option("Print JSON, with each profile's options in full.")
 def command(as_json: bool) -> None:
     """List the profiles, each with a sentence and the options it sets."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from loadkit.cli.grouped_help import GroupedCommand
 from loadkit.cli.json_output import json_option, print_json
 from loadkit.cli.merge import run_merge
 from loadkit.cli.options import chosen, model_options
@@ -18,7 +19,15 @@ __all__ = ["command"]
 MANIFEST = "loadkit-manifest.json"
 
 
-@click.command("save")
+EXAMPLES = (
+    ("loadkit save ./my-mistral ./copy", "audited, with its tokenizer and a manifest"),
+    ("loadkit save ./my-mistral ./in-4-bits --profile inference-4bit", "quantized on the disk"),
+    ("loadkit save --merged ./my-adapter ./my-model", "an adapter worked into its base"),
+)
+"""Commands, and what each is for."""
+
+
+@click.command("save", cls=GroupedCommand, examples=EXAMPLES)
 @click.option(
     "--merged",
     is_flag=True,

@@ -37,13 +37,20 @@ class Forgiving:
         self._as_text = as_text
         self.lost = ""
 
-    def write(self, text: str) -> int:
-        """Write it, as well as can be; how much was given."""
+    def write(self, text: str | bytes) -> int:
+        """Write it, as well as can be; how much was given.
+
+        Bytes are text in UTF-8: click 8.5 writes what a shell completes so. It also tries whether a stream
+        takes bytes by writing none, and this one doesn't.
+        """
+        if isinstance(text, bytes) and text:
+            self.write(text.decode("utf-8", "replace"))
+            return len(text)
         try:
             self._stream.write(text)
         except UnicodeEncodeError:
             encoding = getattr(self._stream, "encoding", None) or "ascii"
-            plain = text.translate(SPELT).encode(encoding, "backslashreplace").decode(encoding)
+            plain = str(text).translate(SPELT).encode(encoding, "backslashreplace").decode(encoding)
             self._try(lambda: self._stream.write(plain))
         except (OSError, ValueError) as error:
             self._note(error)

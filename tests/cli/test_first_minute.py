@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
+from distributions import distribution
 from forks import Forks
 
 from loadkit import LoadkitError
 from loadkit.cli.demo_run import kept
 from loadkit.cli.explain import explanations
-from loadkit.cli.main import main
+from loadkit.cli.grouped_help import GroupedCommand
+from loadkit.cli.main import COMMANDS, GROUPS, main
 from loadkit.text.kinds import kinds_text
 
 COMMAND = "import sys; sys.argv[0] = 'loadkit'; from loadkit.cli import main; main()"
@@ -94,6 +98,36 @@ def test_something_is_said_of_running_without_a_profile(tiny: Tiny, run: Run) ->
 
 
 @pytest.mark.parametrize(
+    ("words", "plain"),
+    [
+        (("--json", "profiles"), ("profiles", "--json")),
+        (("--json", "--json", "profiles"), ("profiles", "--json")),
+        (("--json", "cache", "list"), ("cache", "list", "--json")),
+        (("cache", "--json", "list"), ("cache", "list", "--json")),
+        (("--json", "plan", "./nowhere", "--why"), ("plan", "--json", "./nowhere", "--why")),
+        (("--json", "plan", "--machine"), ("plan", "--json", "--machine")),
+        (("--json", "--version"), ("--version",)),
+    ],
+)
+def test_json_may_stand_before_the_command(words: tuple[str, ...], plain: tuple[str, ...], run: Run) -> None:
+    first, second = run(*words), run(*plain)
+    assert (first.returncode, first.stderr + first.stdout) == (
+        second.returncode,
+        second.stderr + second.stdout,
+    )
+    if "--json" in plain:
+        assert first.stdout == second.stdout
+        json.loads(first.stdout)
+
+
+def test_a_lone_slip_with_json_is_json(run: Run) -> None:
+    for words in (("--json",), ("--json", "cache"), ("--jsn", "plan", "--json"), ("--json", "pln")):
+        done = run(*words)
+        assert done.returncode == 2
+        assert json.loads(done.stdout)["error"]["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (("plan",), "MODEL is missing"),
@@ -133,6 +167,36 @@ def test_a_code_is_explained(run: Run) -> None:
     assert len(run("explain", "--list").stdout.splitlines()) == len(explanations())
 
 
+PLUGIN = """
+from loadkit import Problem, hookimpl
+
+print("imported")
+
+@hookimpl
+def loadkit_check_plan(context, plan):
+    stage = "dtype-like"
+    return [Problem("dtype", "moon", "full-moon", "a message", "a remedy")]
+"""
+
+
+def test_a_code_of_somebody_elses_plugin_is_theirs(run: Run, tmp_path: Path) -> None:
+    found = distribution(
+        tmp_path, "moon-rules", {"moon_rules.py": PLUGIN}, {"moon": "moon_rules"}, version="2.5"
+    )
+    with (found / "moon_rules-2.5.dist-info" / "METADATA").open("a") as metadata:
+        metadata.write("Project-URL: Documentation, https://moon.example/docs\n")
+    done = run("explain", "full-moon", PYTHONPATH=str(found))
+    assert done.returncode == 0, done.stderr
+    for part in ("'moon'", "moon-rules 2.5", "https://moon.example/docs"):
+        assert part in done.stdout
+    assert "imported" not in done.stdout
+    (each,) = json.loads(run("--json", "explain", "full-moon", PYTHONPATH=str(found)).stdout)
+    assert (each["plugin"], each["distribution"], each["version"]) == ("moon", "moon-rules", "2.5")
+    for none in ("half-moon", "dtype-like"):  # a slip, and a word that is no code
+        assert run("explain", none, PYTHONPATH=str(found)).returncode == 2
+    assert run("explain", "full-moon").returncode == 2
+
+
 def test_every_explanation_has_sentences() -> None:
     for each in explanations().values():
         assert each.ways_out
@@ -154,9 +218,22 @@ def test_help_is_in_groups_with_examples(run: Run) -> None:
         assert part in whole
 
 
-def test_every_command_is_in_one_group() -> None:
-    from loadkit.cli.main import COMMANDS, GROUPS
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"cache"}))  # whose commands are the group
+def test_every_command_has_examples_that_parse(name: str) -> None:
+    command = main.get_command(click.Context(main), name)
+    assert isinstance(command, GroupedCommand)
+    assert command.examples
+    for example, about in command.examples:
+        assert about
+        words = shlex.split(example)
+        assert words[0] == "loadkit"
+        main.make_context("loadkit", words[1:])
+        called = main.get_command(click.Context(main), words[1])
+        assert called is not None
+        called.make_context(words[1], words[2:])
 
+
+def test_every_command_is_in_one_group() -> None:
     assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
 
 

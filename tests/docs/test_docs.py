@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 from forks import Forks
-from stored_formats import store_fp8
+from stored_formats import store_fp8, store_gguf, store_gptq
 
 import loadkit
 from loadkit.hooks import hookspecs
@@ -28,12 +28,13 @@ PAGES_THAT_RUN = (
     "tutorial/first-load.md",
     "tutorial/first-plugin.md",
     "how-to/adapters.md",
+    "how-to/beside-liger-and-unsloth.md",
     "how-to/bring-an-architecture.md",
     "how-to/check-a-plugin.md",
     "how-to/choose-a-profile.md",
     "how-to/company-policy.md",
     "how-to/dpo.md",
-    "how-to/examples.md",
+    "how-to/grpo.md",
     "how-to/many-processes.md",
     "how-to/merge.md",
     "how-to/move-to-loadkit.md",
@@ -43,8 +44,10 @@ PAGES_THAT_RUN = (
     "how-to/quantize-again.md",
     "how-to/repeat-a-load.md",
     "how-to/resume.md",
+    "how-to/reward-models.md",
     "how-to/see-if-it-fits.md",
     "how-to/share-on-the-hub.md",
+    "how-to/stored-formats.md",
     "how-to/tensor-parallel.md",
     "how-to/tokens-and-templates.md",
     "how-to/vision-language.md",
@@ -74,6 +77,9 @@ def test_a_page_works_when_typed_in(
         (tmp_path / "my-mistral").symlink_to(tiny("mistral"))
         (tmp_path / "my-gemma3").symlink_to(tiny("gemma3"))
         store_fp8(tmp_path / "my-fp8", tiny("mistral"))
+        if page == "how-to/stored-formats.md":
+            store_gptq(tmp_path / "my-gptq", tiny("mistral"))
+            store_gguf(tmp_path / "my-model.gguf", tiny("llama"))
     namespace: dict[str, object] = {"__name__": "__main__"}
     ran = 0
     for language, title, code in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):

@@ -525,6 +525,13 @@ def test_what_a_quantized_checkpoint_contradicts_is_refused() -> None:
     stored = {"quant_method": "gptq", "bits": 4}
     gptq = checkpoint({**MISTRAL, "quantization_config": stored})
     assert "gptq" in problems(gptq, load_in_4bit=True)["quantized-already"]
+    for name, value in (
+        ("bnb_4bit_quant_type", "fp4"),
+        ("llm_int8_threshold", 6.0),
+        ("skip_modules", ["lm_head"]),
+    ):
+        # Also where bitsandbytes would do that unasked: a checkpoint of another method has no such setting.
+        assert f"which has no {name}" in problems(gptq, **{name: value})["quantized-already"]
     assert "bits=8" in problems(gptq, quantization_config={**stored, "bits": 8})["quantized-already"]
     assert planned(gptq, quantization_config=stored, machine=CPU_GPTQ).quantization is not None
 

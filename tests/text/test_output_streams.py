@@ -34,6 +34,16 @@ def test_symbols_degrade(encoding: str, written: str) -> None:
     assert stream.lost == ""
 
 
+def test_bytes_are_text() -> None:
+    under = io.BytesIO()
+    stream = Forgiving(io.TextIOWrapper(under, encoding="ascii"), as_text=True)
+    stream.write("a → b".encode())
+    stream.flush()
+    assert under.getvalue() == b"a -> b"
+    with pytest.raises(TypeError):  # click takes a stream for one of bytes that takes none of them
+        stream.write(b"")
+
+
 def test_every_symbol_that_is_printed_is_spelt_otherwise() -> None:
     """A new one would come out as \\u258f where the terminal knows no Unicode."""
     written: dict[str, str] = {}

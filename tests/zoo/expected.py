@@ -10,7 +10,7 @@ import msgspec
 
 from loadkit.facts.library.index import read_library
 
-__all__ = ["NEEDS", "TABLE", "Expected", "expected", "known_off", "model_types", "row"]
+__all__ = ["NEEDS", "PROFILES", "TABLE", "Expected", "expected", "known_off", "model_types", "row", "works"]
 
 TABLE = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"
 """The page that `python tests/zoo/table.py` writes."""
@@ -23,10 +23,13 @@ NEEDS: Mapping[str, str] = {
 }
 """Model types to a package that they need and loadkit doesn't."""
 
+PROFILES = ("full", "lora", "qlora", "qlora-8bit", "inference")
+"""What is swept."""
+
 SHOWN: Mapping[str, str] = {
     "works": "✓",
     "refused": "refused",
-    "runs not": "loads, fails to run",
+    "runs not": "fails",
     "not made": "—",
 }
 
@@ -64,9 +67,18 @@ def known_off(model_type: str) -> float:
     return next((types[model_type] for types in raw.values() if model_type in types), 0.0)
 
 
+def works(verdicts: Mapping[str, str]) -> bool:
+    """Whether every profile does."""
+    return all(verdicts.get(profile) == "works" for profile in PROFILES)
+
+
 def row(model_type: str, verdicts: Mapping[str, str]) -> str:
-    """A model type's row in the table: profile to verdict, "made" alone where transformers can't make the
-    model."""
-    profiles = ("full", "lora", "qlora", "qlora-8bit", "inference")
-    cells = [SHOWN[verdicts.get(profile, verdicts.get("made", ""))] for profile in profiles]
-    return f"| {model_type} | {model_types()[model_type]} | {' | '.join(cells)} |"
+    """A model type's line of the page: its name where every profile works, else its row in the table.
+
+    Parameters:
+        verdicts: profile to verdict, or "made" alone where transformers can't make the model.
+    """
+    if works(verdicts):
+        return f"`{model_type}`"
+    cells = [SHOWN[verdicts.get(profile, verdicts.get("made", ""))] for profile in PROFILES]
+    return f"| {model_type} | {' | '.join(cells)} |"

@@ -12,16 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from zoo.expected import model_types
+from zoo.expected import PROFILES, model_types
 from zoo.inputs import inputs_of
 from zoo.shrinking import tiny_config
 
 import loadkit
 from loadkit.audit.measurements import ADAPTED
 
-__all__ = ["PROFILES", "Outcome", "sweep"]
-
-PROFILES = ("full", "lora", "qlora", "qlora-8bit", "inference")
+__all__ = ["Outcome", "sweep"]
 
 
 OWN_CLASSES = {

@@ -10,20 +10,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import transformers
-from zoo.expected import NEEDS, TABLE, expected, model_types, row
-from zoo.sweeping import PROFILES, sweep
+from zoo.expected import NEEDS, PROFILES, TABLE, expected, model_types, row, works
+from zoo.sweeping import sweep
 
 HEAD = """# Architectures
 
 Every model type of transformers {version}'s maps for causal language models and for image-text-to-text, with every profile: a tiny checkpoint of
 its own config class is loaded, audited, run forward, and backward where the profile trains. ✓ stands for all of that; where plain `from_pretrained`
-gives logits, those of `full` and `inference` are the same bits. Made by `python tests/zoo/table.py`; CI runs the same sweep and fails where a row isn't
+gives logits, those of `full` and `inference` are the same bits. Made by `python tests/zoo/table.py`; CI runs the same sweep and fails where a line isn't
 what it finds.
 
 {counts}
 
-| model type | task | {profiles} |
-|---|---|{rules}|
+## What doesn't work
+
+**refused**: the plan says so, and why. **fails**: it loads and fails to run, as in plain transformers or PEFT. **—**: it couldn't be made here.
+
+| model type | {profiles} |
+|---|{rules}|
 """
 
 REASONS = """
@@ -32,6 +36,12 @@ REASONS = """
 Each is checked too: one that begins to work fails the sweep until its line goes.
 
 """
+
+WORKING = """
+## What works with every profile
+"""
+
+TASKS = {"causal-lm": "Language models", "image-text-to-text": "Vision-language models"}
 
 
 def main() -> None:
@@ -66,8 +76,20 @@ def page(verdicts: dict[str, dict[str, str]], off: list[tuple[float, float, str]
         profiles=" | ".join(PROFILES),
         rules="|".join(["---"] * len(PROFILES)),
     )
-    rows = "\n".join(row(model_type, found) for model_type, found in verdicts.items())
-    return head + rows + "\n" + REASONS + "\n".join(_reasons()) + "\n"
+    rows = "\n".join(row(model_type, found) for model_type, found in verdicts.items() if not works(found))
+    return head + rows + "\n" + REASONS + "\n".join(_reasons()) + "\n" + _working(verdicts)
+
+
+def _working(verdicts: dict[str, dict[str, str]]) -> str:
+    parts = [WORKING]
+    for task, title in TASKS.items():
+        names = [
+            row(model_type, found)
+            for model_type, found in verdicts.items()
+            if works(found) and model_types()[model_type] == task
+        ]
+        parts.append(f"### {title} ({len(names)})\n\n" + "\n".join(names) + "\n")
+    return "\n".join(parts)
 
 
 def _reasons() -> list[str]:

@@ -272,18 +272,22 @@ def _contradictions(stored: Quantization, demanded: dict[str, Any], why: str) ->
     for bits in (4, 8):
         name = f"load_in_{bits}bit"
         if name in demanded and demanded[name] != (stored.method == METHOD and stored.bits == bits):
-            width = f"{stored.bits:g} bits by {stored.method}{why if demanded[name] else ''}"
-            yield _contradiction(stored, f"{name}={demanded[name]!r}", width)
+            width = f"with {stored.bits:g} bits" if stored.bits else "with widths of its own"
+            yield _contradiction(
+                stored, f"{name}={demanded[name]!r}", width + (why if demanded[name] else "")
+            )
     for name in (*FOUR_BIT, *EIGHT_BIT, "skip_modules"):
         field = "llm_int8_skip_modules" if name == "skip_modules" else name
-        has = stored.options.get(field, UNSET.get(field))
+        own = stored.method == METHOD
+        has = stored.options.get(field, UNSET.get(field) if own else None)
         if name in demanded and (demanded[name] or None) != (has or None):
-            yield _contradiction(stored, f"{name}={demanded[name]!r}", f"{field}={has!r}")
+            there = f"with {field}={has!r}" if own or has is not None else f"which has no {name}"
+            yield _contradiction(stored, f"{name}={demanded[name]!r}", there)
 
 
 def _contradiction(stored: Quantization, asked: str, has: str) -> Problem:
     return _problem(
         "quantized-already",
-        f"you asked for {asked}, but the checkpoint is stored quantized by {stored.method}, with {has}",
+        f"you asked for {asked}, but the checkpoint is stored quantized by {stored.method}, {has}",
         "leave it out to load the checkpoint as it is stored, or load the unquantized checkpoint it was made from",
     )

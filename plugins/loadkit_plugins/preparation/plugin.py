@@ -193,12 +193,23 @@ def _nothing_trains(plan: Plan) -> Iterator[Problem]:
         if adapters is None
         else f"the adapter {adapters.active!r} is frozen, and so is its base"
     )
+    ways = ["add adapter=True for a new adapter (adapter=False where the trainer brings its own)"]
+    if plan.request.value("adapter_trainable") is False:
+        ways.append("leave adapter_trainable=False out")
+    if adapters is None and plan.quantized is not None:
+        ways.append(_in_floating_point(plan.quantized))
     yield _problem(
         "nothing-trains",
         f"the model is to train ({plan.why('preparation').because}), and nothing would: {frozen}",
-        "add adapter=True for a new adapter (adapter=False where the trainer brings its own), leave adapter_trainable=False "
-        "out, or leave training out",
+        f"{', '.join(ways)}, or leave training out",
     )
+
+
+def _in_floating_point(quantized: Quantization) -> str:
+    """How all weights would train."""
+    if quantized.prequantized:
+        return "load it in floating point to train all weights (dequantize=True, where its format can be turned back)"
+    return "leave the quantization out to train all weights"
 
 
 @hookimpl
