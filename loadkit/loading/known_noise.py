@@ -19,7 +19,7 @@ class Noise(NamedTuple):
         line: a pattern that its text begins with.
         reason: why it misleads, or is told better.
         unless: a pattern of what must not be in it.
-        from_import_on: whether it is left out from `import loadkit` on, as it is printed when a script imports
+        from_import_on: whether it is left out from `import loadkit` on, as a script prints it by importing
             other libraries beside loadkit.
     """
 
