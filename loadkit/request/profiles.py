@@ -134,10 +134,10 @@ def _one(
 def _beside(path: Path) -> str:
     """A hint at the profile file whose name is most like that of one that isn't there."""
     try:
-        near = nearest_name(path.name, [file.name for file in path.parent.glob("*.toml")])
+        near = nearest_name(path.stem, [file.stem for file in path.parent.glob("*.toml")])
     except OSError:
         return ""
-    return f" (did you mean {str(path.with_name(near))!r}?)" if near else ""
+    return f" (did you mean {str(path.with_stem(near))!r}?)" if near else ""
 
 
 def _faults(content: Mapping[str, Any]) -> Iterator[str]:
