@@ -19,6 +19,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from loadkit.facts.machine import forks as _forks  # noqa: F401 - forks are noticed from here on
+from loadkit.loading import known_noise as _known_noise
 
 # fmt: off
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ _MOVED = [
 _RENAMED = {"collector_rests": "pause_gc", "nearest": "did_you_mean"}
 """Those that are called otherwise there."""
 # fmt: on
+
+_known_noise.leave_out_for_good()
 
 _HOME_OF = {name: room for room, names in _HOMES.items() for name in names.split()}
 _OTHERWISE = {"plan": "make_plan"}

@@ -57,10 +57,29 @@ def write_examples(formatter: click.HelpFormatter, examples: Sequence[tuple[str,
 
 
 def suggested(error: click.UsageError) -> click.UsageError:
-    """An error about a choice, with the choice that is like what was given; any other as it is."""
+    """An error about a choice or a flag, with what is like what was given; any other as it is."""
+    if isinstance(error, click.NoSuchOption):
+        meant = " or ".join(map(repr, _flags_like(error)))
+        message = f"{error.message} Did you mean {meant}?" if meant else error.format_message()
+        return click.NoSuchOption(error.option_name, message, ctx=error.ctx)
     kind = error.param.type if isinstance(error, click.BadParameter) and error.param is not None else None
     if not isinstance(kind, click.Choice) or not isinstance(error, click.BadParameter):
         return error
     given = error.message.partition("'")[2].partition("'")[0]
     hint = did_you_mean(given, map(str, kind.choices))
     return click.BadParameter(f"{error.message}{hint}", error.ctx, error.param, error.param_hint)
+
+
+def _flags_like(error: click.NoSuchOption) -> list[str]:
+    """The flags that one was short for, as in Python: `--r` for `--lora-r`, `--attn` for
+    `--attn-implementation`; and its spelling with underscores."""
+    if error.ctx is None:
+        return []
+    flags = [
+        flag for param in error.ctx.command.get_params(error.ctx) for flag in param.opts if flag[:2] == "--"
+    ]
+    word = error.option_name.lstrip("-").replace("_", "-")
+    exact = [flag for flag in flags if flag == f"--{word}"]
+    longer = [flag for flag in flags if flag.endswith(f"-{word}") and not flag.startswith("--no-")]
+    begun = [flag for flag in flags if len(word) > 2 and flag.startswith(f"--{word}")]
+    return (exact or begun or longer)[:3]

@@ -1,4 +1,4 @@
-"""Lines that libraries print while a model loads, and that mislead: each by name, with the reason."""
+"""Lines that libraries print on the way to a model, and that mislead: each by name, with the reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-__all__ = ["KNOWN_NOISE", "Noise", "without_known_noise"]
+__all__ = ["KNOWN_NOISE", "Noise", "leave_out_for_good", "without_known_noise"]
 
 
 class Noise(NamedTuple):
@@ -19,12 +19,15 @@ class Noise(NamedTuple):
         line: a pattern that its text begins with.
         reason: why it misleads, or is told better.
         unless: a pattern of what must not be in it.
+        from_import_on: whether it is left out from `import loadkit` on, as a script prints it by importing
+            other libraries beside loadkit.
     """
 
     logger: str
     line: str
     reason: str
     unless: str = ""
+    from_import_on: bool = False
 
 
 KNOWN_NOISE: tuple[Noise, ...] = (
@@ -32,7 +35,8 @@ KNOWN_NOISE: tuple[Noise, ...] = (
         "bitsandbytes.backends.cpu.ops",
         "Failed to load CPU gemm_4bit_forward from kernels-community",
         "it advises to install kernels, with which bitsandbytes 0.50 fetches code from the Hub and runs it; loadkit "
-        "doctor says so, and brings CPU kernels of its own",
+        "doctor says so, and brings CPU kernels of its own. TRL and PEFT import bitsandbytes, before anything is loaded",
+        from_import_on=True,
     ),
     Noise(
         "torchao",
@@ -59,7 +63,7 @@ KNOWN_NOISE: tuple[Noise, ...] = (
 @contextmanager
 def without_known_noise() -> Iterator[None]:
     """Leave these lines out of the libraries' logs until the block ends; all others pass."""
-    quiet = [(logging.getLogger(noise.logger), _filter(noise)) for noise in KNOWN_NOISE]
+    quiet = [(logging.getLogger(noise.logger), _LeaveOut(noise)) for noise in KNOWN_NOISE]
     for logger, leave_out in quiet:
         logger.addFilter(leave_out)
     try:
@@ -69,14 +73,21 @@ def without_known_noise() -> Iterator[None]:
             logger.removeFilter(leave_out)
 
 
-def _filter(noise: Noise) -> logging.Filter:
-    line, unless = re.compile(noise.line), re.compile(noise.unless) if noise.unless else None
+def leave_out_for_good() -> None:
+    """Leave out what is to be left out from `import loadkit` on; once a process."""
+    for noise in KNOWN_NOISE:
+        logger = logging.getLogger(noise.logger)
+        if noise.from_import_on and not any(isinstance(each, _LeaveOut) for each in logger.filters):
+            logger.addFilter(_LeaveOut(noise))
 
-    class LeaveOut(logging.Filter):
-        """Passes everything but that line."""
 
-        def filter(self, record: logging.LogRecord) -> bool:
-            text = record.getMessage()
-            return not line.match(text) or (unless is not None and bool(unless.search(text)))
+class _LeaveOut(logging.Filter):
+    """Passes everything but one line."""
 
-    return LeaveOut()
+    def __init__(self, noise: Noise) -> None:
+        super().__init__()
+        self._line, self._unless = re.compile(noise.line), re.compile(noise.unless) if noise.unless else None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not self._line.match(text) or (self._unless is not None and bool(self._unless.search(text)))

@@ -45,6 +45,9 @@ def make_request(
         theirs, unfit = _asked(read.options, manager, named)
         layers.append(theirs)
         problems += [*unfit, *(_note(named, note) for note in read.notes)]
+    if not (source is None or _is_name(source)):
+        problems.append(_not_a_source(source))
+        source = None
     if not (profile is None or _is_name(profile)):
         problems.append(_not_a_profile(profile))
         profile = None
@@ -136,6 +139,15 @@ def _asked(
 
 def _is_name(given: object) -> bool:
     return isinstance(given, str | os.PathLike)
+
+
+def _not_a_source(given: object) -> Problem:
+    """A source that is neither a name nor a path: a model that is loaded already, several at once."""
+    return _problem(
+        "no-source",
+        f"you gave {kind_of(given)} as the source; a source is a folder, a Hub id or an adapter, as a text or a path",
+        "give one name; several adapters over a base go into adapter={name: source}",
+    )
 
 
 def _not_a_profile(given: object) -> Problem:

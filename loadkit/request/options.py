@@ -253,7 +253,7 @@ def ask(
         try:
             clean = msgspec.convert(plain(value), TYPES[option.type])
         except (TypeError, msgspec.ValidationError):
-            found = f"{by} gave {name}={value!r}, {kind_of(value)}; it takes {kinds_text(option.type)}"
+            found = f"{by} gave {name}={value!r}, {_unfit(value, option)}; it takes {kinds_text(option.type)}"
             problems.append(problem("bad-option", found, f"{name}: {option.help}"))
             continue
         if isinstance(clean, list):
@@ -274,6 +274,22 @@ def ask(
             value = Fields(option.name, clean) if isinstance(clean, dict) else clean
             asked[option.name] = Asked(name=option.name, value=value, by=by, strength=strength)
     return asked, problems
+
+
+def _unfit(value: Any, option: Option) -> str:
+    """What is wrong with a value: its kind, or in a mapping of the right kind the entry that doesn't fit."""
+    for key, each in value.items() if isinstance(value, Mapping) else ():
+        if not _fits({key: each}, option):
+            return f"where {key!r} has {each!r}, {kind_of(each)}"
+    return kind_of(value)
+
+
+def _fits(value: Any, option: Option) -> bool:
+    try:
+        msgspec.convert(plain(value), TYPES[option.type])
+    except (TypeError, msgspec.ValidationError):
+        return False
+    return True
 
 
 def _floats(value: Any) -> Iterator[float]:

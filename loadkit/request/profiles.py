@@ -12,7 +12,7 @@ import msgspec
 
 from loadkit.errors import Problem
 from loadkit.text.kinds import kind_of
-from loadkit.text.suggest import did_you_mean
+from loadkit.text.suggest import did_you_mean, nearest_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -117,13 +117,27 @@ def _one(
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        return None, [bad(f"{asked}: {error.strerror or error}", "check the path, or give a profile's name")]
+        hint = (
+            did_you_mean(path.stem, {path.stem} & {*known}) or _beside(path) or did_you_mean(path.stem, known)
+        )
+        return None, [
+            bad(f"{asked}: {error.strerror or error}{hint}", "check the path, or give a profile's name")
+        ]
     except ValueError as error:
         return None, [bad(f"{asked}: {error}", remedy)]
     faults = list(_faults(content))
     fit = {field: kind for field, kind in _FIELDS.items() if isinstance(content.get(field), kind)}
     profile = Profile(name=path.stem, **{"description": "", **{field: content[field] for field in fit}})
     return profile, [bad(f"{asked}: {fault}", remedy) for fault in faults]
+
+
+def _beside(path: Path) -> str:
+    """A hint at the profile file whose name is most like that of one that isn't there."""
+    try:
+        near = nearest_name(path.stem, [file.stem for file in path.parent.glob("*.toml")])
+    except OSError:
+        return ""
+    return f" (did you mean {str(path.with_stem(near))!r}?)" if near else ""
 
 
 def _faults(content: Mapping[str, Any]) -> Iterator[str]:

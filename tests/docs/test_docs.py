@@ -95,6 +95,14 @@ def test_a_page_works_when_typed_in(
     assert ran
 
 
+@pytest.mark.parametrize("page", sorted((DOCS / "how-to").glob("*.md")), ids=lambda page: page.stem)
+def test_a_how_to_page_says_what_it_needs(page: Path) -> None:
+    """Before its second heading: somebody who lacks it shouldn't have read on."""
+    first = "\n## ".join(page.read_text(encoding="utf-8").split("\n## ")[:2])
+    assert re.search(r"\b([Yy]ou|They) need\b", first)
+    assert str(page.relative_to(DOCS)) in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
 def _typed(code: str, forks: Forks, folder: Path) -> Iterator[subprocess.CompletedProcess[str]]:
     """Commands of loadkit's own in processes that needn't import the libraries; others in a shell."""
     lines = code.splitlines()

@@ -39,9 +39,71 @@ def test_a_typo_beside_a_real_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "my-mistral").mkdir()
     (problem,) = refused("my-mistrl", local_files_only=True)
     assert problem.code == "offline-not-cached"
-    assert f"did you mean the folder {str(tmp_path / 'my-mistral')!r}?" in problem.remedy
+    assert f"did you mean {str(tmp_path / 'my-mistral')!r}?" in problem.remedy
     assert "hf auth login" in problem.remedy
     assert "did you mean" not in refused("quite-another", local_files_only=True)[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("./my-mistrl", "my-mistral"),
+        ("./my-modl.gguf", "my-model.gguf"),
+        ("./my-model.ggu", "my-model.gguf"),
+        ("./my-mistral/model.safetensor", "my-mistral"),  # files of a checkpoint are loaded as one
+        ("./my-mistral/model-00001-of-00002.safetensors", "my-mistral"),
+        ("./depp/er/my-mistral", "deep/er/my-mistral"),  # a folder above it is misspelt
+        ("./deep/e/my-mistrl", "deep/er/my-mistral"),
+        ("./quite/another", ""),
+        ("./my-mistral/tokenizer", ""),
+    ],
+)
+def test_a_path_of_nothing_is_put_right(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("my-mistral", "deep/er/my-mistral"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+        (tmp_path / folder / "model.safetensors").touch()
+    (tmp_path / "my-model.gguf").touch()
+    (problem,) = refused(given)
+    assert problem.code == "no-such-folder"
+    if meant:
+        assert f"did you mean {str(tmp_path / meant)!r}?" in problem.remedy
+    else:
+        assert "did you mean" not in problem.remedy
+
+
+def test_a_hub_id_isnt_taken_for_a_folder_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    (tmp_path / "my-llama").mkdir()
+    (tmp_path / "my-llama" / "config.json").write_text("{}")
+    assert "did you mean" not in refused("meta-llama/Llama-3.1-8B", local_files_only=True)[0].remedy
+
+
+@pytest.mark.parametrize("given", [["a"], 5, b"a", {"a": 1}, object(), 2.5, True])
+def test_what_is_no_name_is_no_source(given: object) -> None:
+    (problem,) = refused(given)
+    assert problem.code == "no-source"
+    assert "as the source" in problem.message
+
+
+def test_a_profile_with_an_ending_and_one_misspelt(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "ours.toml").write_text('description = "Ours."\n')
+    for given, meant in (
+        ("qlora.toml", "qlora"),
+        (str(tmp_path / "our.toml"), str(tmp_path / "ours.toml")),
+        (str(tmp_path / "qlra.toml"), "qlora"),
+    ):
+        (problem,) = refused(tiny("mistral"), given)
+        assert f"did you mean {meant!r}?" in problem.message
+
+
+def test_the_entry_of_a_mapping_that_doesnt_fit_is_named(tiny: Tiny) -> None:
+    (problem,) = refused(tiny("mistral"), max_memory={0: "10GB", "cpu": 3.5})
+    assert "where 'cpu' has 3.5, a number; it takes a mapping of devices to sizes" in problem.message
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from typing import Literal
 
@@ -22,7 +22,7 @@ __all__ = [
     "missing_folder",
     "open_folder",
     "read_part",
-    "similar_folder",
+    "similar_path",
 ]
 
 FILES = (".gguf", ".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth")
@@ -121,34 +121,45 @@ def missing_folder(source: str | os.PathLike[str]) -> Problem:
             f"{asked!r} is a file; a checkpoint is a folder with a config.json and weights",
             f"give the folder it lies in: {os.path.dirname(path)!r}",
         )
-    file = names_weights(asked)
-    kind, hint = ("file", similar_file(path)) if file else ("folder", similar_folder(path))
+    kind, hint = "file" if names_weights(asked) else "folder", similar_path(path)
     meant = hint and (f"did you mean {hint!r}? ")
     return problem(
-        f"{asked!r} {f'names a {kind}' if file else 'looks like a path'}, but there is no {kind} {path!r}",
+        f"{asked!r} {f'names a {kind}' if kind == 'file' else 'looks like a path'}, but there is no {kind} {path!r}",
         f"{meant}check the path; a Hub id looks like 'owner/name'"
         + (", and gguf_file names a file in its repository" if asked.lower().endswith(".gguf") else ""),
     )
 
 
-def similar_folder(path: str) -> str:
-    """The folder beside a missing one whose name is most like it; "" where there is none."""
-    return _similar(path, lambda entry: entry.is_dir())
+def similar_path(path: str, *, above: bool = True) -> str:
+    """What may have been meant by the path of nothing: the folder or file of weights whose name is most like
+    it; the folder of a checkpoint for a file that isn't in it; "" where nothing is near.
 
-
-def similar_file(path: str) -> str:
-    """The file of weights beside a missing one whose name is most like it; "" where there is none."""
-    return _similar(path, lambda entry: names_weights(entry.name) and entry.is_file())
-
-
-def _similar(path: str, fits: Callable[[os.DirEntry[str]], bool]) -> str:
+    Parameters:
+        path: an absolute path.
+        above: whether folders above it may be misspelt too; not in what may as well be a Hub id.
+    """
     parent, name = os.path.split(path)
+    if parent == path or not name:
+        return ""
+    if not os.path.isdir(parent):
+        parent = similar_path(parent) if above else ""
+        if not os.path.isdir(parent):
+            return ""
+        if os.path.exists(os.path.join(parent, name)):
+            return os.path.join(parent, name)
     try:
         with os.scandir(parent) as entries:
-            found = nearest_name(name, (entry.name for entry in entries if fits(entry)))
+            found = nearest_name(
+                name, (each.name for each in entries if each.is_dir() or names_weights(each.name))
+            )
     except (OSError, ValueError):
         return ""
-    return os.path.join(parent, found) if found else ""
+    checkpoint = os.path.isfile(os.path.join(parent, "config.json"))
+    if found and not (
+        checkpoint and names_weights(found)
+    ):  # files in a checkpoint's folder are loaded as one
+        return os.path.join(parent, found)
+    return parent if checkpoint and (found or names_weights(name)) else ""
 
 
 def read_part(path: str, start: int = 0, stop: int | None = None) -> bytes | Problem:

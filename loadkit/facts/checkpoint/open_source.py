@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from loadkit.errors import Problem
-from loadkit.facts.checkpoint.folder import looks_like_path, missing_folder, open_folder, similar_folder
+from loadkit.facts.checkpoint.folder import looks_like_path, missing_folder, open_folder, similar_path
 from loadkit.facts.checkpoint.source import Access, CheckpointFiles, checkpoint_problem
 
 __all__ = ["open_source"]
@@ -51,11 +51,11 @@ def _with_folder(problem: Problem, source: str) -> Problem:
 
     Where the Hub knows the repository, or can't be asked, only where a folder has a name that is like it.
     """
-    hint = similar_folder(os.path.abspath(source))
+    hint = similar_path(os.path.abspath(source), above=False)
     if not hint and problem.code != "no-such-repository":
         return problem
     return msgspec.structs.replace(
         problem,
         message=f"{problem.message}; there is no folder {source!r} here either",
-        remedy=(f"did you mean the folder {hint!r}? " if hint else "") + problem.remedy,
+        remedy=(f"did you mean {hint!r}? " if hint else "") + problem.remedy,
     )

@@ -14,7 +14,8 @@ from typing import Any
 
 from loadkit import Adapter, Context, ModelClass, PassedOver, Plan, Problem
 from loadkit_plugins.adapter.fields import Fields
-from loadkit_plugins.adapter.named_experts import check_halves, check_modules, stacks_of_names
+from loadkit_plugins.adapter.named_experts import check_halves, stacks_of_names
+from loadkit_plugins.adapter.no_layers import check_modules
 from loadkit_plugins.adapter.targets import EVERY_LINEAR, RENAMED, renamed_way
 
 __all__ = [
