@@ -34,6 +34,7 @@ PAGES_THAT_RUN = (
     "how-to/company-policy.md",
     "how-to/dpo.md",
     "how-to/examples.md",
+    "how-to/finish-a-model.md",
     "how-to/many-processes.md",
     "how-to/merge.md",
     "how-to/move-to-loadkit.md",
