@@ -37,13 +37,16 @@ class Forgiving:
         self._as_text = as_text
         self.lost = ""
 
-    def write(self, text: str) -> int:
-        """Write it, as well as can be; how much was given."""
+    def write(self, text: str | bytes) -> int:
+        """Write it, as well as can be; how much was given. Bytes, which click completes words with, are text
+        where only text is written."""
+        if isinstance(text, bytes) and self._as_text:
+            text = text.decode(errors="replace")
         try:
             self._stream.write(text)
         except UnicodeEncodeError:
             encoding = getattr(self._stream, "encoding", None) or "ascii"
-            plain = text.translate(SPELT).encode(encoding, "backslashreplace").decode(encoding)
+            plain = str(text).translate(SPELT).encode(encoding, "backslashreplace").decode(encoding)
             self._try(lambda: self._stream.write(plain))
         except (OSError, ValueError) as error:
             self._note(error)
