@@ -101,6 +101,7 @@ def steps() -> list[Step | Value]:
             (
                 Box("memory of weights", "estimate_weights"),
                 Box("memory of adapters", "estimate_adapters"),
+                Box("finishes", "announce_finish"),
                 Box("checks", "check_plan"),
                 Box("shortcuts", "shortcuts"),
             ),
@@ -135,8 +136,11 @@ def steps() -> list[Step | Value]:
         ),
         Step(
             "loading/",
-            "phases: one plugin each, in this order, measured by the core; a plan has those that it needs",
-            tuple(Box(phase.name, phase.hook.__name__.removeprefix(PREFIX)) for phase in PHASES),
+            "phases: in this order, one plugin each (a finish: all that the plan names), measured by the core",
+            (
+                *(Box(phase.name, phase.hook.__name__.removeprefix(PREFIX)) for phase in PHASES),
+                Box("finishes", "finish_model"),
+            ),
             ordered=True,
         ),
         Step(

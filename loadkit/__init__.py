@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from loadkit.request.recipes import Recipe, read_recipe
     from loadkit.schema.adapters import Adapter, Adapters
     from loadkit.schema.claims import Claim, Decision, Overruled, PassedOver, Strength
+    from loadkit.schema.finishes import Finish, Finished
     from loadkit.schema.memory import Memory, RankMemory
     from loadkit.schema.plans import Plan
     from loadkit.schema.processing import Processing, Tokens, Vocabulary
@@ -92,6 +93,7 @@ _HOMES = {
     "request.recipes": "Recipe read_recipe",
     "schema.adapters": "Adapter Adapters",
     "schema.claims": "Claim Decision Overruled PassedOver Strength",
+    "schema.finishes": "Finish Finished",
     "schema.memory": "Memory RankMemory",
     "schema.plans": "Plan",
     "schema.processing": "Processing Tokens Vocabulary",
@@ -106,7 +108,7 @@ _HOMES = {
 
 __all__ = [
     "Accelerator", "Adapter", "Adapters", "Architecture", "Asked", "AuditError", "Change", "Checkpoint",
-    "Claim", "Context", "Decision", "Difference", "Experimental", "Finding", "LoadError", "Loaded",
+    "Claim", "Context", "Decision", "Difference", "Experimental", "Finding", "Finish", "Finished", "LoadError", "Loaded",
     "Loading", "LoadkitError", "LoadkitWarning", "Machine", "Manifest", "Measurements", "Memory",
     "Merged", "ModelClass", "Opened", "Option", "Overruled", "Packed", "PassedOver", "Placement", "Plan", "PlanError",
     "PluginError", "PluginInfo", "PluginManager", "PluginWarning", "Preparation", "Problem", "Processing",

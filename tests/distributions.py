@@ -16,6 +16,7 @@ def distribution(
     *,
     version: str = "1.0",
     requires: str = "loadkit",
+    group: str = "loadkit",
 ) -> Path:
     """Write one into a folder, which is then to be put on the path; give the folder back."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -24,7 +25,7 @@ def distribution(
         f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: {requires}\n"
     )
     lines = "\n".join(f"{entry} = {value}" for entry, value in entries.items())
-    (info / "entry_points.txt").write_text(f"[loadkit]\n{lines}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{lines}\n")
     for file, text in files.items():
         (folder / file).write_text(text)
     return folder

@@ -98,7 +98,7 @@ def test_loading_imports_what_a_decision_uses(tiny: Callable[..., Path], kernels
 
 PUBLIC = """
     Accelerator Adapter Adapters Architecture Asked AuditError Change Checkpoint Claim Context
-    Decision Difference Experimental Finding LoadError Loaded Loading LoadkitError LoadkitWarning
+    Decision Difference Experimental Finding Finish Finished LoadError Loaded Loading LoadkitError LoadkitWarning
     Machine Manifest Measurements Memory Merged ModelClass Opened Option Overruled Packed PassedOver
     Placement Plan PlanError PluginError PluginInfo PluginManager PluginWarning Preparation Problem
     Processing Profile Quantization RankError RankMemory Reading Recipe ReplayError ReplayWarning Report

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from loadkit.cli.colours import colour_wanted
+from loadkit.cli.command_plugins import Brought, brought_commands, plugin_command
 from loadkit.cli.grouped_help import suggested, write_examples
 from loadkit.cli.json_output import json_asked, json_behind_command, json_output, print_error
 from loadkit.errors import AuditError, LoadkitError, PlanError, PluginError
@@ -70,7 +71,7 @@ COMPLETION = (
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *(brought.name for brought in brought_commands(COMMANDS) if not brought.fault)]
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -93,15 +94,16 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does; where there is no such command, with the one that is like it."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            ctx.fail(
-                f"there is no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}; "
-                f"the commands are {', '.join(COMMANDS)}"
-            )
+            known = dict.fromkeys((*COMMANDS, *(brought.name for brought in brought_commands(COMMANDS))))
+            if args[0] not in known:
+                ctx.fail(
+                    f"there is no command {args[0]!r}{did_you_mean(args[0], known)}; the commands are {', '.join(known)}"
+                )
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            return _brought(cmd_name, completing=ctx.resilient_parsing)
         module = importlib.import_module(f"loadkit.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
@@ -111,6 +113,9 @@ class _Commands(click.Group):
         for title, names in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(longest), COMMANDS[name]) for name in names])
+        if brought := brought_commands(COMMANDS):
+            with formatter.section("From plugins"):
+                formatter.write_dl([(b.name.ljust(longest), _about(b)) for b in brought])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_examples(formatter, EXAMPLES)
@@ -146,6 +151,24 @@ class _Commands(click.Group):
             if as_json:
                 print_error(told, told.exit_code, told.format_message())
             raise told from None
+
+
+def _brought(name: str, *, completing: bool) -> click.Command | None:
+    """The command that a distribution brings under a name; while a word is completed, one in its place where
+    it can't be had."""
+    found = next((each for each in brought_commands(COMMANDS) if each.name == name), None)
+    if found is None:
+        return None
+    try:
+        return plugin_command(found)
+    except LoadkitError:
+        if completing:
+            return click.Command(name)
+        raise
+
+
+def _about(brought: Brought) -> str:
+    return f"From {brought.distribution}." if not brought.fault else f"Takes no part: {brought.fault}."
 
 
 @click.group(

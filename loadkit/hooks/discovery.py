@@ -14,7 +14,7 @@ from loadkit.hooks.contained import raised
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-__all__ = ["OWN", "Announced", "announced", "module_of", "names_of", "unmet"]
+__all__ = ["OWN", "Announced", "announced", "entries_of", "module_of", "names_of", "unmet"]
 
 OWN = "loadkit"
 """The distribution whose plugins are loadkit's own."""
@@ -119,19 +119,24 @@ def names_of(name: str, distribution: str) -> frozenset[str]:
     return frozenset({*plain, *(re.sub(r"[-_.]+", "-", each).lower() for each in plain)} - {""})
 
 
-def _found(unread: list[Announced]) -> list[metadata.EntryPoint]:
+def entries_of(group: str) -> list[metadata.EntryPoint]:
+    """Every entry point of a group; those of a distribution whose file can't be read are left out."""
+    return _found([], group)
+
+
+def _found(unread: list[Announced], group: str = hookspecs.PROJECT) -> list[metadata.EntryPoint]:
     """Every entry point of the group; that one distribution's file can't be read is that one's fault alone.
 
     Parameters:
         unread: takes those of which nobody knows what they announce.
     """
     try:
-        return list(metadata.entry_points(group=hookspecs.PROJECT))
+        return list(metadata.entry_points(group=group))
     except Exception:
-        return list(_one_by_one(unread))
+        return list(_one_by_one(unread, group))
 
 
-def _one_by_one(unread: list[Announced]) -> Iterator[metadata.EntryPoint]:
+def _one_by_one(unread: list[Announced], group: str) -> Iterator[metadata.EntryPoint]:
     """As `metadata.entry_points`, a distribution at a time."""
     seen: set[str] = set()
     for dist in metadata.distributions():
@@ -140,13 +145,11 @@ def _one_by_one(unread: list[Announced]) -> Iterator[metadata.EntryPoint]:
             continue
         seen.add(home.name)
         try:
-            yield from dist.entry_points.select(group=hookspecs.PROJECT)
+            yield from dist.entry_points.select(group=group)
         except Exception as error:
             fault = f"its entry_points.txt can't be read: {raised(error)}"
-            if isinstance(error, UnicodeError) or hookspecs.PROJECT in (
-                dist.read_text("entry_points.txt") or ""
-            ):
-                entry = metadata.EntryPoint(home.name, "", hookspecs.PROJECT)
+            if isinstance(error, UnicodeError) or group in (dist.read_text("entry_points.txt") or ""):
+                entry = metadata.EntryPoint(home.name, "", group)
                 unread.append(Announced(home.name, entry, home.name, home.version, fault))
 
 

@@ -13,8 +13,8 @@ Four kinds of hooks:
   user to settle. Registration order decides nothing. Claim only what concerns you, and say why in one line.
   Where you would decide but can't, answer with a `Problem` that says why: it is shown if nobody else claims
   either.
-* **Collect** (`options`, `profiles`, `architectures`, `check_plan`, `shortcuts`, `shorten_loading`,
-  `audit_model`, `read_back`, `workarounds`): every answer counts.
+* **Collect** (`options`, `profiles`, `architectures`, `announce_finish`, `check_plan`, `shortcuts`,
+  `shorten_loading`, `finish_model`, `audit_model`, `read_back`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
 * **Act** (`build_quantization_config`, `load_model`, `decode_stored`, `compare_tensor`, `open_parameter`, and
   the phases from `fit_vocabulary` to `merge_adapters`): the first result that isn't None is used; return None
@@ -42,6 +42,7 @@ from loadkit.request.options import Option
 from loadkit.request.profiles import Profile
 from loadkit.schema.adapters import Adapters
 from loadkit.schema.claims import Claim
+from loadkit.schema.finishes import Finish
 from loadkit.schema.loading_aids import LoadingAid, Shortcut
 from loadkit.schema.plans import Plan
 from loadkit.schema.processing import Processing, Tokens, Vocabulary
@@ -52,8 +53,8 @@ from loadkit.schema.values import Architecture, ModelClass, Placement, Preparati
 
 PROJECT = "loadkit"
 
-API = "1.1"
-"""The version of these hooks. A plugin that needs a newer one says `LOADKIT_API = "1.2"` in its module; one
+API = "1.2"
+"""The version of these hooks. A plugin that needs a newer one says `LOADKIT_API = "1.3"` in its module; one
 that can't be beside another says `LOADKIT_CONFLICTS = {"its-name": "why"}`."""
 
 RENAMED: Mapping[str, str] = {}
@@ -369,6 +370,23 @@ def loadkit_estimate_adapters(
 
 
 @hookspec
+def loadkit_announce_finish(context: Context, plan: Plan) -> Finish | None:
+    """Say that your plugin will finish the model, and with what: the plan names it, and a load asks
+    `loadkit_finish_model` of those that it names alone.
+
+    When:
+        Once all is decided and the memory estimated, before the checks, which see it.
+
+    Parameters:
+        context: the facts.
+        plan: all decisions.
+
+    Returns:
+        A `Finish`; None where the model stays as it is.
+    """
+
+
+@hookspec
 def loadkit_check_plan(context: Context, plan: Plan) -> Sequence[Problem]:  # type: ignore[empty-body]
     """Look at the whole plan for what can't work on these facts.
 
@@ -432,6 +450,9 @@ def loadkit_build_quantization_config(
 @hookspec(firstresult=True)
 def loadkit_load_model(plan: Plan) -> Any | None:
     """Load the model another way than by calling `from_pretrained`. Wrappers are allowed on this hook only.
+
+    A wrapper gets the model whoever loads it, loadkit itself included, and what it gives back is held against
+    the files.
 
     When:
         After the tokenizer or processor was loaded; once a load.
@@ -661,6 +682,27 @@ def loadkit_merge_adapters(plan: Plan, model: Any, adapters: Adapters) -> Any | 
 
     Returns:
         The bare `transformers.PreTrainedModel`; None where that type of adapter isn't yours.
+    """
+
+
+@hookspec
+def loadkit_finish_model(plan: Plan, model: Any) -> Any | None:
+    """Do to the finished model what the plan says that you will: have its modules compute another way.
+
+    The core compares before and after: names, shapes, dtypes, devices and values of the weights stay, and so
+    do the model's class, its configs and the hooks of its modules. Nothing that other models share is
+    changed: give modules of this one another `forward`, or put others in their place that hold the same
+    parameters.
+
+    When:
+        After all phases, plugin by plugin in the order of their names, where the plan has your `Finish`.
+
+    Parameters:
+        plan: the plan.
+        model: the final model, with its adapter.
+
+    Returns:
+        The model; None where nothing was to be done, which is an error, as the plan says otherwise.
     """
 
 

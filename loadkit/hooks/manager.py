@@ -13,26 +13,24 @@ import pluggy
 
 from loadkit.errors import LoadkitError, PluginError, Problem
 from loadkit.hooks import hookspecs
-from loadkit.hooks.calls import attributed, call, typed
+from loadkit.hooks.calls import call, typed
 from loadkit.hooks.contained import Left, contained, raised, shown
 from loadkit.hooks.discovery import OWN, Announced, announced, names_of
 from loadkit.hooks.facts_stated import conflicts_of, refuse_newer
+from loadkit.hooks.fitting import fitting_hooks
 from loadkit.hooks.old_names import OldNamesManager, PluginWarning
 from loadkit.hooks.plugin_info import PluginInfo, in_conflict, strangers
 from loadkit.hooks.provisions import Provided, Provision, provided_by, provision, refuse_taken
+from loadkit.hooks.wrappers import around
 from loadkit.request.options import CORE_OPTIONS, Option
 from loadkit.request.profiles import Profile
 from loadkit.schema.claims import Claim, StampedClaim
 from loadkit.schema.values import Architecture
-from loadkit.text.suggest import did_you_mean
 
 __all__ = ["PluginInfo", "PluginManager", "PluginWarning", "Polled", "Provision", "default_manager"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-WRAPPABLE = "loadkit_load_model"
-"""The one hook that may be wrapped: a wrapper around a decision would be an opinion without a name."""
 
 
 class Polled(NamedTuple):
@@ -153,7 +151,7 @@ class PluginManager:
                 if other := self._pluggy.get_name(plugin):
                     raise TypeError(f"it is what plugin {other!r} is already: one name is enough")
                 self._pluggy.register(plugin, name=name)
-                hooks = self._validated(plugin)
+                hooks = fitting_hooks(plugin, self._pluggy.get_hookcallers(plugin) or [])
                 provided = provided_by(name, self._pluggy, self._call)
                 if not own:
                     refuse_taken(provided, {n: p for n, p in self._provided.items() if n in self._own})
@@ -179,19 +177,6 @@ class PluginManager:
         self._sorted.clear()
         for name in ("options", "profiles", "architectures"):
             self.__dict__.pop(name, None)
-
-    def _validated(self, plugin: object) -> tuple[str, ...]:
-        callers = self._pluggy.get_hookcallers(plugin) or []
-        for caller in callers:
-            if not caller.has_spec():
-                known = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
-                raise TypeError(f"{caller.name} isn't a hook of loadkit{did_you_mean(caller.name, known)}")
-            wraps = any(i.plugin is plugin and (i.wrapper or i.hookwrapper) for i in caller.get_hookimpls())
-            if wraps and caller.name != WRAPPABLE:
-                raise TypeError(f"{caller.name} can't be wrapped: answer it with a claim instead")
-        if not callers:
-            raise TypeError("it implements no hook: mark its functions with @loadkit.hookimpl")
-        return tuple(sorted(caller.name for caller in callers))
 
     def _broken(self, about: PluginInfo, reason: str, error: Exception | None = None) -> PluginInfo:
         if self._strict:
@@ -282,24 +267,50 @@ class PluginManager:
         Raises:
             PluginError: a plugin raised what isn't a loadkit error, or answered something of another type.
         """
-        caller = getattr(self._pluggy.hook, hook.__name__)
-        own = self._own
-        impls = sorted(caller.get_hookimpls(), key=lambda i: (i.plugin_name in own, i.plugin_name))
-        if any(impl.wrapper or impl.hookwrapper for impl in impls):
-            names = ",".join(sorted({impl.plugin_name for impl in impls}))  # it may be any of them
-            try:
-                with contained():
-                    result: T | None = caller(**kwargs)
-            except LoadkitError:
-                raise
-            except Exception as error:
-                raise attributed(names, hook.__name__, error) from error
-            return None if result is None else typed(result, names, hook.__name__)
-        for impl in impls:
-            answer: T | None = self._call(impl, kwargs, LoadkitError)
-            if answer is not None:
-                return typed(answer, impl.plugin_name, hook.__name__)
+        result: T | None = self._first(hook.__name__, kwargs, lambda: None)
+        return result
+
+    def first_or(self, hook: Callable[..., Any], otherwise: Callable[[], T], /, **kwargs: Any) -> T:
+        """As `first`, and where nobody answers what `otherwise` gives: wrappers get that too.
+
+        Raises:
+            PluginError: a plugin raised what isn't a loadkit error, or answered something of another type.
+        """
+        result: T = self._first(hook.__name__, kwargs, otherwise)
+        return result
+
+    def wrapped(self, hook: Callable[..., Any]) -> bool:
+        """Whether a plugin wraps a hook."""
+        impls = getattr(self._pluggy.hook, hook.__name__).get_hookimpls()
+        return any(impl.wrapper or impl.hookwrapper for impl in impls)
+
+    def ask(self, hook: Callable[P, T | None], plugin: str, /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What one plugin answers to an action hook.
+
+        Raises:
+            PluginError: it raised what isn't a loadkit error, or answered something of another type.
+        """
+        name = hook.__name__
+        for impl in getattr(self._pluggy.hook, name).get_hookimpls():
+            if impl.plugin_name == plugin:
+                answer: T | None = self._call(impl, kwargs, LoadkitError)
+                return None if answer is None else typed(answer, plugin, name)
         return None
+
+    def _first(self, name: str, kwargs: Mapping[str, object], otherwise: Callable[[], Any]) -> Any:
+        impls = getattr(self._pluggy.hook, name).get_hookimpls()
+        own = self._own
+        wraps = {id(impl) for impl in impls if impl.wrapper or impl.hookwrapper}
+        ordered = sorted(impls, key=lambda i: (i.plugin_name in own, i.plugin_name))
+
+        def inner() -> Any:
+            for impl in (impl for impl in ordered if id(impl) not in wraps):
+                answer = self._call(impl, kwargs, LoadkitError)
+                if answer is not None:
+                    return typed(answer, impl.plugin_name, name)
+            return otherwise()
+
+        return around([impl for impl in ordered if id(impl) in wraps], name, kwargs, inner)
 
     # --- What plugins provide
 

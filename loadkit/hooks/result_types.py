@@ -49,6 +49,7 @@ ANSWERS: Mapping[str, Kind] = {
     "loadkit_enable_input_gradients": MODEL,
     "loadkit_attach_adapters": MODEL,
     "loadkit_merge_adapters": MODEL,
+    "loadkit_finish_model": MODEL,
 }
 """Hook to what it answers where it doesn't answer None."""
 

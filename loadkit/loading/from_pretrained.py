@@ -63,10 +63,32 @@ def load_model(
         compare: what a model's weights are, held against the files.
         first_on_node: lets one process of a machine fetch first.
     """
-    other = manager.first(hooks.loadkit_load_model, plan=plan)
-    if other is not None:
-        bare = BareModel(other, Loading(), {}, facts.weight_files)
-        return bare._replace(findings=tuple(compare(bare)))
+    loaded: list[BareModel] = []
+
+    def own() -> Any:
+        loaded[:] = [_by_loadkit(plan, facts, manager, token, progress, aids, compare, first_on_node)]
+        return loaded[0].model
+
+    hook: Any = hooks.loadkit_load_model
+    model = manager.first_or(hook, own, plan=plan)
+    bare = loaded[0] if loaded else BareModel(model, Loading(), {}, facts.weight_files)
+    if loaded and not manager.wrapped(hook):
+        return bare
+    bare = bare._replace(model=model)
+    return bare._replace(findings=tuple(dict.fromkeys([*bare.findings, *compare(bare)])))
+
+
+def _by_loadkit(
+    plan: Plan,
+    facts: LoadFacts,
+    manager: PluginManager,
+    token: Token,
+    progress: Progress | None,
+    aids: Aids,
+    compare: Callable[[BareModel], Sequence[Finding]],
+    first_on_node: FirstOnNode,
+) -> BareModel:
+    """As `load_model`, where no plugin loads."""
     if starts_anew(plan):
         bare = _from_config(plan, token, facts.weight_files)
         return bare._replace(findings=tuple(compare(bare)))

@@ -19,6 +19,7 @@ from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.loading import from_pretrained
 from loadkit.loading.download import fetch_adapters, fetch_small_files
+from loadkit.loading.finishing import finish_model
 from loadkit.loading.fresh_weights import drawn_anew, starts_anew
 from loadkit.loading.known_noise import without_known_noise
 from loadkit.loading.loaded import BareModel, Loaded, LoadkitWarning
@@ -156,10 +157,11 @@ def _run(
     adapters = ranks.first_on_node("the adapters", lambda: fetch_adapters(plan, facts.listings, token))
     with _missing_named(plan, loading), ranks.same_random_numbers("phases"), one_at_a_time(), pause_gc():
         model, changes = run_phases(plan, model, vocabulary, adapters, manager, clock, say)
+        model, finished, unlike = finish_model(plan, model, manager, clock, say, full=full)
     say("auditing")
     with clock("audit"):
         with one_at_a_time():
-            found = audit(plan, model, loading, processing_class, manager, bare.findings)
+            found = audit(plan, model, loading, processing_class, manager, [*bare.findings, *unlike])
             found, readings = audit_settings(plan, model, processing_class, manager, found)
         findings = ranks.finish(found)
         measurements = measure(plan, model, manager)
@@ -167,6 +169,7 @@ def _run(
         measurements=measurements,
         findings=findings,
         readings=readings,
+        finished=finished,
         changes=changes,
         loading=loading,
         seconds=clock.seconds,

@@ -15,6 +15,7 @@ import msgspec
 
 from loadkit.cache.atomic_write import write_whole
 from loadkit.errors import Finding, LoadkitError
+from loadkit.schema.finishes import Finished
 from loadkit.schema.plans import Plan
 from loadkit.schema.readings import Reading
 from loadkit.schema.reports import Change, Report
@@ -106,6 +107,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         findings: what the audit found.
         changes: what was done to the parameters after loading.
         readings: each setting that the model showed, as planned and as it was.
+        finished: what plugins did to the finished model.
         seconds: phase to seconds.
         written: the files that a merge made of them, by their names; none for a load.
         format: the version of this layout.
@@ -119,6 +121,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     changes: tuple[Change, ...] = ()
     readings: tuple[Reading, ...] = ()
+    finished: tuple[Finished, ...] = ()
     seconds: dict[str, float] = {}
     written: dict[str, FileProof] = {}
     format: int = 1
@@ -188,6 +191,7 @@ def make_manifest(plan: Plan, report: Report, progress: Progress | None = None) 
         findings=report.findings,
         changes=report.changes,
         readings=report.readings,
+        finished=report.finished,
         seconds=report.seconds,
     )
 
@@ -311,6 +315,7 @@ def lines(item: Plan | Manifest) -> dict[str, str]:
     found = {f"decision {d.stage}": _text(d.value) for d in plan.decisions}
     found |= {f"because {d.stage}": f"{d.plugin}: {d.because}" for d in plan.decisions}
     found |= {f"asked {name}": f"{_text(a.value)} by {a.by}" for name, a in plan.request.options.items()}
+    found |= {f"finish {f.plugin}": f"{f.what}, within {f.tolerance:g}" for f in plan.finishes}
     found |= {f"plugin {name}": version for name, version in plan.plugins.items()}
     summary: dict[str, Any] = msgspec.to_builtins(plan.checkpoint)
     found |= {f"checkpoint {key}": _text(value) for key, value in summary.items() if value}

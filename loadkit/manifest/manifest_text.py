@@ -35,6 +35,7 @@ def _rows(manifest: Manifest) -> list[Row]:
     many = size(sum(proof.size for proof in manifest.files.values()))
     listed = {
         "changed": [change_text(change) for change in manifest.changes],
+        "finished": list(map(str, manifest.finished)),
         "workarounds": list(manifest.workarounds),
         "findings": [str(finding) for finding in manifest.findings],
     }

@@ -21,6 +21,7 @@ from loadkit.planning.memory.fit_check import check_memory
 from loadkit.planning.owned_kwargs import owned, owned_within
 from loadkit.planning.quantization_checks import check_quantization
 from loadkit.schema.claims import Claim, Decision, StampedClaim, decide
+from loadkit.schema.finishes import Finish
 from loadkit.schema.loading_aids import Shortcut
 from loadkit.schema.memory import Memory
 from loadkit.schema.plans import KWARGS, CheckpointSummary, Plan
@@ -53,6 +54,7 @@ class Decisions:
         self.decisions: list[Decision] = []
         self.cause: PluginError | None = None
         self.memory: Memory | None = None
+        self.finishes: tuple[Finish, ...] = ()
 
     def run(self) -> None:
         """Ask every stage, each with the values decided before it."""
@@ -140,11 +142,23 @@ class Decisions:
             return
         self.memory = self._guarded("memory", lambda: estimate(self.context, plan, self.manager))
         plan = msgspec.structs.replace(plan, memory=self.memory)
+        self.finishes = tuple(self._guarded("finish", lambda: self._finishes(plan)) or ())
+        plan = msgspec.structs.replace(plan, finishes=self.finishes)
         with self.reads.during("memory"):
             self.problems += check_memory(self.context, plan)
         hook, facts = hooks.loadkit_check_plan, self.context
         found = self._guarded("check", lambda: self.manager.collect(hook, Problem, context=facts, plan=plan))
         self.problems += found or ()
+
+    def _finishes(self, plan: Plan) -> list[Finish]:
+        """What each plugin will do to the finished model."""
+        hook, found = hooks.loadkit_announce_finish, []
+        for plugin, given in self.manager.answers(hook, context=self.context, plan=plan):
+            if not isinstance(given, Finish) or not given.what.strip() or given.tolerance < 0:
+                fault = f"it answered {shown(given)}; this hook returns a Finish that says what, or None"
+                raise PluginError(plugin, fault, hook=hook.__name__)
+            found.append(msgspec.structs.replace(given, plugin=plugin))
+        return found
 
     def shortcuts(self, plan: Plan, facts: LoadFacts) -> tuple[Shortcut, ...]:
         """What will make a load of the whole plan faster here."""
@@ -168,6 +182,7 @@ class Decisions:
             topology=self.context.topology.describe(),
             plugins=self.manager.versions(),
             memory=self.memory,
+            finishes=self.finishes,
         )
 
     def _guarded(self, stage: str, asking: Callable[[], T]) -> T | None:

@@ -17,6 +17,7 @@ from loadkit.text.units import size
 
 if TYPE_CHECKING:
     from loadkit.schema.claims import Decision
+    from loadkit.schema.finishes import Finish
     from loadkit.schema.plans import Plan
     from loadkit.schema.readings import Reading
 
@@ -54,6 +55,10 @@ def reason_rows(plan: Plan) -> list[Row]:
     """For each stage its value, then who decided it and why, then what it was decided instead of."""
     rows = [decision_row(decision) for decision in plan.decisions]
     rows += [memory_row(plan.memory)] if plan.memory is not None else []
+    rows += [
+        Row("finish", each.what, (f"{each.plugin}: {each.because}", _tolerance(each)))
+        for each in plan.finishes
+    ]
     if plan.shortcuts:
         first, *others = [f"{s.line} ({s.plugin})" for s in plan.shortcuts]
         rows.append(Row("shortcuts", first, tuple(others)))
@@ -69,15 +74,26 @@ def decision_row(decision: Decision) -> Row:
 
 
 def why_row(plan: Plan, stage: str) -> Row:
-    """What there is to say of one stage, of "memory", or of "shortcuts".
+    """What there is to say of one stage, of "memory", of "finish", or of "shortcuts".
 
     Raises:
         LoadkitError: the plan has none of that name.
     """
-    rows = {row.name: row for row in reason_rows(plan)}
-    return (
-        rows[stage] if stage in ("memory", "shortcuts") and stage in rows else decision_row(plan.why(stage))
+    rows = [row for row in reason_rows(plan) if row.name == stage in ("memory", "finish", "shortcuts")]
+    if not rows:
+        return decision_row(plan.why(stage))
+    first, *others = rows
+    return Row(
+        first.name,
+        first.text,
+        (*first.below, *(line for row in others for line in (row.text, *row.below))),
     )
+
+
+def _tolerance(finish: Finish) -> str:
+    """How far the outputs may be from those without it."""
+    share = f"within {finish.tolerance:.2g} of the largest" if finish.tolerance else "the same to the bit"
+    return f"outputs stay {share}, it says"
 
 
 def plan_html(plan: Plan) -> str:

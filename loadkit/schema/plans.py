@@ -10,6 +10,7 @@ import msgspec
 from loadkit.errors import LoadkitError, Problem
 from loadkit.schema.adapters import Adapter, Adapters
 from loadkit.schema.claims import Decision
+from loadkit.schema.finishes import Finish
 from loadkit.schema.ledger import Requested
 from loadkit.schema.loading_aids import Shortcut
 from loadkit.schema.memory import Memory
@@ -61,6 +62,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         elsewhere: what the plan is for, where that isn't here: it can't be loaded here then; "" for here.
         plugins: the plugins that took part, name to version.
         memory: what it takes; None where that can't be told before loading.
+        finishes: what plugins will do to the finished model, in the order of their names.
         shortcuts: what will make the load faster, as things were while planning; no part of the digest.
         requested: everything that was asked, and what became of it; no part of the digest, which has both.
     """
@@ -74,6 +76,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     elsewhere: str = ""
     plugins: dict[str, str] = {}
     memory: Memory | None = None
+    finishes: tuple[Finish, ...] = ()
     shortcuts: tuple[Shortcut, ...] = ()
     requested: tuple[Requested, ...] = ()
 
@@ -101,6 +104,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         equal plans, equal digests."""
         lasting = msgspec.to_builtins(msgspec.structs.replace(self, shortcuts=()))
         del lasting["requested"]
+        if not lasting["finishes"]:
+            del lasting["finishes"]  # the digests from before there were any
         lasting["warnings"] = [each for each in lasting["warnings"] if each["stage"] != "environment"]
         return hashlib.sha256(msgspec.json.encode(lasting, order="sorted")).hexdigest()
 

@@ -56,6 +56,7 @@ def report_rows(report: Report) -> list[Row]:
         "on": ", ".join(f"{device} {size(count)}" for device, count in m.devices.items()),
         "modules": ", ".join(f"{count} {name}" for name, count in m.modules.items()),
         "changed": "\n".join(change_text(change) for change in report.changes),
+        "finished": "\n".join(map(str, report.finished)),
         "shortcuts": "\n".join(report.shortcuts),
         "seconds": _seconds(report.seconds),
         "peak memory": ", ".join(f"{where} {size(count)}" for where, count in report.peak_memory.items()),

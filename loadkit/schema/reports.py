@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from loadkit.errors import Finding
+from loadkit.schema.finishes import Finished
 from loadkit.schema.readings import Reading
 
 __all__ = ["Change", "Loading", "Measurements", "Report"]
@@ -83,11 +84,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         changes: what was done to the parameters after loading: upcast, resized, added.
         loading: what `from_pretrained` said of the weights.
         seconds: phase to seconds, in order: "plan", "import", "processing", "load", "comparison" (with the
-            files), the phases that the plan has, "audit".
+            files), the phases that the plan has, "finishing by NAME", "audit".
         peak_memory: bytes: the process's highest resident set so far, each accelerator's highest allocation.
         workarounds: what plugins did about faults of libraries, a line each.
         shortcuts: what made the load faster, a line each.
         readings: each setting that the model shows, as planned and as it is.
+        finished: what plugins did to the finished model.
     """
 
     measurements: Measurements
@@ -99,6 +101,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     workarounds: tuple[str, ...] = ()
     shortcuts: tuple[str, ...] = ()
     readings: tuple[Reading, ...] = ()
+    finished: tuple[Finished, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""

@@ -37,6 +37,11 @@ def verdict_rows(plan: Plan) -> list[Row]:
             "training" if plan.preparation.training else "running", "; ".join(_use(plan)) or "evaluation mode"
         ),
     ]
+    rows += (
+        [Row("finished", "; ".join(f"{each.what} ({each.plugin})" for each in plan.finishes))]
+        if plan.finishes
+        else []
+    )
     return [*rows, *_speed(plan)]
 
 

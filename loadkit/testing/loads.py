@@ -14,13 +14,14 @@ import msgspec
 
 from loadkit.errors import AuditError, PlanError
 from loadkit.hooks.contained import raised
+from loadkit.schema.plans import Plan
 from loadkit.testing.kit import NotApplicable
 from loadkit.testing.scenarios import Scenario, folder_of
 from loadkit.testing.subjects import Subject
 from loadkit.testing.traces import Compared
 from loadkit.testing.watching import Seen
 
-__all__ = ["Attempt", "attempt", "folder", "loaded", "why_not"]
+__all__ = ["Attempt", "attempt", "folder", "load_plan", "loaded", "why_not"]
 
 
 @dataclass
@@ -88,6 +89,15 @@ def loaded(subject: Subject, scenario: Scenario, *, unused: bool = False) -> Any
     if found.error is not None:
         raise NotApplicable("it isn't loaded as it was planned (LK501)") from found.error
     return found.loaded
+
+
+def load_plan(subject: Subject, plan: Plan) -> Any:
+    """The `Loaded` of a plan, with the plugin taking part, whatever the audit says; nothing is kept."""
+    from loadkit.loading.load import load
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load(plan, strict=False, plugin_manager=subject.manager())
 
 
 def why_not(error: Exception) -> str:

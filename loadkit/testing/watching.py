@@ -107,6 +107,10 @@ _LOOKS: dict[CodeType, str] = {
 }
 """Functions that look whether a file is there, to the parameter that is its path."""
 
+_STATS = tuple(name for name in ("stat", "lstat", "access", "readlink") if hasattr(os, name))
+"""Functions of `os` that look at a file, of which no audit event tells (Python 3.11)."""
+_REAL = {getattr(os, name): name for name in _STATS}
+
 _recording: list[Callable[[str, tuple[Any, ...]], None]] = []
 
 
@@ -130,6 +134,7 @@ def watched(seen: Seen, hook: str, home: str, *, planning: bool, draws: bool = F
         if planning:
             stack.enter_context(_acts(seen, hook, home))
             stack.enter_context(_reads(seen, hook, home))
+            stack.enter_context(_looks(seen, hook, home))
         yield
     came_in = {name.partition(".")[0] for name in sys.modules.keys() - modules} - {home}
     if not came_in - set(sys.stdlib_module_names):  # what libraries change as they come in isn't its doing
@@ -215,6 +220,8 @@ def _reads(seen: Seen, hook: str, home: str) -> Iterator[None]:
                 seen.does.append((hook, "starts a thread"))
             with suppress(TypeError):
                 words = _BUILTINS.get(arg, "")
+                if arg in _REAL and _outside(frame):  # by a name of its own: os has another function now
+                    words = f"a file (os.{_REAL[arg]})"
             if not words and any(getattr(arg, "__self__", None) is each for each in _DATES):
                 words = "the clock" if arg.__name__ in ("now", "today", "utcnow") else ""
         elif event == "call":
@@ -237,9 +244,39 @@ def _reads(seen: Seen, hook: str, home: str) -> Iterator[None]:
         sys.setprofile(before)
 
 
+@contextmanager
+def _looks(seen: Seen, hook: str, home: str) -> Iterator[None]:
+    """Note at which files is looked by the functions of `os`: a profile function doesn't see their paths."""
+    _installed()  # looks itself, once
+
+    def looking(real: Callable[..., Any]) -> Callable[..., Any]:
+        def look(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(path, str | bytes | os.PathLike) and _foreign(path):
+                words = f"whether {os.fsdecode(path)} is there"
+                if (hook, words) not in seen.reads and _by_plugin(sys._getframe(1), home):
+                    seen.reads.append((hook, words))
+            return real(path, *args, **kwargs)
+
+        return look
+
+    for real, name in _REAL.items():
+        setattr(os, name, looking(real))
+    try:
+        yield
+    finally:
+        for real, name in _REAL.items():
+            setattr(os, name, real)
+
+
 def _own_distribution(frame: FrameType, home: str) -> bool:
     asked = str(frame.f_locals.get("name", "")).replace("-", "_").lower()
     return asked.partition(".")[0] in (home.lower(), "loadkit")
+
+
+def _outside(frame: FrameType) -> bool:
+    """Whether a frame is neither of Python's own library nor of the core."""
+    top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return top not in sys.stdlib_module_names and top != "loadkit"
 
 
 def _by_plugin(frame: FrameType | None, home: str) -> bool:

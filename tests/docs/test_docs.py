@@ -34,6 +34,7 @@ PAGES_THAT_RUN = (
     "how-to/choose-a-profile.md",
     "how-to/company-policy.md",
     "how-to/dpo.md",
+    "how-to/finish-a-model.md",
     "how-to/grpo.md",
     "how-to/many-processes.md",
     "how-to/merge.md",

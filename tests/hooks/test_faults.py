@@ -43,6 +43,7 @@ LOADING = {
     "loadkit_enable_input_gradients": {"profile": "qlora"},
     "loadkit_attach_adapters": {"profile": "lora"},
     "loadkit_merge_adapters": {"merge_adapter": True, "adapter": "made"},
+    "loadkit_finish_model": {},
     "loadkit_audit_model": {},
     "loadkit_read_back": {},
 }
@@ -53,7 +54,20 @@ def faulty(hook: str, act: Callable[[], Any]) -> object:
     names = ", ".join(inspect.signature(HOOKS[hook]).parameters)
     made: dict[str, Any] = {}
     exec(f"def {hook}(self{', ' + names if names else ''}):\n    return act()", {"act": act}, made)
-    return type("Faulty", (), {hook: hookimpl(made[hook])})()
+    return type("Faulty", (), {**beside(hook), hook: hookimpl(made[hook])})()
+
+
+def beside(hook: str) -> dict[str, Any]:
+    """What a plugin with this hook has to have too."""
+
+    def loadkit_announce_finish(self: object) -> loadkit.Finish:
+        return loadkit.Finish(what="something", because="it is tried")
+
+    def loadkit_finish_model(self: object, model: object) -> object:
+        return model
+
+    pair = {"loadkit_announce_finish": loadkit_announce_finish, "loadkit_finish_model": loadkit_finish_model}
+    return {name: hookimpl(other) for name, other in pair.items() if hook in pair}
 
 
 def boom() -> None:
@@ -89,6 +103,7 @@ def test_every_hook_is_called_here() -> None:
     assert all(
         n.startswith(("loadkit_choose_", "loadkit_estimate_"))
         or n in (*DECLARING, "loadkit_contribute_kwargs", "loadkit_shortcuts", "loadkit_check_plan")
+        or n == "loadkit_announce_finish"
         for n in planning
     )
 
@@ -122,7 +137,8 @@ def test_a_plugin_that_mutates_is_caught(hook: str) -> None:
     made: dict[str, Any] = {}
     names = ", ".join(inspect.signature(HOOKS[hook]).parameters)
     exec(f"def {hook}(self, {names}):\n    context.checkpoint.config['tampered'] = True", made)
-    subject = Subject("faulty", type("Meddling", (), {hook: hookimpl(made[hook])})(), ready=())
+    meddling = type("Meddling", (), {**beside(hook), hook: hookimpl(made[hook])})
+    subject = Subject("faulty", meddling(), ready=())
     (check,) = (c for c in known_checks() if c.code == "LK304")
     result = run_one(check, subject, [CHECKED])
     assert (result.verdict, result.plugin) == ("failed", "faulty")

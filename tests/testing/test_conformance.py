@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
+from os import access
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,19 @@ import quantizer_mutants
 from distributions import distribution
 
 import loadkit
-from loadkit import Architecture, Claim, Context, Finding, Option, Plan, Problem, Profile, Supported, hookimpl
+from loadkit import (
+    Architecture,
+    Claim,
+    Context,
+    Finding,
+    Finish,
+    Option,
+    Plan,
+    Problem,
+    Profile,
+    Supported,
+    hookimpl,
+)
 from loadkit.testing import LEVEL, PLAIN, READY, Result, Scenario, Subject, known_checks, run, subjects
 from loadkit.testing.checks import manners, packaging
 from loadkit.testing.kit import Check, Unmet
@@ -289,6 +302,35 @@ class KeepsAll:
         return model
 
 
+class Finishing:
+    """Norms that are off by a percent, and are said to be exact."""
+
+    @hookimpl
+    def loadkit_options(self) -> list[Option]:
+        return [Option(name="mutant_norms", type="bool", help="other norms", stage="finish")]
+
+    @hookimpl
+    def loadkit_announce_finish(self, context: Context) -> Finish | None:
+        asked = context.request.value("mutant_norms")
+        return Finish(what="other norms", because="they are asked for") if asked is True else None
+
+    @hookimpl
+    def loadkit_finish_model(self, plan: Plan, model: Any) -> Any:
+        for module in model.modules():
+            if type(module).__name__ == "MistralRMSNorm":
+                own = module.forward
+                module.forward = lambda hidden, own=own: own(hidden) * 1.01
+        return model
+
+
+class Eager(Finishing):
+    """It finishes whatever is loaded."""
+
+    @hookimpl
+    def loadkit_announce_finish(self, context: Context) -> Finish | None:
+        return Finish(what="other norms", because="they are quicker")
+
+
 QUANTIZED = Scenario(name="quantized", checkpoint="mistral", options={"mutant_rows": True})
 
 MUTANTS: dict[str, tuple[Any, tuple[Scenario, ...]]] = {
@@ -325,6 +367,7 @@ MUTANTS: dict[str, tuple[Any, tuple[Scenario, ...]]] = {
     "LK507": (quantizer_mutants.Deaf, (QUANTIZED,)),
     "LK508": (quantizer_mutants.Careless, (QUANTIZED,)),
     "LK509": (quantizer_mutants.Blind, (QUANTIZED,)),
+    "LK510": (Finishing, (Scenario(name="finished", checkpoint="mistral", options={"mutant_norms": True}),)),
     "LK601": (Particular, ()),
     "LK602": (checks_plan(needs_torch), ()),
     "LK603": (checks_plan(trusts_the_config), ()),
@@ -358,6 +401,10 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "writes a file": ("LK306", lambda: tempfile.TemporaryFile().close()),
     "looks whether a file is there": ("LK308", lambda: Path("/nowhere/at/all").is_file()),
     "looks as os.path does": ("LK308", lambda: os.path.exists("/nowhere/at/all")),
+    "looks by os.stat": ("LK308", lambda: os.stat("/")),
+    "looks by os.access": ("LK308", lambda: os.access("/nowhere/at/all", os.R_OK)),
+    "looks by a name of its own": ("LK308", lambda: access("/nowhere/at/all", 4)),
+    "looks for a link": ("LK308", lambda: os.path.islink("/nowhere/at/all")),
     "looks at the clock": ("LK308", lambda: time.time()),
     "looks for a package": ("LK308", lambda: metadata.version("torch")),
     "counts cores": ("LK308", lambda: os.cpu_count()),
@@ -374,6 +421,23 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
 
 def interrupt() -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_finish_for_everybody_is_an_opinion() -> None:
+    assert set(failed(Subject("mutant", Eager(), ready=(PLAIN,)))) == {"LK301"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_finish_that_keeps_to_its_tolerance_is_fine() -> None:
+    class Honest(Finishing):
+        @hookimpl
+        def loadkit_announce_finish(self, context: Context) -> Finish | None:
+            asked = context.request.value("mutant_norms")
+            return Finish(what="other norms", because="so", tolerance=0.1) if asked is True else None
+
+    scenarios = MUTANTS["LK510"][1]
+    assert failed(Subject("mutant", Honest(), ready=(PLAIN,)), scenarios) == {}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -508,6 +572,7 @@ def test_loadkits_own_plugins_load(profile: str) -> None:
         "LK507": "skipped",
         "LK508": "skipped",
         "LK509": "skipped",
+        "LK510": "skipped",
     }
 
 

@@ -18,11 +18,13 @@ from loadkit.errors import Problem
 from loadkit.hooks import hookspecs
 from loadkit.hooks.contained import Left, contained, raised, shown
 from loadkit.hooks.discovery import OWN
-from loadkit.hooks.manager import WRAPPABLE, PluginManager
+from loadkit.hooks.fitting import WRAPPABLE
+from loadkit.hooks.manager import PluginManager
 from loadkit.hooks.provisions import Provided, refuse_taken
 from loadkit.request.options import Option
 from loadkit.request.profiles import Profile
 from loadkit.schema.claims import Claim
+from loadkit.schema.finishes import Finish
 from loadkit.schema.stages import stage_named
 from loadkit.schema.values import Architecture
 from loadkit.testing.kit import NotApplicable, Unmet, check, fails
@@ -303,6 +305,9 @@ def _type_fault(answer: Answer) -> str:
         for given in listed(answer.value):
             if not isinstance(given, Problem):
                 return f"returned {shown(given)}; it returns Problems"
+    elif answer.hook == "loadkit_announce_finish":
+        if not isinstance(answer.value, Finish):
+            return f"returned {shown(answer.value)}; it returns a Finish, or None"
     elif answer.hook == "loadkit_contribute_kwargs":
         if not isinstance(answer.value, Mapping):
             return f"returned {shown(answer.value)}; it returns a mapping of keyword to claim"

@@ -7,12 +7,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from loadkit.audit.model_access import base_of
 from loadkit.errors import PlanError
 from loadkit.hooks.contained import contained, raised
 from loadkit.testing.checks.facts import false_facts
 from loadkit.testing.kit import NotApplicable, Unmet, check, fails
-from loadkit.testing.loads import attempt, loaded, why_not
+from loadkit.testing.loads import attempt, load_plan, loaded, why_not
 from loadkit.testing.scenarios import Scenario
 from loadkit.testing.subjects import Subject
 from loadkit.testing.training import Passes, logits_of, train_once
@@ -184,6 +186,29 @@ def compares(subject: Subject, scenario: Scenario) -> None:
                 raise Unmet(
                     "loadkit_compare_tensor finds nothing where the file holds other values than the model"
                 )
+
+
+@rule(
+    "LK510",
+    "A finished model computes what it did before.",
+    "state the tolerance that your kernel needs, or correct it: the largest difference as a share of the largest output",
+    since="1.1",
+)
+def same_outputs(subject: Subject, scenario: Scenario) -> None:
+    found = loaded(subject, scenario)
+    finish = next((f for f in found.plan.finishes if f.plugin == subject.name), None)
+    if finish is None:
+        raise NotApplicable("it finishes nothing in this scenario")
+    if fails(forward, subject, scenario):
+        raise NotApplicable("it doesn't run (LK502)")
+    plain = msgspec.structs.replace(
+        found.plan, finishes=tuple(f for f in found.plan.finishes if f is not finish)
+    )
+    without = load_plan(subject, plain)
+    ours, theirs = logits_of(found.model).float(), logits_of(without.model).float()
+    share = float((ours - theirs).abs().max() / theirs.abs().max())
+    if not share <= finish.tolerance:
+        raise Unmet(f"the outputs are off by {share:.2g} of the largest, and it says {finish.tolerance:.2g}")
 
 
 def _parameters(hook: Any) -> set[str]:

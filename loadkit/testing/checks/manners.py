@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from loadkit.schema.claims import Claim, Strength
+from loadkit.schema.finishes import Finish
 from loadkit.testing.checks.contract import answers
 from loadkit.testing.checks.packaging import question
 from loadkit.testing.kit import NotApplicable, Unmet, check
@@ -74,15 +75,15 @@ def _unlike(subject: Subject, scenario: Scenario) -> str:
 @rule(
     "LK303", "Every reason is one line.", "say why in one sentence, without line breaks", scenarios="planned"
 )
-def reasons(subject: Subject, scenario: Scenario) -> None:
+def one_line_reasons(subject: Subject, scenario: Scenario) -> None:
     for hook, answer in answers(subject, scenario):
-        for claim in _claims(hook, answer):
-            if not claim.because.strip():
-                raise Unmet(f"{hook} gives no reason for {claim.value!r}")
-            if len(claim.because.splitlines()) > 1 or len(claim.because) > LONGEST:
-                raise Unmet(
-                    f"{hook} gives a reason of {len(claim.because)} characters: {claim.because[:80]!r}…"
-                )
+        reasons = [(claim.value, claim.because) for claim in _claims(hook, answer)]
+        reasons += [(answer.what, answer.because)] if isinstance(answer, Finish) else []
+        for value, because in reasons:
+            if not because.strip():
+                raise Unmet(f"{hook} gives no reason for {value!r}")
+            if len(because.splitlines()) > 1 or len(because) > LONGEST:
+                raise Unmet(f"{hook} gives a reason of {len(because)} characters: {because[:80]!r}…")
 
 
 @rule("LK304", "It leaves the facts as they are.", "copy what you change", scenarios="planned")
@@ -169,6 +170,8 @@ def _opinion(subject: Subject, scenario: Scenario) -> str:
                 return f"{hook} claims {claim.value!r} for"
         if hook == "loadkit_contribute_kwargs" and answer:
             return f"{hook} adds {', '.join(answer)} to"
+        if isinstance(answer, Finish):
+            return f"{hook} would finish ({answer.what})"
     return ""
 
 
