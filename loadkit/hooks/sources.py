@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from loadkit.errors import PluginError, Problem, SourceError
 from loadkit.facts.checkpoint.source import OpenStore, Told, checkpoint_problem
@@ -16,7 +16,7 @@ from loadkit.schema.sources import Source
 
 __all__ = ["stores_of"]
 
-T = TypeVar("T")
+_END = object()
 
 MOST_WORKERS = 32
 
@@ -63,7 +63,7 @@ class _Guarded:
         self.plugin = plugin
         self._reference = reference
         self._source = source
-        workers = self._asked("workers", lambda: source.workers)
+        workers, _ = self._asked("workers", lambda: source.workers)
         self.workers = workers if type(workers) is int and 1 <= workers <= MOST_WORKERS else 1
 
     def told(self) -> Told | Problem:
@@ -71,31 +71,30 @@ class _Guarded:
 
         def asked() -> Told:
             files: Any = self._source.files
-            return Told(
-                getattr(self._source, "version", None),
-                dict(files) if isinstance(files, Mapping) else files,
-                self._source.revision,
-            )
+            listed = dict(files) if isinstance(files, Mapping) else files
+            return Told(getattr(self._source, "version", None), listed, self._source.revision)
 
-        return self._asked("files", asked)
+        found, problem = self._asked("files", asked)
+        return problem or found
 
     def read(self, name: str, start: int, stop: int) -> bytes | Problem:
         """These bytes of a file, perhaps not all of them, never more."""
-        found: Any = self._asked("read_range", lambda: self._source.read_range(name, start, stop))
-        return found if isinstance(found, Problem) else self._bytes("read_range", name, found, stop - start)
+        found, problem = self._asked("read_range", lambda: self._source.read_range(name, start, stop))
+        return problem or self._bytes("read_range", name, found, stop - start)
 
     def stream(self, name: str, start: int) -> Iterator[bytes | Problem]:
         """The bytes of a file from `start` on, in pieces; a problem ends them."""
-        pieces = self._asked("stream", lambda: iter(self._source.stream(name, start)))
-        while not isinstance(pieces, Problem):
-            piece: Any = self._asked("stream", lambda pieces=pieces: next(pieces, None))  # type: ignore[misc]
-            if piece is None:
+        pieces, problem = self._asked("stream", lambda: iter(self._source.stream(name, start)))
+        while problem is None:
+            piece, problem = self._asked("stream", lambda: next(pieces, _END))
+            if piece is _END:
                 return
-            found = piece if isinstance(piece, Problem) else self._bytes("stream", name, piece)
-            yield found
-            if isinstance(found, Problem):
-                return
-        yield pieces
+            if problem is None:
+                found = self._bytes("stream", name, piece)
+                problem = found if isinstance(found, Problem) else None
+                if isinstance(found, bytes):
+                    yield found
+        yield problem
 
     def _bytes(self, method: str, name: str, found: Any, most: int | None = None) -> bytes | Problem:
         if not isinstance(found, bytes | bytearray | memoryview):
@@ -108,16 +107,17 @@ class _Guarded:
         message = f"{self._reference!r}: plugin {self.plugin!r}: {fault}"
         return checkpoint_problem("bad-source", message, _without(self.plugin))
 
-    def _asked(self, method: str, call: Callable[[], T]) -> T | Problem:
+    def _asked(self, method: str, call: Callable[[], Any]) -> tuple[Any, Problem | None]:
+        """What a method gives, whatever it is, or the problem that it raised."""
         try:
             with contained():
-                return call()
+                return call(), None
         except SourceError as error:
-            return _told(self.plugin, error)
+            return None, _told(self.plugin, error)
         except Exception as error:
             said = str(error) if isinstance(error, Left) else raised(error)
             message = f"{self._reference!r}: plugin {self.plugin!r} failed in {method}: {said}"
-            return checkpoint_problem("source-failed", _cleaned(message), _without(self.plugin))
+            return None, checkpoint_problem("source-failed", _cleaned(message), _without(self.plugin))
 
 
 def _told(plugin: str, error: SourceError) -> Problem:

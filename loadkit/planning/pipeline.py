@@ -11,6 +11,7 @@ import msgspec
 from loadkit.errors import LoadkitError, PlanError, Problem
 from loadkit.facts.checkpoint.companions import read_beside
 from loadkit.facts.checkpoint.read import read_checkpoint
+from loadkit.facts.checkpoint.references import without_secrets
 from loadkit.facts.checkpoint.source import Access
 from loadkit.facts.context import Context
 from loadkit.facts.library.index import read_library
@@ -190,7 +191,7 @@ def _read_facts(
     )
     problems = [*problems, *found]
     if not checkpoint.config and any(p.severity == "error" for p in problems):
-        raise PlanError(request.source, [*problems, *target.problems])
+        raise PlanError(without_secrets(request.source), [*problems, *target.problems])
     request, unfit = fit_to_checkpoint(request, recipe, checkpoint.model_type, checkpoint.config, manager)
     problems += unfit
     architectures = manager.architectures

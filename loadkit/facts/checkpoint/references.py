@@ -7,7 +7,16 @@ import re
 from loadkit.errors import Problem
 from loadkit.facts.checkpoint.source import checkpoint_problem
 
-__all__ = ["COMMIT", "is_reference", "normal", "reference_fault", "same_store", "split_revision", "unclaimed"]
+__all__ = [
+    "COMMIT",
+    "is_reference",
+    "normal",
+    "reference_fault",
+    "same_store",
+    "split_revision",
+    "unclaimed",
+    "without_secrets",
+]
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """What loadkit names one state of a source by, as the Hub does."""
@@ -59,6 +68,15 @@ def reference_fault(reference: str) -> Problem | None:
         message = f"{reference!r} leads upwards (..), so it may not be where it says"
         return checkpoint_problem("bad-source", message, "give the address in its shortest form")
     return None
+
+
+def without_secrets(source: str) -> str:
+    """A source to be repeated: an address without a login and what follows a "?"."""
+    return (
+        re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/]*@", r"\1", source).partition("?")[0]
+        if "://" in source
+        else source
+    )
 
 
 def unclaimed(reference: str) -> Problem:

@@ -77,4 +77,4 @@ def _status(error: BaseException) -> int:
     response = getattr(error, "response", None)
     about = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     found = about.get("HTTPStatusCode") or getattr(error, "status", 0) or getattr(error, "code", 0)
-    return int(found) if isinstance(found, int) or str(found).isdecimal() else 0
+    return int(found) if found is not None and str(found).isdecimal() else 0

@@ -39,6 +39,10 @@ class FilesystemSource(Source):
 
         # An instance of its own, which keeps no listing: what has changed must be seen.
         self._fs, self._root = url_to_fs(reference, skip_instance_cache=True, use_listings_cache=False)
+        if hasattr(
+            self._fs, "retries"
+        ):  # s3fs 2026.9 tries five times with growing pauses; loadkit asks again
+            self._fs.retries = 1
         self._reference = reference
         root = self._root.rstrip("/")
         found: Mapping[str, Mapping[str, Any]] = self._fs.find(root, detail=True)

@@ -38,7 +38,7 @@ def server() -> Iterator[tuple[str, int]]:
 
 
 @pytest.fixture
-def s3(server: tuple[str, int], wire: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def s3(server: tuple[str, int], wire: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A wire to a server with an empty bucket "models", which the environment leads to."""
     import boto3
 
@@ -56,11 +56,12 @@ def s3(server: tuple[str, int], wire: Any, monkeypatch: pytest.MonkeyPatch) -> I
     made.client = boto3.client("s3", endpoint_url=url)
     made.client.create_bucket(Bucket="models")
     made.url = url
-    yield made
+    return made
 
 
 def _post(url: str, data: bytes = b"") -> None:
-    urllib.request.urlopen(urllib.request.Request(url, data, method="POST")).close()
+    kind = {"Content-Type": "application/octet-stream"}
+    urllib.request.urlopen(urllib.request.Request(url, data, kind, method="POST")).close()
 
 
 def upload(s3: Any, folder: Path, prefix: str = "tiny") -> None:
