@@ -6,6 +6,7 @@
     ├── AuditError       the loaded model isn't what was planned (`.findings`, `.loaded`)
     ├── RankError        another process of the launch failed, or loads something else (`.ranks`)
     ├── ReplayError      what a manifest says isn't here any more (`.differences`)
+    ├── SourceError      a plugin's source can't give what was asked (`.code`, `.remedy`)
     └── PluginError      a plugin misbehaved (`.plugin`, `.hook`)
 
 `PlanError` is one class on purpose: the problems of a request come together, so what tells them apart is
@@ -30,6 +31,7 @@ __all__ = [
     "Problem",
     "RankError",
     "Severity",
+    "SourceError",
 ]
 
 Severity = Literal["error", "warning", "note"]
@@ -185,3 +187,22 @@ class PluginError(LoadkitError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), hook=self.hook), (self.plugin, self.message)
+
+
+class SourceError(LoadkitError):
+    """A source can't give what was asked. Plugins raise it; it is told as a problem of the checkpoint.
+
+    Parameters:
+        message: what was asked, and what was found; never a credential.
+        remedy: what to do about it.
+        code: a stable name; "source-unreachable" has a copy on this machine used instead, with a warning.
+    """
+
+    def __init__(self, message: str, remedy: str = "", code: str = "source-failed") -> None:
+        self.message = message
+        self.remedy = remedy
+        self.code = code
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[SourceError], tuple[str, str, str]]:
+        return type(self), (self.message, self.remedy, self.code)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loadkit.facts.checkpoint.fingerprint import fingerprint
-from loadkit.facts.checkpoint.local_weight_files import local_weight_files
+from loadkit.facts.checkpoint.source import OpenStore, no_stores
 from loadkit.facts.context import Context
+from loadkit.facts.local_weight_files import local_weight_files
 from loadkit.facts.machine.machine import Machine, this_machine
 from loadkit.facts.machine.topology import Topology, read_topology
 from loadkit.schema.plans import Plan
@@ -16,7 +17,7 @@ from loadkit.schema.plans import Plan
 __all__ = ["Listings", "LoadFacts", "fingerprint_of", "listings_of", "read_load_facts"]
 
 Listings = Mapping[tuple[str, str], tuple[str, ...]]
-"""Repository id and commit to the names of its files, as the Hub listed them."""
+"""A repository's id, or an address, and a commit to the names of its files, as they were listed."""
 
 
 class LoadFacts(NamedTuple):
@@ -25,6 +26,7 @@ class LoadFacts(NamedTuple):
     Parameters:
         fingerprint: tells the checkpoint's weights and configs from any others; "" where they can't be told.
         weight_files: the safetensors files that are on this machine; none of what isn't downloaded yet.
+        stores: asks the plugins for what lies elsewhere.
     """
 
     machine: Machine
@@ -32,10 +34,14 @@ class LoadFacts(NamedTuple):
     fingerprint: str
     weight_files: tuple[Path, ...]
     listings: Listings
+    stores: OpenStore = no_stores
 
 
 def read_load_facts(
-    plan: Plan, topology: Topology | None = None, listings: Listings | None = None
+    plan: Plan,
+    topology: Topology | None = None,
+    listings: Listings | None = None,
+    stores: OpenStore = no_stores,
 ) -> LoadFacts:
     """Read what a load of the plan needs on this machine, but for what has been read already."""
     return LoadFacts(
@@ -44,6 +50,7 @@ def read_load_facts(
         fingerprint=fingerprint_of(plan),
         weight_files=tuple(local_weight_files(plan)),
         listings=listings or {},
+        stores=stores,
     )
 
 

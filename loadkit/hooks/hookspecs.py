@@ -16,14 +16,14 @@ Four kinds of hooks:
 * **Collect** (`options`, `profiles`, `architectures`, `announce_finish`, `check_plan`, `shortcuts`,
   `shorten_loading`, `finish_model`, `audit_model`, `read_back`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
-* **Act** (`build_quantization_config`, `load_model`, `decode_stored`, `compare_tensor`, `open_parameter`, and
-  the phases from `fit_vocabulary` to `merge_adapters`): the first result that isn't None is used; return None
-  for what isn't yours. loadkit's own plugins are asked last, the others by name. The core calls the phases
-  always in the same order.
+* **Act** (`open_source`, `build_quantization_config`, `load_model`, `decode_stored`, `compare_tensor`,
+  `open_parameter`, and the phases from `fit_vocabulary` to `merge_adapters`): the first result that isn't
+  None is used; return None for what isn't yours. loadkit's own plugins are asked last, the others by name.
+  The core calls the phases always in the same order.
 
 Hooks up to `shortcuts` run while planning: they must not import torch or transformers, and must not look at
-the machine, the environment or the network. All they need is in the frozen facts of `context`. The others run
-while loading.
+the machine, the environment or the network, but for `open_source`, which is for that. All they need is in the
+frozen facts of `context`. The others run while loading.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from loadkit.schema.processing import Processing, Tokens, Vocabulary
 from loadkit.schema.quantized_weights import Opened, Packed
 from loadkit.schema.readings import Reading
 from loadkit.schema.reports import Loading
+from loadkit.schema.sources import Source
 from loadkit.schema.values import Architecture, ModelClass, Placement, Preparation, Quantization
 
 PROJECT = "loadkit"
@@ -107,6 +108,31 @@ def loadkit_architectures() -> Sequence[Architecture]:  # type: ignore[empty-bod
 
     Returns:
         The facts; two for one model type are an error.
+    """
+
+
+# --- Where it is
+
+
+@hookspec
+def loadkit_open_source(reference: str, revision: str) -> Source | Problem | None:
+    """Open a checkpoint that lies elsewhere: "store://models/tiny", "s3://bucket/folder".
+
+    The core reads small files and weight files' headers by ranges, names the state by a commit, fetches the
+    rest when it loads, checks it, keeps the copy and answers from it while offline. A later answer with
+    other files, sizes, checksums, tags or version is another commit, and isn't loaded in place of this one.
+
+    When:
+        While planning, for a source, a base, a tokenizer or an adapter with a scheme; again while loading,
+        before and after files are fetched. Never while offline. In every process of a launch.
+
+    Parameters:
+        reference: the address, its scheme in small letters, without a "/" at its end. It never holds a user
+            or a key: take credentials from where the store's own tools do.
+        revision: what was asked for, "" for none. A source that is of it says so in `Source.revision`.
+
+    Returns:
+        The source; a problem where it is yours and can't be opened; None where the scheme isn't yours.
     """
 
 

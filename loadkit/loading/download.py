@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from loadkit.errors import LoadError, Problem
-from loadkit.facts.checkpoint.local_weight_files import local_weight_files
-from loadkit.facts.hub.download import SnapshotDownload
+from loadkit.facts.checkpoint.references import is_reference
 from loadkit.facts.hub.problems import hub_problem
 from loadkit.facts.hub.retry import class_names
 from loadkit.facts.load_facts import Listings, LoadFacts
+from loadkit.facts.local_copies import Copy, copy_of
+from loadkit.facts.local_weight_files import local_weight_files
 from loadkit.schema.adapters import Adapter, Adapters
 from loadkit.schema.plans import KWARGS, Plan
 from loadkit.schema.request import Progress, Token
@@ -42,6 +43,8 @@ SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm", "*.bpe"
 
 TEMPLATES = "additional_chat_templates"
 
+UNREACHABLE = ("hub-unreachable", "source-unreachable")
+
 HUB_ERRORS = {"HfHubHTTPError", "LocalEntryNotFoundError", "HTTPError"}
 """Names of the classes, or bases, of what is raised when the Hub is asked; the last is the HTTP library's."""
 
@@ -51,21 +54,21 @@ def plan_kwargs(plan: Plan) -> dict[str, Any]:
     return {d.stage.removeprefix(KWARGS): d.value for d in plan.decisions if d.stage.startswith(KWARGS)}
 
 
-def fetch_small_files(plan: Plan, listings: Listings, token: Token = None) -> None:
+def fetch_small_files(plan: Plan, facts: LoadFacts, token: Token = None) -> None:
     """Download what tokenizer and configs are read from, unless all weights, which come last, are here."""
     checkpoint, processing = plan.checkpoint, plan.processing
     if not (checkpoint.commit or processing.revision) or not may_ask(plan):
         return
     places = {(checkpoint.location, checkpoint.commit): None, (processing.source, processing.revision): None}
-    own = _snapshot(plan, checkpoint.location, checkpoint.commit, token)
+    own = _copy(plan, checkpoint.location, checkpoint.commit, facts, token)
     if checkpoint.commit and not own.missing(checkpoint.weight_files):
         del places[checkpoint.location, checkpoint.commit]
     patterns = (*SMALL, "*.py") if plan.model_class.implementation == "remote code" else SMALL
     for location, commit in places:
         if commit:  # else a folder, or no tokenizer at all
-            snapshot = _snapshot(plan, location, commit, token)
-            names = _listed(plan, snapshot, listings, f"the files of {location!r}")
-            _fetch(plan, snapshot, [name for name in names if _is_small(name, patterns)], "the files")
+            copy = _copy(plan, location, commit, facts, token)
+            names = _listed(plan, copy, location, commit, facts.listings, f"the files of {location!r}")
+            _fetch(plan, copy, [name for name in names if _is_small(name, patterns)], "the files")
 
 
 def fetch_weights(
@@ -75,23 +78,23 @@ def fetch_weights(
     checkpoint = plan.checkpoint
     if not checkpoint.commit or len(facts.weight_files) == len(checkpoint.weight_files):
         return facts.weight_files
-    snapshot = _snapshot(plan, checkpoint.location, checkpoint.commit, token)
-    missing = snapshot.missing(checkpoint.weight_files)
+    copy = _copy(plan, checkpoint.location, checkpoint.commit, facts, token)
+    missing = copy.missing(checkpoint.weight_files)
     if missing:
         if not may_ask(plan):
             raise _not_cached(missing, checkpoint.location, checkpoint.commit)
         if progress:
             progress(f"downloading {len(missing)} weight files of {checkpoint.location}")
-        _fetch(plan, snapshot, missing, "the files")
+        _fetch(plan, copy, missing, "the files")
     return tuple(local_weight_files(plan))
 
 
-def fetch_adapters(plan: Plan, listings: Listings, token: Token = None) -> Adapters | None:
+def fetch_adapters(plan: Plan, facts: LoadFacts, token: Token = None) -> Adapters | None:
     """Bring files of existing adapters here: the plan's adapters, with the folder of each as its source."""
     adapters = plan.adapters
     if adapters is None:
         return None
-    members = (_fetched(plan, a, listings, token) if a.revision else a for a in adapters.members)
+    members = (_fetched(plan, a, facts, token) if a.revision else a for a in adapters.members)
     return msgspec.structs.replace(adapters, members=tuple(members))
 
 
@@ -99,7 +102,7 @@ def may_ask(plan: Plan) -> bool:
     """Whether the Hub may be asked; what was planned from the cache, as it was down, is loaded from it."""
     from huggingface_hub import is_offline_mode
 
-    fell_back = any(problem.code == "hub-unreachable" for problem in plan.warnings)
+    fell_back = any(problem.code in UNREACHABLE for problem in plan.warnings)
     return not (is_offline_mode() or plan_kwargs(plan).get("local_files_only") or fell_back)
 
 
@@ -116,35 +119,42 @@ def explain(error: BaseException, plan: Plan) -> Problem | None:
     return None
 
 
-def _fetched(plan: Plan, adapter: Adapter, listings: Listings, token: Token) -> Adapter:
-    snapshot = _snapshot(plan, adapter.source, adapter.revision, token)
+def _fetched(plan: Plan, adapter: Adapter, facts: LoadFacts, token: Token) -> Adapter:
+    copy = _copy(plan, adapter.source, adapter.revision, facts, token)
     if may_ask(plan):
-        names = _listed(plan, snapshot, listings, f"the adapter {adapter.source!r}")
+        said = f"the adapter {adapter.source!r}"
+        names = _listed(plan, copy, adapter.source, adapter.revision, facts.listings, said)
         wanted = [name for name in names if fnmatchcase(name, "adapter_*")]
-        _fetch(plan, snapshot, wanted, f"the adapter {adapter.source!r}")
-    elif missing := snapshot.missing(["adapter_config.json"]):
+        _fetch(plan, copy, wanted, f"the adapter {adapter.source!r}")
+    elif missing := copy.missing(["adapter_config.json"]):
         raise _not_cached(missing, adapter.source, adapter.revision)
-    return msgspec.structs.replace(adapter, source=str(snapshot.folder), revision="")
+    return msgspec.structs.replace(adapter, source=str(copy.folder), revision="")
 
 
-def _snapshot(plan: Plan, location: str, commit: str, token: Token) -> SnapshotDownload:
-    return SnapshotDownload(location, commit, token=token, cache_dir=plan_kwargs(plan).get("cache_dir"))
+def _copy(plan: Plan, location: str, commit: str, facts: LoadFacts, token: Token) -> Copy:
+    cache_dir = plan_kwargs(plan).get("cache_dir")
+    return copy_of(location, commit, token=token, cache_dir=cache_dir, stores=facts.stores)
 
 
-def _listed(plan: Plan, snapshot: SnapshotDownload, listings: Listings, what: str) -> Sequence[str]:
-    """The names of a snapshot's files: as planning has listed them, else by asking the Hub."""
-    known = listings.get((snapshot.location, snapshot.commit))
-    names = snapshot.listed() if known is None else known
+def _listed(
+    plan: Plan, copy: Copy, location: str, commit: str, listings: Listings, what: str
+) -> Sequence[str]:
+    """The names of a place's files: as planning has listed them, else by asking it."""
+    known = listings.get((location, commit))
+    names = copy.listed() if known is None else known
     if isinstance(names, Problem):
         raise _error(plan, what, [names])
     return names
 
 
 def _not_cached(missing: Sequence[str], location: str, commit: str) -> LoadError:
+    remedy = f"fetch it while online: `hf download {location} --revision {commit}`"
+    if is_reference(location):
+        remedy = "load it once while online, which keeps a copy"
     return LoadError(
-        f"{', '.join(missing)} of {location!r} at commit {commit[:12]} isn't in the cache, and the Hub "
+        f"{', '.join(missing)} of {location!r} at commit {commit[:12]} isn't in the cache, and its source "
         "isn't asked (HF_HUB_OFFLINE, local_files_only, or it couldn't be reached while planning)\n"
-        f"    fix: fetch it while online: `hf download {location} --revision {commit}`"
+        f"    fix: {remedy}"
     )
 
 
@@ -153,8 +163,8 @@ def _is_small(name: str, patterns: Sequence[str]) -> bool:
     return folder in ("", TEMPLATES) and any(fnmatchcase(file, pattern) for pattern in patterns)
 
 
-def _fetch(plan: Plan, snapshot: SnapshotDownload, names: Sequence[str], what: str) -> None:
-    if problems := snapshot.fetch(names):
+def _fetch(plan: Plan, copy: Copy, names: Sequence[str], what: str) -> None:
+    if problems := copy.fetch(names):
         raise _error(plan, what, problems)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from loadkit.audit.model_access import configs
 from loadkit.errors import Finding, LoadError, LoadkitError
 from loadkit.facts.load_facts import LoadFacts, fingerprint_of
+from loadkit.facts.local_copies import handed_over
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
 from loadkit.loading.byte_bar import bar_of_bytes
@@ -131,7 +132,7 @@ def _load(
             _introduce_format(plan, plan.quantization, config, manager)
         if "max_memory" in kwargs:
             kwargs["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in kwargs["max_memory"].items()}
-        location = plan.checkpoint.location
+        location = handed_over(plan.checkpoint.location, plan.checkpoint.commit)
         if stored is not None:
             location = stored.folder
             config.quantization_config = kwargs.pop("quantization_config").to_dict()
@@ -144,11 +145,12 @@ def _load(
                 config=config,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # not raised, so that the audit can name every tensor
-                **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind == "folder" or stored else {}),
+                **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind != "hub" or stored else {}),
                 **kwargs,
             )
         if stored is not None:
-            _as_from(plan.checkpoint.location, stored.folder, model)
+            model.hf_quantizer.pre_quantized = False  # as one that was quantized just now
+        _as_from(plan.checkpoint.location, location, model)
         if plan.quantization is not None and not plan.quantization.packed:
             import torch
 
@@ -170,8 +172,9 @@ def _from_config(plan: Plan, token: Token, files: tuple[Path, ...]) -> BareModel
 
 
 def _as_from(location: str, folder: str, model: Any) -> None:
-    """Have a model that was loaded from what is stored describe itself as one that was quantized just now."""
-    model.hf_quantizer.pre_quantized = False
+    """Have a model that was loaded from what is stored, or from a copy, say where its checkpoint is."""
+    if folder == location:
+        return
     named = [(module, "name_or_path") for module in model.modules()]
     for each, name in [*named, *((nested, "_name_or_path") for _, nested in configs(model.config))]:
         if getattr(each, name, None) == folder:
@@ -184,7 +187,9 @@ def load_config(plan: Plan, token: Token = None) -> tuple[Any, dict[str, Any]]:
     hub = {name: value for name, value in plan.kwargs.items() if name in (*HUB_KWARGS, "gguf_file")}
     further = {name: value for name, value in plan_kwargs(plan).items() if name not in HUB_KWARGS}
     config, unused = _imported(model_class.config_class or "AutoConfig").from_pretrained(
-        plan.checkpoint.location, return_unused_kwargs=True, **hub, **further, **_access(plan, token)
+        handed_over(plan.checkpoint.location, plan.checkpoint.commit),
+        return_unused_kwargs=True,
+        **{**hub, **further, **_access(plan, token)},
     )
     if model_class.config_key:
         whole, config = config, getattr(config, model_class.config_key)
@@ -202,14 +207,25 @@ def load_processing_class(plan: Plan, token: Token = None) -> Any:
     with _explained(plan, f"the {processing.kind}", remedy):
         auto = "AutoProcessor" if processing.kind == "processor" else "AutoTokenizer"
         kwargs = {name: value for name, value in plan_kwargs(plan).items() if name in HUB_KWARGS}
-        return _imported(processing.processing_class or auto).from_pretrained(
-            processing.source,
-            **({"revision": processing.revision} if processing.revision else {}),
-            **kwargs,
-            **_access(plan, token),
+        place = handed_over(processing.source, processing.revision)
+        of_the_hub = processing.revision and place == processing.source
+        loaded = _imported(processing.processing_class or auto).from_pretrained(
+            place,
+            **({"revision": processing.revision} if of_the_hub else {}),
+            **{**kwargs, **_access(plan, token)},
             **_registered_config(plan, kwargs, token),
             **processing.options,
         )
+        if place != processing.source:
+            _named(processing.source, place, loaded)
+        return loaded
+
+
+def _named(location: str, folder: str, loaded: Any) -> None:
+    """Have a tokenizer, or those of a processor, say where its files are rather than where their copy is."""
+    for each in (loaded, *vars(loaded).values()):
+        if getattr(each, "name_or_path", None) == folder:
+            each.name_or_path = location
 
 
 def _registered_config(plan: Plan, hub: Mapping[str, Any], token: Token) -> dict[str, Any]:
@@ -219,8 +235,8 @@ def _registered_config(plan: Plan, hub: Mapping[str, Any], token: Token) -> dict
     own = plan.processing.source == plan.checkpoint.location and not plan.processing.processing_class
     if plan.model_class.implementation != "plugin" or not registered or not own:
         return {}
-    location = plan.checkpoint.location
-    return {"config": _imported(registered).from_pretrained(location, **hub, **_access(plan, token))}
+    location = handed_over(plan.checkpoint.location, plan.checkpoint.commit)
+    return {"config": _imported(registered).from_pretrained(location, **{**hub, **_access(plan, token)})}
 
 
 def _access(plan: Plan, token: Token) -> dict[str, Any]:

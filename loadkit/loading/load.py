@@ -14,6 +14,7 @@ from loadkit.audit.measurements import measure, peak_memory
 from loadkit.audit.verification import verifies_fully
 from loadkit.audit.weight_comparison import compare_with_files
 from loadkit.errors import AuditError, Finding, LoadError, LoadkitError
+from loadkit.facts.load_facts import read_load_facts
 from loadkit.facts.machine.topology import read_topology
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager, default_manager
@@ -63,8 +64,8 @@ def load(
     plan and commit, one download a node, one verdict.
 
     Parameters:
-        source: a folder, a Hub id, an adapter repository, or a `Plan` to run as it is; None for the model
-            that the recipe names.
+        source: a folder, a Hub id, an address that a plugin opens, an adapter of any of them, or a `Plan` to
+            run as it is; None for the model that the recipe names.
         profile: a profile's name ("qlora"), or the path of a profile file.
         recipe: a training recipe (YAML) of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory.
         replay: a manifest (or its file) to load again as it was; nothing else is given then.
@@ -135,7 +136,7 @@ def _run(
         take_own_device(plan, facts.topology)
     say("loading the tokenizer or processor")
     with clock("processing"):  # first: a token that can't be had is refused before the weights are read
-        ranks.first_on_node("the small files", lambda: fetch_small_files(plan, facts.listings, token))
+        ranks.first_on_node("the small files", lambda: fetch_small_files(plan, facts, token))
         with one_at_a_time():
             processing_class = from_pretrained.load_processing_class(plan, token)
             vocabulary = finish_processing(plan, processing_class)
@@ -154,7 +155,7 @@ def _run(
         )
     model, loading = bare.model, bare.loading
     save_own_use_cache(model, bare.own_use_cache)
-    adapters = ranks.first_on_node("the adapters", lambda: fetch_adapters(plan, facts.listings, token))
+    adapters = ranks.first_on_node("the adapters", lambda: fetch_adapters(plan, facts, token))
     with _missing_named(plan, loading), ranks.same_random_numbers("phases"), one_at_a_time(), pause_gc():
         model, changes = run_phases(plan, model, vocabulary, adapters, manager, clock, say)
         model, finished, unlike = finish_model(plan, model, manager, clock, say, full=full)
@@ -204,7 +205,7 @@ def load_processing_class(
     plan, facts = plan_load(
         source, profile, recipe=recipe, token=token, plugin_manager=plugin_manager, **options
     )
-    fetch_small_files(plan, {} if facts is None else facts.listings, token)
+    fetch_small_files(plan, facts or read_load_facts(plan), token)
     with one_at_a_time():
         loaded = from_pretrained.load_processing_class(plan, token)
         finish_processing(plan, loaded)

@@ -15,6 +15,7 @@ import msgspec
 
 from loadkit.cache.atomic_write import write_whole
 from loadkit.errors import Finding, LoadkitError
+from loadkit.facts.local_copies import folder_of
 from loadkit.schema.finishes import Finished
 from loadkit.schema.plans import Plan
 from loadkit.schema.readings import Reading
@@ -27,7 +28,6 @@ __all__ = [
     "Manifest",
     "differences",
     "files_of",
-    "folder_of",
     "library_versions",
     "lines",
     "make_manifest",
@@ -51,7 +51,7 @@ LIBRARIES = (
 
 WORKAROUNDS: Mapping[str, Callable[[Plan], bool]] = {
     "transformers is kept from injecting an adapter that lies beside the weights (transformers 5.23)": lambda plan: (
-        plan.checkpoint.kind == "folder"
+        plan.checkpoint.kind != "hub"
     ),
     "model.save_pretrained writes the checkpoint's own use_cache": lambda plan: plan.use_cache is not None,
     "the embeddings' result may be changed in place while gradients flow from it (transformers 5.20 and later)": lambda plan: (
@@ -61,7 +61,7 @@ WORKAROUNDS: Mapping[str, Callable[[Plan], bool]] = {
         bool(plan.preparation.norms_left)
     ),
     "files are fetched before transformers looks for them: it takes a refusal for an absence (transformers 5.23)": lambda plan: (
-        plan.checkpoint.kind == "hub"
+        plan.checkpoint.kind != "folder"
     ),
     "weights that are dequantized while loading get one dtype, and are saved plain (transformers 5.23)": lambda plan: (
         plan.quantization is not None and not plan.quantization.packed
@@ -293,20 +293,6 @@ def _matters(role: str, name: str, plan: Plan) -> bool:
     if name.endswith((".safetensors", ".bin", ".pt", ".h5", ".gguf")):
         return role == "checkpoint" and name in plan.checkpoint.weight_files
     return name.endswith((".json", ".jinja", ".model", ".txt", ".py"))
-
-
-def folder_of(location: str, commit: str, cache: str | None) -> Path | None:
-    """The folder on this machine of a folder's, or a repository's, files; None where there is none."""
-    if not commit:
-        path = Path(location)
-        return path if path.is_dir() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
-        found = try_to_load_from_cache(location, name, cache_dir=cache, revision=commit)
-        if isinstance(found, str):
-            return Path(found).parent
-    return None
 
 
 def lines(item: Plan | Manifest) -> dict[str, str]:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from loadkit.errors import LoadError, Problem
 from loadkit.facts.load_facts import LoadFacts
+from loadkit.facts.local_copies import folder_of
 from loadkit.hooks.manager import PluginManager
 from loadkit.loading.download import fetch_adapters, fetch_small_files, fetch_weights
 from loadkit.loading.from_pretrained import load_config, load_processing_class
 from loadkit.loading.process_wide import one_at_a_time
 from loadkit.loading.tokenizer_setup import finish_processing
-from loadkit.manifest.manifest import folder_of
 from loadkit.merging.beside_weights import changed_fields, companions, edited
 from loadkit.merging.layout import read_layout
 from loadkit.merging.moves import find_moves, unmergeable
@@ -92,8 +92,8 @@ def prepare(
     """
     refuse(source, _unfit(plan, source))
     say("fetching what isn't here")
-    fetch_small_files(plan, facts.listings, token)
-    adapters = fetch_adapters(plan, facts.listings, token)
+    fetch_small_files(plan, facts, token)
+    adapters = fetch_adapters(plan, facts, token)
     weights = fetch_weights(plan, facts, token, say)
     assert adapters is not None
     adapter = next(each for each in adapters.members if each.name == adapters.active)

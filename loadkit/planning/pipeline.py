@@ -11,6 +11,7 @@ import msgspec
 from loadkit.errors import LoadkitError, PlanError, Problem
 from loadkit.facts.checkpoint.companions import read_beside
 from loadkit.facts.checkpoint.read import read_checkpoint
+from loadkit.facts.checkpoint.references import without_secrets
 from loadkit.facts.checkpoint.source import Access
 from loadkit.facts.context import Context
 from loadkit.facts.library.index import read_library
@@ -19,6 +20,7 @@ from loadkit.facts.machine.machine import Machine, this_machine
 from loadkit.facts.machine.topology import Topology, read_topology
 from loadkit.facts.machine.working_folder import refuse_lost_folder
 from loadkit.hooks.manager import PluginManager, default_manager
+from loadkit.hooks.sources import stores_of
 from loadkit.planning.build_request import (
     NOT_UTF8,
     fit_to_checkpoint,
@@ -67,8 +69,8 @@ def make_plan(
     """Plan a load without loading anything. Public as `loadkit.plan`.
 
     Parameters:
-        source: a folder, a Hub id, or an adapter repository (its base is found); None for the one that the
-            recipe names.
+        source: a folder, a Hub id, an address that a plugin opens ("s3://bucket/model"), or any of an adapter
+            (its base is found); None for the one that the recipe names.
         profile: a profile's name, or the path of a profile file; None for none.
         recipe: a training recipe of TRL, the alignment-handbook, open-r1, axolotl or LLaMA-Factory: its
             loading keys are preferences, stronger than the profile's, weaker than your options.
@@ -127,7 +129,8 @@ def plan_load(
     if isinstance(source, Plan):
         given = {name: value for name, value in {"profile": profile, "recipe": recipe}.items() if value}
         _refuse_changes(given | options)
-        return Planned(source, None if source.elsewhere else read_load_facts(source, launch))
+        stores = stores_of(plugin_manager or default_manager())
+        return Planned(source, None if source.elsewhere else read_load_facts(source, launch, stores=stores))
     manager = plugin_manager or default_manager()
     read, unreadable = read_once(recipe)
     request, problems = make_request(source, profile, options, manager, read)
@@ -170,7 +173,13 @@ def _read_facts(
     """Everything that plugins may know, and every problem so far; a PlanError where nothing can be read."""
     named = request.value("adapter")
     allow_pickle = request.value("allow_pickle", False)
-    access = Access(token, request.value("cache_dir"), request.value("local_files_only", False), progress)
+    access = Access(
+        token,
+        request.value("cache_dir"),
+        request.value("local_files_only", False),
+        progress,
+        stores_of(manager),
+    )
     checkpoint, found = read_checkpoint(
         request.source,
         revision=request.value("revision", ""),
@@ -182,7 +191,7 @@ def _read_facts(
     )
     problems = [*problems, *found]
     if not checkpoint.config and any(p.severity == "error" for p in problems):
-        raise PlanError(request.source, [*problems, *target.problems])
+        raise PlanError(without_secrets(request.source), [*problems, *target.problems])
     request, unfit = fit_to_checkpoint(request, recipe, checkpoint.model_type, checkpoint.config, manager)
     problems += unfit
     architectures = manager.architectures
@@ -216,7 +225,7 @@ def _planned(
         decisions.whole and not elsewhere and not _errors(decisions.problems)
     ):  # what is prepared on this machine shortens no load on another
         plan = decisions.plan()
-        read = read_load_facts(plan, context.topology, listings_of(context))
+        read = read_load_facts(plan, context.topology, listings_of(context), stores_of(manager))
         facts = read._replace(machine=context.machine)
         shortcuts = decisions.shortcuts(plan, facts)
     declared = manager.options.found

@@ -115,7 +115,7 @@ def repr_text(plan: Plan) -> str:
 def _head(plan: Plan) -> Text:
     checkpoint = plan.checkpoint
     head = Text(checkpoint.source, style="bold")
-    if checkpoint.kind == "hub" and checkpoint.location != checkpoint.source:
+    if checkpoint.kind != "folder" and checkpoint.location != checkpoint.source.rstrip("/"):
         head.append(f"  (base {checkpoint.location})")
     if checkpoint.commit:
         head.append(f"  at {checkpoint.commit[:12]}")

@@ -29,8 +29,8 @@ class CheckpointSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan keeps of the checkpoint: enough to load it again and to tell whether it is the same.
 
     Parameters:
-        location: what `from_pretrained` is given.
-        kind: "folder" or "hub".
+        location: the folder's path, the repository's id, or the address of what a plugin brings.
+        kind: "folder", "hub" or "store".
         revision: the revision asked for; "" for none.
         commit: the commit that serves everything; "" for a folder.
         weight_bytes: bytes of its tensors, by the headers.
@@ -84,7 +84,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def kwargs(self) -> dict[str, Any]:
         """What `from_pretrained` will get, as plain data, derived from the decisions."""
         found: dict[str, Any] = {}
-        if self.checkpoint.commit:
+        if self.checkpoint.kind == "hub":
             found["revision"] = self.checkpoint.commit
         if self.checkpoint.weight_format == "safetensors":
             found["use_safetensors"] = True  # a pickle can run code while loading

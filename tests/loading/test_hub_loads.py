@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 import loadkit
 from loadkit.facts.hub import download as hub_files
+from loadkit.facts.load_facts import read_load_facts
 from loadkit.loading.download import explain, fetch_adapters
 from loadkit.testing.checkpoints import make_adapter
 
@@ -337,7 +338,7 @@ def test_a_token_that_cannot_be_sent_is_in_no_traceback(
     token = TOKEN + "\n"
     if "adapter" in asks:
         with pytest.raises(loadkit.LoadError, match="characters that can't be sent") as caught:
-            fetch_adapters(plan, {}, token)
+            fetch_adapters(plan, read_load_facts(plan), token)
         assert TOKEN not in printed(caught.value)
     else:
         assert "characters that can't be sent" in refused(plan, token)

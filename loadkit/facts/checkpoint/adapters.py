@@ -10,6 +10,7 @@ from loadkit.errors import Problem
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, Checkpoint, TensorHeader
 from loadkit.facts.checkpoint.config_files import read_json, read_processing
 from loadkit.facts.checkpoint.folder import is_repository_id, open_folder
+from loadkit.facts.checkpoint.references import is_reference, normal, same_store
 from loadkit.facts.checkpoint.source import CheckpointFiles, checkpoint_problem
 from loadkit.facts.checkpoint.weight_files import has_full_weights, read_headers
 from loadkit.text.suggest import some_of
@@ -57,6 +58,23 @@ def base_path(files: CheckpointFiles, named: str) -> str:
     return named
 
 
+def led_elsewhere(files: CheckpointFiles, named: str) -> Problem | None:
+    """The problem of an adapter whose config sends loadkit to a store that its user didn't name.
+
+    Whoever writes an adapter would otherwise choose which addresses its users' machines ask, with their
+    credentials. A folder is its user's own.
+    """
+    if not is_reference(named) or files.kind == "folder":
+        return None
+    if files.kind == "store" and same_store(files.location, named):
+        return None
+    return checkpoint_problem(
+        "base-elsewhere",
+        f"{files} is an adapter whose {_CONFIG} names {named[:200]!r} as its base, in another place than its own",
+        f"if you trust that, name the base yourself: loadkit.load({named[:200]!r}, adapter={files.location!r})",
+    )
+
+
 def same_base(named: object, checkpoint: Checkpoint) -> bool | None:
     """Whether the base that an adapter's config names is the checkpoint.
 
@@ -68,6 +86,8 @@ def same_base(named: object, checkpoint: Checkpoint) -> bool | None:
     folder = open_folder(named)
     if folder is not None and checkpoint.kind == "folder":
         return os.path.realpath(folder.location) == os.path.realpath(checkpoint.location)
+    if is_reference(named):
+        return normal(named) == checkpoint.location
     if folder is None and checkpoint.kind == "hub" and is_repository_id(named):
         return named.casefold() == checkpoint.location.casefold()
     if folder is None and checkpoint.kind == "folder" and is_repository_id(named):

@@ -97,8 +97,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters:
         source: what the user asked for.
-        kind: a folder on this machine or a repository on the Hub.
-        location: what `from_pretrained` is given: the folder's path or the repository's id.
+        kind: a folder on this machine, a repository on the Hub, or what a plugin brings.
+        location: the folder's path, the repository's id, or the address.
         revision: the revision asked for; "" for the default branch or a folder.
         commit: the commit hash that serves everything; "" for a folder.
         config: config.json.
@@ -112,7 +112,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     source: str
-    kind: Literal["folder", "hub"] = "folder"
+    kind: Literal["folder", "hub", "store"] = "folder"
     location: str = ""
     revision: str = ""
     commit: str = ""

@@ -16,6 +16,7 @@ from loadkit.facts.checkpoint.adapters import has_adapter, read_adapter, same_ba
 from loadkit.facts.checkpoint.checkpoint import AdapterFacts, Checkpoint, ProcessingFacts
 from loadkit.facts.checkpoint.config_files import read_processing
 from loadkit.facts.checkpoint.open_source import open_source
+from loadkit.facts.checkpoint.references import split_revision
 from loadkit.facts.checkpoint.source import Access, CheckpointFiles
 from loadkit.schema.request import Request
 
@@ -184,7 +185,7 @@ class _Reader:
     def opened(self, stage: str, option: str, source: str) -> CheckpointFiles | None:
         """The files that "folder", "owner/name" or "owner/name@revision" names."""
         is_path = os.path.exists(os.path.expanduser(source))
-        name, _, revision = (source, "", "") if is_path else source.partition("@")
+        name, revision = (source, "") if is_path else split_revision(source)
         files, problems = open_source(name, revision, self.access)
         asked = f"{option}={source!r} was asked for"
         self.problems += [

@@ -40,7 +40,7 @@ class Folder:
     mistake (a home, a disk) takes no long walk. Files are read by their path, listed or not.
     """
 
-    kind: Literal["folder", "hub"] = "folder"
+    kind: Literal["folder", "hub", "store"] = "folder"
     revision = ""
     commit = ""
     workers = 1

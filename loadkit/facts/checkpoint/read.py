@@ -14,6 +14,7 @@ from loadkit.facts.checkpoint.adapters import (
     base_unreadable,
     has_adapter,
     is_adapter,
+    led_elsewhere,
     no_base,
     not_an_adapter,
     read_adapter,
@@ -24,7 +25,14 @@ from loadkit.facts.checkpoint.folder import looks_like_path
 from loadkit.facts.checkpoint.gguf import gguf_of, read_gguf
 from loadkit.facts.checkpoint.missing_files import no_config
 from loadkit.facts.checkpoint.open_source import open_source
-from loadkit.facts.checkpoint.source import Access, CheckpointFiles, checkpoint_problem
+from loadkit.facts.checkpoint.references import is_reference
+from loadkit.facts.checkpoint.source import (
+    Access,
+    CheckpointFiles,
+    OpenStore,
+    checkpoint_problem,
+    no_stores,
+)
 from loadkit.facts.checkpoint.weight_files import read_weight_files
 from loadkit.schema.request import Progress, Token
 
@@ -44,6 +52,7 @@ def read_checkpoint(
     allow_pickle: bool = False,
     gguf_file: str = "",
     progress: Progress | None = None,
+    stores: OpenStore = no_stores,
 ) -> tuple[Checkpoint, tuple[Problem, ...]]:
     """Read what a checkpoint's small files and its weight files' headers say. Weights are never downloaded.
 
@@ -53,18 +62,18 @@ def read_checkpoint(
     folder.
 
     Parameters:
-        source: a folder, a Hub id, or either of an adapter.
+        source: a folder, a Hub id, an address that a plugin opens, or any of an adapter.
         revision: branch, tag or commit of the model; for an adapter that of its base, which otherwise is the
             `revision` in adapter_config.json, if any. Folders have none but "main".
         adapter_revision: branch, tag or commit of the adapter's repository, where the source is an adapter.
-        token, cache_dir, local_files_only, progress: as in `Access`.
+        token, cache_dir, local_files_only, progress, stores: as in `Access`.
         allow_pickle: whether pickled weights are no problem.
         gguf_file: the GGUF file in it that holds the model; "" for none. The path of one may be the source.
 
     Returns:
         The checkpoint as far as it could be read, and every problem; without an error among them it is whole.
     """
-    access = Access(token, cache_dir, local_files_only, progress)
+    access = Access(token, cache_dir, local_files_only, progress, stores)
     reader = _Reader(source, access, allow_pickle=allow_pickle, gguf_file=gguf_file)
     checkpoint = reader.checkpoint(revision, adapter_revision)
     return checkpoint, tuple(dict.fromkeys(reader.problems))  # one cause may stop several files
@@ -165,6 +174,9 @@ class _Reader:
             return Checkpoint(source=self.name, revision=revision, adapter=adapter)
         theirs = adapter.config.get("revision")
         wanted = revision or (theirs if isinstance(theirs, str) else "")
+        if refused := led_elsewhere(files, named):
+            self.problems.append(refused)
+            return Checkpoint(source=self.name, revision=revision, adapter=adapter, **_unopened(named))
         base, problems = open_source(base_path(files, named), wanted, self.access)
         if base is None:
             self.problems += [base_unreadable(p, files, named) for p in problems]
@@ -190,6 +202,8 @@ def _opened(files: CheckpointFiles) -> dict[str, Any]:
 def _unopened(source: str | os.PathLike[str]) -> dict[str, Any]:
     """`kind` and `location` of a source that couldn't be opened."""
     name = os.fspath(source)
+    if is_reference(source):
+        return {"kind": "store", "location": name}
     if looks_like_path(source):
         return {"kind": "folder", "location": os.path.abspath(os.path.expanduser(name)) if name else ""}
     return {"kind": "hub", "location": name}

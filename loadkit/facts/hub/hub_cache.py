@@ -38,7 +38,7 @@ def snapshot_folder(cache: Path, commit: str) -> Folder:
 class CachedSnapshot:
     """What the cache holds of a repository at one commit; `why` says why the Hub isn't asked."""
 
-    kind: Literal["folder", "hub"] = "hub"
+    kind: Literal["folder", "hub", "store"] = "hub"
     workers = 1
 
     def __init__(self, location: str, revision: str, commit: str, folder: Folder, why: str) -> None:

@@ -84,7 +84,7 @@ def open_repository(
 class HubRepository:
     """A repository at one commit. Small files go into its cache, of weight files only ranges are read."""
 
-    kind: Literal["folder", "hub"] = "hub"
+    kind: Literal["folder", "hub", "store"] = "hub"
     workers = 8
     first_bytes = 65_536
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from loadkit import Adapter
+from loadkit.plugins import folder_of
 
 __all__ = ["file_of"]
 
@@ -17,10 +16,6 @@ def file_of(adapter: Adapter, name: str, cache_dir: str | None) -> str | None:
         name: the file's.
         cache_dir: where Hub files are; None for the Hub's own cache.
     """
-    from huggingface_hub import try_to_load_from_cache
-
-    if not adapter.revision:
-        path = os.path.join(adapter.source, name)
-        return path if os.path.isfile(path) else None
-    found = try_to_load_from_cache(adapter.source, name, cache_dir=cache_dir, revision=adapter.revision)
-    return found if isinstance(found, str) else None
+    folder = folder_of(adapter.source, adapter.revision, cache_dir)
+    path = None if folder is None else folder / name
+    return str(path) if path is not None and path.is_file() else None

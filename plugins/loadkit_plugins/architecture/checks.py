@@ -137,7 +137,7 @@ def _unpinned(context: Context) -> Iterator[Problem]:
             f"config.json takes its code from {', '.join(elsewhere)}, which no commit of {checkpoint.location!r} pins",
             "download the checkpoint and that code into one folder, read it, and load the folder",
         )
-    if checkpoint.kind == "hub" and checkpoint.revision != checkpoint.commit:
+    if checkpoint.kind != "folder" and checkpoint.revision != checkpoint.commit:
         yield _problem(
             "remote-code-unpinned",
             f"the code of {checkpoint.location!r} would run as {checkpoint.revision or 'the default branch'!r} has it today, which can change",

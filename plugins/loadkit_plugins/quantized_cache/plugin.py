@@ -105,7 +105,7 @@ def key_of(plan: Plan, identity: str, machine: Machine, entries: Entries) -> Key
         entries.off: bool(entries.off),
         f"stored {quantization.method} weights weren't proved equal": quantization.method not in METHODS,
         "its files can't be told from others": not identity,
-        "code of its own is only cached at a commit": remote and not plan.checkpoint.commit,
+        "code of its own is only cached at a commit of the Hub": remote and plan.checkpoint.kind != "hub",
         "it is spread over devices of several kinds": not device,
     }
     for reason, holds in impossible.items():

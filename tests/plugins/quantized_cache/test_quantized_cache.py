@@ -233,7 +233,7 @@ def test_a_hub_base_needs_its_weights_once(hub: HubServer, tiny: Tiny, cache: Pa
 def test_code_of_its_own_is_kept_only_at_a_commit(hub: HubServer, tiny: Tiny) -> None:
     commit = hub.add("owner/code", tiny("remote-code"))
     local = load(tiny("remote-code"), "inference-4bit", trust_remote_code=True)
-    assert "code of its own is only cached at a commit" in str(local.plan)
+    assert "code of its own is only cached at a commit of the Hub" in str(local.plan)
     assert not told(local)
     pinned = {"trust_remote_code": True, "revision": commit}
     first = load("owner/code", "inference-4bit", **pinned)

@@ -1,0 +1,1 @@
+"""Checkpoints that plugins bring from elsewhere: what they say is checked, and their files copied."""
