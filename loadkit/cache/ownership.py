@@ -46,7 +46,7 @@ def open_to_all(folder: Path) -> str:
 
 def other_owner(folder: Path) -> str:
     """The user whose folder it is, where that is neither this one nor root; "" where it is."""
-    if os.name != "posix":
+    if not hasattr(os, "geteuid"):  # Windows
         return ""
     owner = folder.stat().st_uid
     if owner in (0, os.geteuid()):

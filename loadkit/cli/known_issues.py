@@ -53,15 +53,15 @@ KNOWN_ISSUES: Mapping[KnownIssue, Callable[[Here], bool]] = {
     KnownIssue(
         code="transformers-4",
         reason="transformers of version 4 is installed: loadkit reads the layout of version 5",
-        remedy="pip install 'transformers>=5.20'",
+        remedy="pip install 'transformers>=5.5.3'",
         source="transformers 5.0 moved and renamed what planning reads",
     ): lambda here: here.has("transformers", before="5"),
     KnownIssue(
         code="torchao-too-old-for-peft",
         reason="torchao is older than 0.16: PEFT then refuses to attach any adapter, whether torchao is used or not",
         remedy="pip install 'torchao>=0.18', or uninstall it",
-        source="peft 0.21.2, is_torchao_available",
-    ): lambda here: here.has("peft", since="0.21") and here.has("torchao", before="0.16"),
+        source="is_torchao_available of peft 0.19 to 0.21",
+    ): lambda here: here.has("peft", since="0.19") and here.has("torchao", before="0.16"),
     KnownIssue(
         code="torch-too-old-for-torchao",
         reason="torch is older than 2.11: torchao then goes without its compiled kernels, with a line in the log",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -37,7 +37,13 @@ engine_option = click.option(
 )
 
 
-class Plain(click.ParamType[Any]):
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic from click 8.2 on
+
+
+class Plain(ParamType):
     """A value of one of the plain types: as it is written, or as JSON where it is a list or a mapping."""
 
     def __init__(self, type_name: str) -> None:

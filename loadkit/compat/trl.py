@@ -6,10 +6,11 @@ from typing import Any
 
 from loadkit.compat.arguments import LORA_FIELDS, given, recipe_of
 from loadkit.errors import PlanError
-from loadkit.facts.machine.machine import read_machine
+from loadkit.facts.machine.machine import read_machine, this_machine
 from loadkit.facts.machine.topology import read_topology
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import default_manager
+from loadkit.loading.imports import hide_what_peft_fails_with
 from loadkit.loading.load import load, load_processing_class
 from loadkit.planning.pipeline import make_plan
 
@@ -83,6 +84,7 @@ def get_peft_config(model_args: Any) -> Any:
     """Build the `peft.LoraConfig`, as TRL's function of this name; None without `use_peft`."""
     if not getattr(model_args, "use_peft", False):
         return None
+    hide_what_peft_fails_with(this_machine().packages)
     import peft
 
     task_type = getattr(model_args, "lora_task_type", "CAUSAL_LM")

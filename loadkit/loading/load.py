@@ -22,6 +22,7 @@ from loadkit.loading import from_pretrained
 from loadkit.loading.download import fetch_adapters, fetch_small_files
 from loadkit.loading.finishing import finish_model
 from loadkit.loading.fresh_weights import drawn_anew, starts_anew
+from loadkit.loading.imports import import_libraries
 from loadkit.loading.known_noise import without_known_noise
 from loadkit.loading.loaded import BareModel, Loaded, LoadkitWarning
 from loadkit.loading.phases import run_phases
@@ -132,7 +133,7 @@ def _run(
             ReadAhead(facts.weight_files)
     say("importing torch and transformers")
     with clock("import"), pause_gc():
-        _import()
+        import_libraries(plan, facts.machine)
         take_own_device(plan, facts.topology)
     say("loading the tokenizer or processor")
     with clock("processing"):  # first: a token that can't be had is refused before the weights are read
@@ -234,12 +235,6 @@ def _missing_named(plan: Plan, loading: Loading) -> Iterator[None]:
             f"{len(loading.missing)} tensors aren't in {plan.checkpoint.source!r} ({some}), and then: {error}\n"
             f"    fix: check that {plan.model_class.model_class} is the class of this checkpoint, and that its files are complete"
         ) from error
-
-
-def _import() -> None:
-    """Pay for the libraries here, so that the report doesn't charge them to loading."""
-    import torch  # noqa: F401
-    import transformers.modeling_utils  # noqa: F401
 
 
 def _judged(loaded: Loaded, strict: bool) -> Loaded:

@@ -14,6 +14,7 @@ from loadkit.facts.local_copies import folder_of
 from loadkit.hooks.manager import PluginManager
 from loadkit.loading.download import fetch_adapters, fetch_small_files, fetch_weights
 from loadkit.loading.from_pretrained import load_config, load_processing_class
+from loadkit.loading.imports import import_libraries
 from loadkit.loading.process_wide import one_at_a_time
 from loadkit.loading.tokenizer_setup import finish_processing
 from loadkit.merging.beside_weights import changed_fields, companions, edited
@@ -92,6 +93,8 @@ def prepare(
     """
     refuse(source, _unfit(plan, source))
     say("fetching what isn't here")
+    say("importing torch, transformers and peft")
+    import_libraries(plan, facts.machine)
     fetch_small_files(plan, facts, token)
     adapters = fetch_adapters(plan, facts, token)
     weights = fetch_weights(plan, facts, token, say)
@@ -100,7 +103,6 @@ def prepare(
     config_of_adapter = _read(Path(adapter.source, "adapter_config.json"))
     refuse(source, [problem for problem in (unmergeable(source, config_of_adapter),) if problem])
     base = _base_folder(plan)
-    say("importing torch, transformers and peft")
     with one_at_a_time():
         vocabulary = finish_processing(plan, load_processing_class(plan, token))
         config = load_config(plan, token)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +18,8 @@ from loadkit.merging.stored_files import torch_dtype
 from loadkit.merging.values import Values
 
 __all__ = ["Writer", "merged_by_rows"]
+
+_moving = threading.Lock()
 
 PIECE = 1 << 20
 """Bytes that are copied at a time."""
@@ -161,8 +164,16 @@ def _put(place: int, piece: bytes | memoryview, at: int) -> None:
     """Write all of it, at a place in the file."""
     left = memoryview(piece)
     while left:
-        count = os.pwrite(place, left, at)
+        count = _write_at(place, left, at)
         left, at = left[count:], at + count
+
+
+def _write_at(place: int, piece: memoryview, at: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(place, piece, at)
+    with _moving:  # Windows: a file has one position, and several threads write
+        os.lseek(place, at, os.SEEK_SET)
+        return os.write(place, piece)
 
 
 def _refuse_endless(rows: Any, dtype: Any, about: OutTensor, adapter: str) -> None:

@@ -20,6 +20,7 @@ from loadkit.planning.memory.estimate import estimate
 from loadkit.planning.memory.fit_check import check_memory
 from loadkit.planning.owned_kwargs import owned, owned_within
 from loadkit.planning.quantization_checks import check_quantization
+from loadkit.planning.unusable_packages import check_packages
 from loadkit.schema.claims import Claim, Decision, StampedClaim, decide
 from loadkit.schema.finishes import Finish
 from loadkit.schema.loading_aids import Shortcut
@@ -146,6 +147,8 @@ class Decisions:
         plan = msgspec.structs.replace(plan, finishes=self.finishes)
         with self.reads.during("memory"):
             self.problems += check_memory(self.context, plan)
+        machine = self.context.machine
+        self.problems += check_packages(plan, machine.packages, machine.unusable)
         hook, facts = hooks.loadkit_check_plan, self.context
         found = self._guarded("check", lambda: self.manager.collect(hook, Problem, context=facts, plan=plan))
         self.problems += found or ()

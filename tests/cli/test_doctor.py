@@ -122,22 +122,27 @@ def test_a_known_issue_is_shown_with_its_remedy_and_source(environ: dict[str, st
     text = "\n".join(lines(examine(PluginManager(environ={}), machine=machine, environ=environ)))
     assert "PEFT then refuses to attach any adapter" in text
     assert (
-        "(peft 0.21.2, is_torchao_available)  [torchao-too-old-for-peft]\n    fix: pip install 'torchao>=0.18'"
+        "(is_torchao_available of peft 0.19 to 0.21)  [torchao-too-old-for-peft]\n    fix: pip install 'torchao>=0.18'"
         in text
     )
 
 
 @pytest.mark.slow
-def test_torchao_of_that_age_really_stops_peft(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_torchao_of_that_age_really_stops_peft_and_no_load(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     """The known issue is real: an empty torchao of version 0.12, and an adapter that has nothing to do with
-    it."""
+    it. loadkit has PEFT go without."""
     (tmp_path / "torchao").mkdir()
     (tmp_path / "torchao" / "__init__.py").write_text("")
     info = tmp_path / "torchao-0.12.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.12.0\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    code = f"import loadkit; loadkit.load({str(tiny('mistral'))!r}, 'lora')"
+    code = (
+        f"import loadkit; loaded = loadkit.load({str(tiny('mistral'))!r}, 'lora'); print(type(loaded.model).__name__)\n"
+        "import peft; peft.get_peft_model(loaded.model.unload(), peft.LoraConfig(target_modules=['q_proj']))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -145,7 +150,7 @@ def test_torchao_of_that_age_really_stops_peft(tiny: Callable[[str], Path], tmp_
         check=False,
         env={**os.environ, "PYTHONPATH": path},
     )
-    assert done.returncode == 1
+    assert (done.returncode, done.stdout) == (1, "PeftModelForCausalLM\n")
     assert "Found an incompatible version of torchao. Found version 0.12.0" in done.stderr
 
 

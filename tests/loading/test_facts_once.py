@@ -35,14 +35,14 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
         monkeypatch.setattr(home, name, counted)
 
-    machine.this_machine.cache_clear()
+    machine._read_once.cache_clear()
     count(machine, "read_machine", "machine")
     count(topology, "read_processes", "topology")
     count(load_facts, "fingerprint", "fingerprint")
     count(load_facts, "local_weight_files", "weight files")
     count(download, "local_weight_files", "weight files")
     yield counts
-    machine.this_machine.cache_clear()
+    machine._read_once.cache_clear()
 
 
 def listed(hub: HubServer) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Literal
 
 import msgspec
 
+from loadkit.facts.machine.unusable import unusable
+
 __all__ = ["Accelerator", "Machine", "read_machine", "this_machine"]
 
 _DIST_INFO = re.compile(r"^(?P<name>[A-Za-z0-9._]+?)-(?P<version>[^-]+)(-.*)?\.(dist|egg)-info$")
@@ -43,6 +45,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         cores: processor cores this process may use.
         platform: "linux", "darwin" or "win32".
         packages: installed distributions, normalised name ("flash-attn") to version.
+        unusable: those of `packages` that are known not to be importable here, with the reason; that is
+            known of few before a load.
         notes: what the user should know of the reading, such as a GPU that the installed torch can't use.
     """
 
@@ -51,6 +55,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     cores: int = 1
     platform: str = "linux"
     packages: dict[str, str] = {}
+    unusable: dict[str, str] = {}
     notes: tuple[str, ...] = ()
 
     @property
@@ -81,9 +86,19 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         return f"{len(self.accelerators)} × {first.name} ({capability}{first.memory / 2**30:.1f} GiB)"
 
 
-@functools.lru_cache(maxsize=1)
+OPTIONAL = ("bitsandbytes", "peft", "torchao")
+"""Packages that only some loads import, under their distributions' names."""
+
+
 def this_machine() -> Machine:
-    """The facts of this machine, read once a process."""
+    """The facts of this machine, read once a process; what can't be imported may come to light later."""
+    machine = _read_once()
+    faults = unusable(name for name in OPTIONAL if name in machine.packages)
+    return msgspec.structs.replace(machine, unusable=faults) if faults else machine
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once() -> Machine:
     return read_machine()
 
 

@@ -13,6 +13,9 @@ __all__ = ["check"]
 
 _problem = partial(Problem, "quantization", METHOD)
 
+ADAPTS = (0, 19)
+"""The first PEFT that knows torchao's tensors as they are since torchao 0.16."""
+
 OWN = ("torchao_quant_type", "torchao_group_size")
 INT4_GROUPS = (32, 64, 128, 256)
 """Group sizes of torch's int4 kernel."""
@@ -29,8 +32,20 @@ def check(context: Context, plan: Plan) -> Sequence[Problem]:
         *_groups(context, plan, quantization),
         *_nothing(plan),
         *_training(plan, quantization),
+        *_older_peft(context, plan),
         *_engine(context),
     ]
+
+
+def _older_peft(context: Context, plan: Plan) -> Iterator[Problem]:
+    """PEFT 0.18 looks for classes that torchao 0.18 has no more, and takes its layers for plain ones."""
+    peft = context.machine.version("peft")
+    if plan.adapters is not None and peft is not None and peft[:2] < ADAPTS:
+        yield _problem(
+            "torchao-needs-peft",
+            f"an adapter was asked for over layers that torchao quantizes, which needs peft 0.19, and {'.'.join(map(str, peft))} is installed",
+            "pip install 'peft>=0.19', or quantize with bitsandbytes (load_in_4bit=True)",
+        )
 
 
 def _unused(context: Context, decided: Quantization | None) -> Iterator[Problem]:

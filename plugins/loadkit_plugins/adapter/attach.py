@@ -16,6 +16,7 @@ from loadkit_plugins.adapter.by_parameter import name_by_parameter
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
 from loadkit_plugins.adapter.layers import WITHOUT_NAME, parameters_of
 from loadkit_plugins.adapter.left_out import leave_out
+from loadkit_plugins.adapter.older_peft import torchao_left_out
 from loadkit_plugins.adapter.targets import (
     BY_TYPE,
     EVERY_LINEAR,
@@ -46,7 +47,11 @@ def attach(plan: Plan, model: Any, adapters: Adapters, vocabulary: Vocabulary) -
     asked = any(
         a.source or a.options.get("rank_pattern") or a.options.get("alpha_pattern") for a in adapters.members
     )
-    with _quiet(patterns_asked=asked), _gradients_flow(model, already=plan.preparation.input_gradients):
+    quiet, flow = (
+        _quiet(patterns_asked=asked),
+        _gradients_flow(model, already=plan.preparation.input_gradients),
+    )
+    with quiet, flow, torchao_left_out():
         for adapter in adapters.members:
             add = _add_existing if adapter.source else _add_new
             model = add(plan, model, adapter, vocabulary)

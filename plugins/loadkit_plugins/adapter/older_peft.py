@@ -1,16 +1,19 @@
 """What PEFT 0.18 does otherwise than the later ones.
 
 All of it can go once the floor is peft 0.19, which brings
-`peft.utils.transformers_weight_conversion`, and notes how a layer over a parameter has it.
+`peft.utils.transformers_weight_conversion`, notes how a layer over a parameter has it, and asks torchao for
+no classes that are gone in torchao 0.18.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["converts_targets", "is_stack", "swaps_features"]
+__all__ = ["converts_targets", "is_stack", "swaps_features", "torchao_left_out"]
 
 
 @cache
@@ -28,3 +31,36 @@ def is_stack(layer: Any) -> bool:
 def swaps_features(layer: Any) -> bool:
     """Whether a `ParamWrapper` takes a stack's second dimension for outputs; 0.18 takes it for inputs."""
     return bool(getattr(layer, "_did_swap_in_out_features", False))
+
+
+@contextmanager
+def torchao_left_out() -> Iterator[None]:
+    """Let PEFT attach to plain layers where it can't work with the torchao that is installed.
+
+    It asks torchao about every layer that it adapts, whoever needs it. 0.18 asks for classes that torchao has
+    no more (`dispatch_torchao`, mended in 0.19); later ones refuse a torchao before 0.16
+    (`is_torchao_available`).
+    Over layers that torchao quantized, the plan is refused before.
+    """
+    from peft.tuners.lora import torchao as of_peft
+
+    if _asks_in_vain(of_peft.is_torchao_available):
+        before = of_peft.is_torchao_available
+        of_peft.is_torchao_available = lambda: False
+        try:
+            yield
+        finally:
+            of_peft.is_torchao_available = before
+    else:
+        yield
+
+
+def _asks_in_vain(available: Callable[[], bool]) -> bool:
+    try:
+        if not available() or converts_targets():
+            return False
+        from torchao.dtypes import AffineQuantizedTensor  # noqa: F401
+        from torchao.quantization import LinearActivationQuantizedTensor  # noqa: F401
+    except Exception:  # ImportError, or whatever a build for another machine raises
+        return True
+    return False

@@ -9,11 +9,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from loadkit_plugins.stored_blocks.decoding import decode, decode_blocks
 from loadkit_plugins.stored_blocks.files import decoded_files
+
+fp8 = pytest.importorskip(
+    "transformers.integrations.finegrained_fp8",
+    reason="a transformers whose fp8 needs triton",
+    exc_type=ImportError,
+)
+mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
+Fp8Dequantize, convert_moe_packed_tensors = fp8.Fp8Dequantize, mxfp4.convert_moe_packed_tensors
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 

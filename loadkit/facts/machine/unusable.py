@@ -1,0 +1,71 @@
+"""Packages that are installed and can't be imported: who needs one learns why, the others do without.
+
+A system library that is missing, or a build for another platform, shows when a package is imported, which
+planning never does. So planning knows what can be seen from outside, and what an earlier import here came to.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable
+
+__all__ = ["failed_import", "hide", "unusable"]
+
+_failed: dict[str, str] = {}
+"""Package to how its import went wrong: it isn't tried again, as halves of it are left in the process."""
+
+
+def unusable(packages: Iterable[str]) -> dict[str, str]:
+    """Those that can't be imported, with the reason, as far as that shows without importing any.
+
+    Parameters:
+        packages: names, of the distribution and the module.
+    """
+    return {name: fault for name in packages if (fault := _failed.get(name) or _unseen(name))}
+
+
+def failed_import(package: str) -> str:
+    """Import a package; one that can't be is hidden from the libraries that would try it for themselves.
+
+    Parameters:
+        package: the module's name.
+
+    Returns:
+        "" where it is imported, else why it can't be.
+    """
+    fault = _failed.get(package) or _unseen(package)
+    if not fault:
+        try:
+            importlib.import_module(package)
+        except (Exception, SystemExit) as error:  # whatever its own code raises
+            said = re.sub(r"\s+", " ", str(error)).strip()
+            fault = f"{type(error).__name__}: {said[:300]}".rstrip(": ")
+    if fault:
+        hide(package, fault)
+    return fault
+
+
+def hide(package: str, fault: str) -> None:
+    """Let a package be one that isn't there, until the process ends.
+
+    `importlib.util.find_spec` answers None for it from then on, which accelerate, PEFT and transformers ask
+    before they import what they can do without.
+    """
+    _failed[package] = fault
+    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+        del sys.modules[name]
+    sys.modules[package] = None  # type: ignore[assignment]
+
+
+def _unseen(package: str) -> str:
+    """Why no import can find it; "" where one may."""
+    if sys.modules.get(package) is not None:
+        return ""
+    try:
+        found = importlib.util.find_spec(package)
+    except Exception as error:  # an import hook of somebody's, such as one that forbids it
+        return f"{type(error).__name__}: {error}"
+    return "" if found is not None else f"there is no module of the name {package}"
