@@ -17,7 +17,7 @@ from loadkit.hooks.manager import default_manager
 
 Tiny = Callable[..., Path]
 
-SECONDS = 120
+SECONDS = 60
 
 WORDS = ["", " ", "nope", "é✓\u202e", "None", "x" * 300, "../..", "auto", "cpu", "0"]
 LISTS = [[], [""], ["nope"], ["q_proj"], ["("], ["lm_head", "lm_head"], ["é"], [None], [1]]

@@ -29,7 +29,7 @@ NOT_OURS = {
 }  # fmt: skip
 """Fields with checks of their own, and such as name something on the Hub or on the disk."""
 
-SECONDS = 100
+SECONDS = 60
 
 
 def odd_values(field: PeftField) -> list[Any]:
