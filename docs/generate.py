@@ -62,13 +62,13 @@ def options() -> str:
     ]
     for stage in sorted({o.stage for _, o in declared.values()}):
         rows = [
-            f"| `{o.name}` | {o.type} | {o.help}{_choices(o)}{_aliases(o)} | {plugin} |"
+            f"| `{o.name}` | {o.help}{_choices(o)}{_aliases(o)} | {o.type} | {plugin} |"
             for _, (plugin, o) in sorted(declared.items())
             if o.stage == stage
         ]
         page += [
             f"## {stage}",
-            "\n".join(["| option | type | what it does | declared by |", "|---|---|---|---|", *rows]),
+            "\n".join(["| option | what it does | type | declared by |", "|---|---|---|---|", *rows]),
         ]
     return _joined(page)
 

@@ -10,6 +10,7 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import sys
@@ -35,6 +36,9 @@ FLAGS = (
     *("--hide-scrollbars", "--no-first-run", "--disable-background-networking", "--disable-component-update"),
 )
 HEIGHT = 900
+PATIENCE = 120
+"""Seconds without a word after which the browser counts as hung."""
+
 LONGEST = 6000
 """Pixels of a page that a screenshot shows."""
 
@@ -76,6 +80,8 @@ class Page:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._left:
+            if not select.select([self._of], [], [], PATIENCE)[0]:
+                raise RuntimeError(f"the browser has said nothing for {PATIENCE} s")
             read = os.read(self._of, 1 << 16)
             if not read:
                 raise RuntimeError("the browser has gone")

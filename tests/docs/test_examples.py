@@ -4,7 +4,6 @@ holds what was trained."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -67,7 +66,7 @@ def test_the_notebook_shows_plan_memory_report_and_trains(tiny: Callable[..., Pa
     (notebook,) = NOTEBOOKS
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("notebook.py")), str(notebook)],
-        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONWARNINGS": ""},
+        cwd=tmp_path, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
