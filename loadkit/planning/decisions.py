@@ -145,7 +145,7 @@ class Decisions:
         self.finishes = tuple(self._guarded("finish", lambda: self._finishes(plan)) or ())
         plan = msgspec.structs.replace(plan, finishes=self.finishes)
         with self.reads.during("memory"):
-            self.problems += check_memory(self.context, plan)
+            self.problems += check_memory(self.context, plan, self.manager.optimizers)
         hook, facts = hooks.loadkit_check_plan, self.context
         found = self._guarded("check", lambda: self.manager.collect(hook, Problem, context=facts, plan=plan))
         self.problems += found or ()

@@ -129,7 +129,7 @@ def plan_load(
         _refuse_changes(given | options)
         return Planned(source, None if source.elsewhere else read_load_facts(source, launch))
     manager = plugin_manager or default_manager()
-    read, unreadable = read_once(recipe)
+    read, unreadable = read_once(recipe, manager)
     request, problems = make_request(source, profile, options, manager, read)
     problems = [*unreadable, *problems]
     if not request.source:
@@ -140,7 +140,14 @@ def plan_load(
     reads = Reads()
     with reads.during("facts"):
         target = find_target(
-            request, machine, nodes, engine, topology, this_machine(), lambda: launch or read_topology()
+            request,
+            machine,
+            nodes,
+            engine,
+            topology,
+            this_machine(),
+            lambda: launch or read_topology(),
+            manager.accelerators,
         )
         context, problems = _read_facts(request, read, manager, target, problems, token, progress)
     problems += misspelt(os.environ)

@@ -38,9 +38,9 @@ class Forgiving:
         self.lost = ""
 
     def write(self, text: str | bytes) -> int:
-        """Write it, as well as can be; how much was given. Bytes, which click completes words with, are text
-        where only text is written."""
-        if isinstance(text, bytes) and self._as_text:
+        """Write it, as well as can be; how much was given. Bytes are text where only text is written: click
+        completes words with them. None at all still fail, by which click tells streams of text apart."""
+        if isinstance(text, bytes) and text and self._as_text:
             text = text.decode(errors="replace")
         try:
             self._stream.write(text)

@@ -280,7 +280,7 @@ def test_a_profile_provided_twice_breaks_only_who_asks_for_it() -> None:
 
 def test_every_hook_name_is_a_spec() -> None:
     names = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
-    assert len(names) == 37
+    assert len(names) == 41
 
 
 def test_an_action_hook_names_who_failed_and_lets_loadkits_errors_through() -> None:
