@@ -41,7 +41,9 @@ def call(impl: pluggy.HookImpl, kwargs: Mapping[str, object], passing: type[Exce
             try:
                 return impl.function(*(kwargs[name] for name in impl.argnames))
             finally:  # right here, as no function could be called under a lower one
-                sys.setrecursionlimit(limit)
+                if sys.getrecursionlimit() != limit:
+                    sys.setrecursionlimit(limit)
+                    contained_module.put_back.add("Python's own hooks or limits")
     except passing:
         raise
     except Exception as error:

@@ -35,6 +35,9 @@ _HARMLESS = frozenset(
 STARTS = tuple(n for n in ("_start_new_thread", "_start_joinable_thread") if hasattr(threading, n))
 """What `threading` starts a thread with (until Python 3.12, and since)."""
 
+put_back: set[str] = set()
+"""What plugins changed of Python itself and was put back, for the conformance kit to tell."""
+
 _lock = threading.Lock()
 _here = threading.local()
 _depth = 0
@@ -71,8 +74,10 @@ def contained() -> Iterator[None]:
             finally:
                 if sys.getrecursionlimit() < limit:
                     sys.setrecursionlimit(limit)
+                    put_back.add("Python's own hooks or limits")
                 if sys.path is not path or sys.path != before:
                     sys.path = _whole_path(path, before)
+                    put_back.add("sys.path")
         except (Exception, PassesPlugins):
             raise
         except _Ends as error:
