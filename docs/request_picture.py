@@ -82,7 +82,12 @@ def steps() -> list[Step | Value]:
         Step(
             "request/",
             "what was asked, and who asked for it",
-            (Box("options", "options"), Box("profiles", "profiles"), Box("training recipes")),
+            (
+                Box("options", "options"),
+                Box("profiles", "profiles"),
+                Box("training recipes", "recipe_dialects"),
+                Box("named machines", "accelerators"),
+            ),
         ),
         Step(
             "facts/",
@@ -101,6 +106,7 @@ def steps() -> list[Step | Value]:
             (
                 Box("memory of weights", "estimate_weights"),
                 Box("memory of adapters", "estimate_adapters"),
+                Box("memory of optimizers", "optimizers"),
                 Box("finishes", "announce_finish"),
                 Box("checks", "check_plan"),
                 Box("shortcuts", "shortcuts"),
@@ -150,6 +156,7 @@ def steps() -> list[Step | Value]:
                 Box("findings", "audit_model"),
                 Box("settings", "read_back"),
                 Box("measurements", "open_parameter"),
+                Box("sections", "report_sections"),
                 Box("workarounds", "workarounds"),
             ),
         ),

@@ -46,10 +46,11 @@ if TYPE_CHECKING:
     from loadkit.manifest.replay import ReplayError, ReplayWarning
     from loadkit.merging.merge import merge
     from loadkit.merging.merged import Merged
+    from loadkit.planning.build_request import read_recipe_file as read_recipe
     from loadkit.planning.pipeline import make_plan as plan
     from loadkit.request.options import Option
     from loadkit.request.profiles import Profile, read_profile, read_profiles
-    from loadkit.request.recipes import Recipe, read_recipe
+    from loadkit.request.recipes import Recipe
     from loadkit.schema.adapters import Adapter, Adapters
     from loadkit.schema.claims import Claim, Decision, Overruled, PassedOver, Strength
     from loadkit.schema.finishes import Finish, Finished
@@ -87,10 +88,11 @@ _HOMES = {
     "manifest.replay": "ReplayError ReplayWarning",
     "merging.merge": "merge",
     "merging.merged": "Merged",
+    "planning.build_request": "read_recipe",
     "planning.pipeline": "plan",
     "request.options": "Option",
     "request.profiles": "Profile read_profile read_profiles",
-    "request.recipes": "Recipe read_recipe",
+    "request.recipes": "Recipe",
     "schema.adapters": "Adapter Adapters",
     "schema.claims": "Claim Decision Overruled PassedOver Strength",
     "schema.finishes": "Finish Finished",
@@ -132,7 +134,7 @@ _RENAMED = {"collector_rests": "pause_gc", "nearest": "did_you_mean"}
 _known_noise.leave_out_for_good()
 
 _HOME_OF = {name: room for room, names in _HOMES.items() for name in names.split()}
-_OTHERWISE = {"plan": "make_plan"}
+_OTHERWISE = {"plan": "make_plan", "read_recipe": "read_recipe_file"}
 """A public name to what its room calls it."""
 
 

@@ -108,11 +108,12 @@ PUBLIC = """
 """What users and plugin authors need."""
 
 FOR_PLUGINS = """
-    AdapterFacts Beside ConfigFacts Entries Entry FLOATS Family File FileProof HEADED_TASKS ITEM_SIZES
-    InferenceMode Keywords Library LoadingAid ModelFacts ModuleFacts ProcessingFacts Record SHORT_DTYPES
-    Shortcut Stored Template TensorHeader Towers base_of canonical_dtype checksum checksums configs
-    did_you_mean file_checksums fits input_embeddings is_packed is_projector nearest_name output_embeddings
-    pause_gc plain running_checksum size some_of span template_fault tokenizer_of tower_keys towers
+    AdapterFacts Beside ConfigFacts Contradiction Default Dialect Entries Entry FLOATS Family File
+    FileProof HEADED_TASKS ITEM_SIZES InferenceMode Key Keywords Library LoadingAid ModelFacts ModuleFacts
+    NamedAccelerator Optimizer ProcessingFacts Record SHORT_DTYPES Section Shortcut Stored Template
+    TensorHeader Towers base_of canonical_dtype checksum checksums configs did_you_mean file_checksums
+    fits input_embeddings is_packed is_projector nearest_name output_embeddings pause_gc plain
+    read_dialect running_checksum size some_of span template_fault tokenizer_of tower_keys towers
 """
 """What plugins need beyond it."""
 
@@ -175,7 +176,6 @@ KNOWN_BY_NAME = {
     "loading/known_noise.py": "lines that libraries print and that mislead, by the loggers that print them",
     "loading/out_of_memory.py": "a hint: the option that most people have",
     "manifest/manifest.py": "versions of loadkit's own dependencies",
-    "planning/memory/optimizers.py": "optimizers, by the trainers' names for them",
     "planning/memory/fit_check.py": "a hint: the option that most people have",
     "request/options.py": "another spelling of skip_modules",
     "request/recipes": "the recipes' own keys, by their names",

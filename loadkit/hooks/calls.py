@@ -4,6 +4,7 @@ type."""
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Mapping
@@ -36,7 +37,13 @@ def call(impl: pluggy.HookImpl, kwargs: Mapping[str, object], passing: type[Exce
     running.append((impl.plugin_name, hook))
     try:
         with contained():
-            return impl.function(*(kwargs[name] for name in impl.argnames))
+            limit = sys.getrecursionlimit()
+            try:
+                return impl.function(*(kwargs[name] for name in impl.argnames))
+            finally:  # right here, as no function could be called under a lower one
+                if sys.getrecursionlimit() != limit:
+                    sys.setrecursionlimit(limit)
+                    contained_module.put_back.add("Python's own hooks or limits")
     except passing:
         raise
     except Exception as error:

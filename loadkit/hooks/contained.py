@@ -35,6 +35,9 @@ _HARMLESS = frozenset(
 STARTS = tuple(n for n in ("_start_new_thread", "_start_joinable_thread") if hasattr(threading, n))
 """What `threading` starts a thread with (until Python 3.12, and since)."""
 
+put_back: set[str] = set()
+"""What plugins changed of Python itself and was put back, for the conformance kit to tell."""
+
 _lock = threading.Lock()
 _here = threading.local()
 _depth = 0
@@ -57,12 +60,24 @@ class _Ends(BaseException):
 def contained() -> Iterator[None]:
     """Run a plugin's code: what would end the process raises `Left`; Ctrl-C and `Exception`s go through.
 
+    What it takes from `sys.path` is put back, as nothing could be imported any more, and so is a lower
+    recursion limit.
+
     Raises:
         Left: `sys.exit`, `os._exit` and their like, and every other exception that isn't an `Exception`.
     """
+    path, before, limit = sys.path, list(sys.path), sys.getrecursionlimit()
     with _no_ends():
         try:
-            yield
+            try:
+                yield
+            finally:
+                if sys.getrecursionlimit() < limit:
+                    sys.setrecursionlimit(limit)
+                    put_back.add("Python's own hooks or limits")
+                if sys.path is not path or sys.path != before:
+                    sys.path = _whole_path(path, before)
+                    put_back.add("sys.path")
         except (Exception, PassesPlugins):
             raise
         except _Ends as error:
@@ -71,6 +86,16 @@ def contained() -> Iterator[None]:
             if type(error) is KeyboardInterrupt and not _by_raise(error.__traceback__):
                 raise  # somebody pressed Ctrl-C while the plugin ran
             raise Left(f"it raised {raised(error)}, which would end the process") from error
+
+
+def _whole_path(path: list[str], before: list[str]) -> list[str]:
+    """The list that `sys.path` was, with all that was in it, after what was added."""
+    found: Any = sys.path
+    now = [*found] if isinstance(found, list) else []
+    if any(each not in now for each in before):
+        now = [*(each for each in now if each not in before and isinstance(each, str)), *before]
+    path[:] = now
+    return path
 
 
 @contextmanager

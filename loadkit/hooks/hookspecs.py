@@ -13,8 +13,10 @@ Four kinds of hooks:
   user to settle. Registration order decides nothing. Claim only what concerns you, and say why in one line.
   Where you would decide but can't, answer with a `Problem` that says why: it is shown if nobody else claims
   either.
-* **Collect** (`options`, `profiles`, `architectures`, `announce_finish`, `check_plan`, `shortcuts`,
-  `shorten_loading`, `finish_model`, `audit_model`, `read_back`, `workarounds`): every answer counts.
+* **Collect** (`options`, `profiles`, `architectures`, `optimizers`, `accelerators`, `recipe_dialects`,
+  `announce_finish`, `check_plan`, `shortcuts`,
+  `shorten_loading`, `finish_model`, `audit_model`, `read_back`, `report_sections`,
+  `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
 * **Act** (`open_source`, `build_quantization_config`, `load_model`, `decode_stored`, `compare_tensor`,
   `open_parameter`, and the phases from `fit_vocabulary` to `merge_adapters`): the first result that isn't
@@ -38,17 +40,20 @@ from loadkit.errors import Finding, Problem
 from loadkit.facts.context import Context
 from loadkit.facts.library.weight_roles import Weight
 from loadkit.facts.machine.machine import Machine
+from loadkit.facts.machine.named_machines import NamedAccelerator
 from loadkit.request.options import Option
 from loadkit.request.profiles import Profile
+from loadkit.request.recipes.key_tables import Dialect
 from loadkit.schema.adapters import Adapters
 from loadkit.schema.claims import Claim
 from loadkit.schema.finishes import Finish
 from loadkit.schema.loading_aids import LoadingAid, Shortcut
+from loadkit.schema.memory import Optimizer
 from loadkit.schema.plans import Plan
 from loadkit.schema.processing import Processing, Tokens, Vocabulary
 from loadkit.schema.quantized_weights import Opened, Packed
 from loadkit.schema.readings import Reading
-from loadkit.schema.reports import Loading
+from loadkit.schema.reports import Loading, Section
 from loadkit.schema.sources import Source
 from loadkit.schema.values import Architecture, ModelClass, Placement, Preparation, Quantization
 
@@ -133,6 +138,43 @@ def loadkit_open_source(reference: str, revision: str) -> Source | Problem | Non
 
     Returns:
         The source; a problem where it is yours and can't be opened; None where the scheme isn't yours.
+    """
+
+
+@hookspec
+def loadkit_optimizers() -> Sequence[Optimizer]:  # type: ignore[empty-body]
+    """Tell what optimizers keep for each value that trains, for the estimate of memory.
+
+    When:
+        Once per plugin manager, as soon as your plugin is registered.
+
+    Returns:
+        The optimizers, each with the names that `optim` has for it. A name of loadkit's own can't be taken.
+    """
+
+
+@hookspec
+def loadkit_accelerators() -> Sequence[NamedAccelerator]:  # type: ignore[empty-body]
+    """Give accelerators names, by which a plan for machines that aren't here can ask for them ("8xMI300X").
+
+    When:
+        Once per plugin manager, as soon as your plugin is registered.
+
+    Returns:
+        The accelerators. A name of loadkit's own can't be taken, and "8xH100" keeps meaning loadkit's own.
+    """
+
+
+@hookspec
+def loadkit_recipe_dialects() -> Sequence[Dialect]:  # type: ignore[empty-body]
+    """Bring tables that translate the training recipes of another trainer.
+
+    When:
+        Once per plugin manager, as soon as your plugin is registered.
+
+    Returns:
+        The dialects. Each has markers, keys that no recipe of loadkit's own dialects has: by these its
+        recipes are told from others.
     """
 
 
@@ -771,6 +813,22 @@ def loadkit_read_back(  # type: ignore[empty-body]
 
     Returns:
         A reading for each setting that the model shows; none for what it doesn't have.
+    """
+
+
+@hookspec
+def loadkit_report_sections(plan: Plan, model: Any) -> Sequence[Section]:  # type: ignore[empty-body]
+    """Add to the report what your plugin has to tell of the loaded model.
+
+    When:
+        After the audit, when the report is made.
+
+    Parameters:
+        plan: the plan.
+        model: the final model, with its adapter.
+
+    Returns:
+        Sections, each printed below the core's rows with your plugin's name.
     """
 
 

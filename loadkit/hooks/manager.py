@@ -20,12 +20,9 @@ from loadkit.hooks.facts_stated import conflicts_of, refuse_newer
 from loadkit.hooks.fitting import fitting_hooks
 from loadkit.hooks.old_names import OldNamesManager, PluginWarning
 from loadkit.hooks.plugin_info import PluginInfo, in_conflict, strangers
-from loadkit.hooks.provisions import Provided, Provision, provided_by, provision, refuse_taken
+from loadkit.hooks.provisions import Provided, Providing, Provision, provided_by, refuse_taken
 from loadkit.hooks.wrappers import around
-from loadkit.request.options import CORE_OPTIONS, Option
-from loadkit.request.profiles import Profile
 from loadkit.schema.claims import Claim, StampedClaim
-from loadkit.schema.values import Architecture
 
 __all__ = ["PluginInfo", "PluginManager", "PluginWarning", "Polled", "Provision", "default_manager"]
 
@@ -40,7 +37,7 @@ class Polled(NamedTuple):
     explanations: list[Problem]
 
 
-class PluginManager:
+class PluginManager(Providing):
     """A set of plugins. Managers are independent: a test or an application can have its own.
 
     Parameters:
@@ -173,20 +170,14 @@ class PluginManager:
         self._changed()
 
     def _changed(self) -> None:
-        """Forget what was gathered from the plugins: thousands of plans in a process gather it once."""
+        """Forget what was gathered from the plugins."""
         self._sorted.clear()
-        for name in ("options", "profiles", "architectures"):
-            self.__dict__.pop(name, None)
+        self._gather_again()
 
     def _broken(self, about: PluginInfo, reason: str, error: Exception | None = None) -> PluginInfo:
         if self._strict:
             raise PluginError(about.name, f"{reason} (LOADKIT_STRICT is set)") from error
         return msgspec.structs.replace(about, state="broken", reason=reason)
-
-    @property
-    def provided(self) -> Mapping[str, Provided]:
-        """What each active plugin declares."""
-        return self._provided
 
     @property
     def _own(self) -> frozenset[str]:
@@ -311,29 +302,6 @@ class PluginManager:
             return otherwise()
 
         return around([impl for impl in ordered if id(impl) in wraps], name, kwargs, inner)
-
-    # --- What plugins provide
-
-    @functools.cached_property
-    def options(self) -> Provision[Option]:
-        """Every declared option, by its name and its aliases; "loadkit" declares the core's own."""
-        items = [("loadkit", option) for option in CORE_OPTIONS]
-        items += [(plugin, option) for plugin, given in self._provided.items() for option in given.options]
-        return provision(
-            (name, plugin, option) for plugin, option in items for name in (option.name, *option.aliases)
-        )
-
-    @functools.cached_property
-    def profiles(self) -> Provision[Profile]:
-        """Every profile, by its name."""
-        provided = self._provided.items()
-        return provision((p.name, plugin, p) for plugin, given in provided for p in given.profiles)
-
-    @functools.cached_property
-    def architectures(self) -> Provision[Architecture]:
-        """Every registered architecture, by its model type."""
-        provided = self._provided.items()
-        return provision((a.model_type, plugin, a) for plugin, given in provided for a in given.architectures)
 
     def versions(self) -> dict[str, str]:
         """Active plugins, name to "distribution version"."""

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
+
 from loadkit.audit.audit import audit, audit_settings
 from loadkit.audit.measurements import measure, peak_memory
 from loadkit.audit.verification import verifies_fully
@@ -39,7 +41,7 @@ from loadkit.ranks import Ranks, ranks_of_this_launch
 from loadkit.ranks.device import take_own_device
 from loadkit.request.recipes import Recipe
 from loadkit.schema.plans import Plan
-from loadkit.schema.reports import Loading, Report
+from loadkit.schema.reports import Loading, Report, Section
 from loadkit.schema.request import Progress, Token
 from loadkit.text.output_streams import forgiving_output
 
@@ -177,6 +179,12 @@ def _run(
         seconds=clock.seconds,
         peak_memory=peak_memory(),
         shortcuts=bare.shortcuts,
+        sections=tuple(
+            msgspec.structs.replace(section, plugin=plugin)
+            for plugin, section in manager.collect_named(
+                hooks.loadkit_report_sections, Section, plan=plan, model=model
+            )
+        ),
         workarounds=tuple(manager.collect(hooks.loadkit_workarounds, str, plan=plan)),
     )
     return Loaded(model, processing_class, plan, report)

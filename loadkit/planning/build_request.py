@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from loadkit.errors import Problem
-from loadkit.hooks.manager import PluginManager
+from loadkit.hooks.manager import PluginManager, default_manager
 from loadkit.request.options import ask
 from loadkit.request.profiles import find_profile
 from loadkit.request.recipes import Recipe, options_for, read_recipe
@@ -18,7 +18,15 @@ from loadkit.schema.claims import Strength
 from loadkit.schema.request import Asked, Request
 from loadkit.text.kinds import kind_of
 
-__all__ = ["NOT_UTF8", "fit_to_checkpoint", "make_request", "no_source", "read_once", "several_plugins"]
+__all__ = [
+    "NOT_UTF8",
+    "fit_to_checkpoint",
+    "make_request",
+    "no_source",
+    "read_once",
+    "read_recipe_file",
+    "several_plugins",
+]
 
 _problem = partial(Problem, "request", "loadkit")
 
@@ -38,7 +46,7 @@ def make_request(
     layers = [yours]
     read: Recipe | None = None
     if recipe is not None:
-        read, found = read_once(recipe)
+        read, found = read_once(recipe, manager)
         problems += found
     if read is not None:
         named = _named(read)
@@ -94,9 +102,29 @@ def _writable(value: object) -> bool:
     return True
 
 
-def read_once(recipe: str | os.PathLike[str] | Recipe | None) -> tuple[Recipe | None, list[Problem]]:
+def read_once(
+    recipe: str | os.PathLike[str] | Recipe | None, manager: PluginManager
+) -> tuple[Recipe | None, list[Problem]]:
     """A recipe from its file, or as it is; and what is wrong with it."""
-    return (recipe, []) if recipe is None or isinstance(recipe, Recipe) else read_recipe(recipe)
+    if recipe is None or isinstance(recipe, Recipe):
+        return recipe, []
+    return read_recipe(recipe, manager.dialects)
+
+
+def read_recipe_file(
+    path: str | os.PathLike[str], *, plugin_manager: PluginManager | None = None
+) -> tuple[Recipe | None, list[Problem]]:
+    """Read a recipe and translate its loading keys. Public as `loadkit.read_recipe`.
+
+    Parameters:
+        path: a YAML file.
+        plugin_manager: the plugins whose dialects are known beside loadkit's own; all installed ones by
+            default.
+
+    Returns:
+        The recipe, None where it can't be read; and what is wrong with it.
+    """
+    return read_once(path, plugin_manager or default_manager())
 
 
 def fit_to_checkpoint(

@@ -146,7 +146,7 @@ class Decisions:
         self.finishes = tuple(self._guarded("finish", lambda: self._finishes(plan)) or ())
         plan = msgspec.structs.replace(plan, finishes=self.finishes)
         with self.reads.during("memory"):
-            self.problems += check_memory(self.context, plan)
+            self.problems += check_memory(self.context, plan, self.manager.optimizers)
         machine = self.context.machine
         self.problems += check_packages(plan, machine.packages, machine.unusable)
         hook, facts = hooks.loadkit_check_plan, self.context

@@ -132,7 +132,7 @@ def plan_load(
         stores = stores_of(plugin_manager or default_manager())
         return Planned(source, None if source.elsewhere else read_load_facts(source, launch, stores=stores))
     manager = plugin_manager or default_manager()
-    read, unreadable = read_once(recipe)
+    read, unreadable = read_once(recipe, manager)
     request, problems = make_request(source, profile, options, manager, read)
     problems = [*unreadable, *problems]
     if not request.source:
@@ -143,7 +143,14 @@ def plan_load(
     reads = Reads()
     with reads.during("facts"):
         target = find_target(
-            request, machine, nodes, engine, topology, this_machine(), lambda: launch or read_topology()
+            request,
+            machine,
+            nodes,
+            engine,
+            topology,
+            this_machine(),
+            lambda: launch or read_topology(),
+            manager.accelerators,
         )
         context, problems = _read_facts(request, read, manager, target, problems, token, progress)
     problems += misspelt(os.environ)

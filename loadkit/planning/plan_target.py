@@ -10,8 +10,10 @@ import msgspec
 from loadkit.errors import Problem
 from loadkit.facts.machine.engines import ENGINES, Engine
 from loadkit.facts.machine.machine import Machine
-from loadkit.facts.machine.named_machines import named_machine
+from loadkit.facts.machine.named_machines import NamedAccelerator, named_machine
 from loadkit.facts.machine.topology import Topology
+from loadkit.hooks.provisions import Provision
+from loadkit.planning.build_request import several_plugins
 from loadkit.schema.request import Request
 from loadkit.text.suggest import did_you_mean
 
@@ -43,6 +45,7 @@ def find_target(
     topology: Topology | None,
     here: Machine,
     launch: Callable[[], Topology],
+    accelerators: Provision[NamedAccelerator],
 ) -> Target:
     """Decide where a plan is for, by what `make_plan` was given and what the request's options ask for."""
     problems: list[Problem] = []
@@ -53,8 +56,15 @@ def find_target(
     if nodes is not None and nodes < 1:
         problems.append(_problem("nodes", f"nodes={nodes} was asked for", "give 1 or more"))
         nodes = None
-    named = named_machine(machine, here) if isinstance(machine, str) else machine
+    known = {name: item for name, (_, item) in accelerators.found.items()}
+    named = named_machine(machine, here, known) if isinstance(machine, str) else machine
     if isinstance(named, Problem):
+        shared = [
+            name for name in accelerators.conflicts if name.split("-")[0].lower() in str(machine).lower()
+        ]
+        problems += [
+            several_plugins("machine", "accelerator", name, accelerators.conflicts) for name in shared
+        ]
         problems.append(named)
         named = here
     target = named or here

@@ -6,7 +6,7 @@ import msgspec
 
 from loadkit.text.units import size
 
-__all__ = ["Memory", "RankMemory"]
+__all__ = ["Memory", "Optimizer", "RankMemory"]
 
 
 class RankMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +41,24 @@ class RankMemory(msgspec.Struct, frozen=True, kw_only=True):
     def total(self) -> int:
         """Bytes of the share of model, gradients and optimizer's state."""
         return self.weights + self.gradients + self.optimizer
+
+
+class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
+    """What an optimizer keeps for each value that trains.
+
+    Parameters:
+        names: what it is called in `optim`.
+        states: how many values in the parameter's own dtype.
+        fixed: bytes, whatever the dtype.
+        small: bytes for values of tensors too small to be packed (4,096 values); None where none is packed.
+        factored: whether a matrix takes a row and a column in float32 only.
+    """
+
+    names: tuple[str, ...] = ()
+    states: int = 0
+    fixed: float = 0.0
+    small: float | None = None
+    factored: bool = False
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):

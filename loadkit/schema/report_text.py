@@ -33,8 +33,13 @@ def report_table(report: Report) -> RenderableType:
 def report_html(report: Report) -> str:
     """A report for a notebook: the verdict first, and what took how long folded away."""
     first = ("audit", "model", "parameters", "footprint")
-    rows = {row.name: row for row in report_rows(report)}
-    rest = [row for name, row in rows.items() if name not in first]
+    rows: dict[str, Row] = {}
+    rest: list[Row] = []
+    for row in report_rows(report):
+        if row.name in first and row.name not in rows:
+            rows[row.name] = row
+        else:
+            rest.append(row)
     return notebook_html(
         "",
         "",
@@ -61,7 +66,8 @@ def report_rows(report: Report) -> list[Row]:
         "seconds": _seconds(report.seconds),
         "peak memory": ", ".join(f"{where} {size(count)}" for where, count in report.peak_memory.items()),
     }
-    return [Row(name, text) for name, text in rows.items() if text]
+    told = [Row(each.title, "\n".join(each.lines), (f"({each.plugin})",)) for each in report.sections]
+    return [*(Row(name, text) for name, text in rows.items() if text), *told]
 
 
 def _trainable(m: Measurements) -> str:

@@ -10,7 +10,7 @@ from loadkit.errors import Finding
 from loadkit.schema.finishes import Finished
 from loadkit.schema.readings import Reading
 
-__all__ = ["Change", "Loading", "Measurements", "Report"]
+__all__ = ["Change", "Loading", "Measurements", "Report", "Section"]
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +75,20 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True):
     unquantized: dict[str, int] = {}
 
 
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plugin tells of a loaded model.
+
+    Parameters:
+        title: what it is about, in a word or two.
+        lines: what there is to say, a line each.
+        plugin: who tells it; the core fills it in.
+    """
+
+    title: str
+    lines: tuple[str, ...]
+    plugin: str = ""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a load did.
 
@@ -90,6 +104,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         shortcuts: what made the load faster, a line each.
         readings: each setting that the model shows, as planned and as it is.
         finished: what plugins did to the finished model.
+        sections: what plugins tell of it beside.
     """
 
     measurements: Measurements
@@ -102,6 +117,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     shortcuts: tuple[str, ...] = ()
     readings: tuple[Reading, ...] = ()
     finished: tuple[Finished, ...] = ()
+    sections: tuple[Section, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""

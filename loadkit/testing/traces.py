@@ -25,7 +25,15 @@ __all__ = ["Answer", "Compared", "Recorder", "Trace", "planned"]
 DRAWS = ("loadkit_load_model", "loadkit_fit_vocabulary", "loadkit_attach_adapters", "loadkit_dequantize")
 """Hooks that make new weights, and may draw torch's random numbers for them."""
 
-PLANNING = ("loadkit_options", "loadkit_profiles", "loadkit_architectures", "loadkit_shortcuts")
+PLANNING = (
+    "loadkit_options",
+    "loadkit_profiles",
+    "loadkit_architectures",
+    "loadkit_optimizers",
+    "loadkit_accelerators",
+    "loadkit_recipe_dialects",
+    "loadkit_shortcuts",
+)
 """Hooks of planning beside those that are given the facts."""
 
 

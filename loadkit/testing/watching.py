@@ -127,6 +127,7 @@ def watched(seen: Seen, hook: str, home: str, *, planning: bool, draws: bool = F
     """
     changed: list[str] = []
     printed: list[str] = []
+    contained.put_back.clear()
     modules = set(sys.modules)
     with ExitStack() as stack:
         stack.enter_context(_printing(printed, changed))
@@ -136,6 +137,7 @@ def watched(seen: Seen, hook: str, home: str, *, planning: bool, draws: bool = F
             stack.enter_context(_reads(seen, hook, home))
             stack.enter_context(_looks(seen, hook, home))
         yield
+    changed += sorted(contained.put_back - {*changed})
     came_in = {name.partition(".")[0] for name in sys.modules.keys() - modules} - {home}
     if not came_in - set(sys.stdlib_module_names):  # what libraries change as they come in isn't its doing
         seen.changes += ((hook, name) for name in changed)

@@ -38,6 +38,7 @@ PAGES_THAT_RUN = (
     "how-to/grpo.md",
     "how-to/many-processes.md",
     "how-to/merge.md",
+    "how-to/more-than-decisions.md",
     "how-to/move-to-loadkit.md",
     "how-to/out-of-memory.md",
     "how-to/plan-for-a-cluster.md",

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from loadkit.cli.command_plugins import GROUP
+
 ROOT = Path(__file__).parent.parent.parent
 DISTRIBUTIONS = sorted((ROOT / "plugins").glob("*/README.md"))
 PAGES = [
@@ -52,8 +54,10 @@ def missing_tests(text: str) -> list[str]:
 
 
 def resolves(dotted: str) -> bool:
-    """Whether a name is a module, or an attribute of one, or of that. Modules that load torch aren't
-    imported."""
+    """Whether a name is a module, or an attribute of one, or of that, or a group of entry points. Modules
+    that load torch aren't imported."""
+    if dotted == GROUP:
+        return True
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         module = ".".join(parts[:length])

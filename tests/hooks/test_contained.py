@@ -3,6 +3,7 @@ reads. In processes and distributions as users have them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import posix
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +323,70 @@ def test_reserved_names_are_those_of_the_functions_and_commands() -> None:
         if s.startswith("--")
     }
     assert arguments | flags | (spelt - {"no_strict"}) <= RESERVED | {"options"}
+
+
+def empties_the_path() -> None:
+    sys.path.clear()
+
+
+def replaces_the_path() -> None:
+    sys.path = ["/nowhere"]
+
+
+def forgets_the_path() -> None:
+    sys.path = None  # type: ignore[assignment]
+
+
+def lowers_the_limit() -> None:
+    frame, depth = sys._getframe(), 0
+    while frame is not None:
+        frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
+    for limit in range(depth, depth + 10):  # the lowest that Python takes here
+        with contextlib.suppress(RecursionError):
+            sys.setrecursionlimit(limit)
+            return
+
+
+@pytest.mark.parametrize("act", [empties_the_path, replaces_the_path, forgets_the_path, lowers_the_limit])
+def test_what_python_itself_needs_is_put_back(act: Callable[[], None], tiny: Any) -> None:
+    class Breaks:
+        @hookimpl
+        def loadkit_check_plan(self) -> list[Any]:
+            act()
+            return []
+
+        @hookimpl
+        def loadkit_options(self) -> list[Any]:
+            act()
+            return []
+
+    path, before, limit = sys.path, [*sys.path], sys.getrecursionlimit()
+    manager = PluginManager(environ={})
+    manager.register(Breaks(), "breaks")
+    assert loadkit.plan(tiny("mistral"), plugin_manager=manager).dtype == "bfloat16"
+    assert sys.path is path
+    assert set(before) <= set(path)
+    assert sys.getrecursionlimit() == limit
+
+
+INSTALLED_BREAKERS = {
+    "clears": "import sys\nsys.path.clear()\n",
+    "lowers": "import sys\nsys.setrecursionlimit(120)\n",
+}
+
+
+@pytest.mark.parametrize("name", INSTALLED_BREAKERS)
+def test_an_installed_plugin_that_breaks_python_costs_no_plan(name: str, tmp_path: Path, tiny: Any) -> None:
+    hook = "from loadkit import hookimpl\n@hookimpl\ndef loadkit_check_plan(context, plan):\n    {}\n    return []\n"
+    act = INSTALLED_BREAKERS[name]
+    inside = "; ".join(act.splitlines())
+    distribution(tmp_path, "lk-breaks", {"lk_breaks.py": act + hook.format(inside)}, {"breaks": "lk_breaks"})
+    done = subprocess.run(
+        [sys.executable, "-c", "from loadkit.cli import main; main()", "plan", str(tiny("mistral"))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr

@@ -20,7 +20,14 @@ from loadkit.testing.verdicts import run_one
 
 Tiny = Callable[..., Path]
 HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("loadkit_")}
-DECLARING = ("loadkit_options", "loadkit_profiles", "loadkit_architectures")
+DECLARING = (
+    "loadkit_options",
+    "loadkit_profiles",
+    "loadkit_architectures",
+    "loadkit_optimizers",
+    "loadkit_accelerators",
+    "loadkit_recipe_dialects",
+)
 LOADING = {
     # hook to what makes it be called
     "loadkit_build_quantization_config": {"profile": "inference-4bit"},
@@ -46,6 +53,7 @@ LOADING = {
     "loadkit_finish_model": {},
     "loadkit_audit_model": {},
     "loadkit_read_back": {},
+    "loadkit_report_sections": {},
 }
 
 

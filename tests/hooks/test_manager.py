@@ -280,7 +280,7 @@ def test_a_profile_provided_twice_breaks_only_who_asks_for_it() -> None:
 
 def test_every_hook_name_is_a_spec() -> None:
     names = [name for name in vars(hookspecs) if name.startswith("loadkit_")]
-    assert len(names) == 38
+    assert len(names) == 42
 
 
 def test_an_action_hook_names_who_failed_and_lets_loadkits_errors_through() -> None:
@@ -360,6 +360,53 @@ def test_a_plugin_for_newer_hooks_is_told_apart_from_a_broken_one() -> None:
         PluginError, match=r"built for loadkit's hooks 99\.1, and this loadkit has .*: update loadkit"
     ):
         PluginManager(environ={}).register(Newer(), "newer")
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", hookspecs.API])
+def test_a_plugin_for_older_hooks_works(version: str) -> None:
+    """With the parameters that its hooks had then, and none of those that came since."""
+
+    class Old:
+        LOADKIT_API = version
+
+        @hookimpl
+        def loadkit_choose_dtype(self, context: loadkit.Context) -> Claim[str]:
+            return Claim(value="float32", because="it always did")
+
+        @hookimpl
+        def loadkit_check_plan(self, context: loadkit.Context, plan: loadkit.Plan) -> list[loadkit.Problem]:
+            return []
+
+    asked = PluginManager(environ={})
+    asked.register(Old(), "old")
+    assert planned(manager=asked).why("dtype").plugin == "old"
+
+
+def test_the_hooks_version_is_raised_with_what_came() -> None:
+    assert hookspecs.API == "1.2"
+
+
+def test_a_conflict_is_told_where_plugins_are_registered_by_hand() -> None:
+    class Alone:
+        LOADKIT_CONFLICTS = {"other": "both patch the same layers"}  # noqa: RUF012
+
+        @hookimpl
+        def loadkit_choose_dtype(self) -> None:
+            return None
+
+    words = r"can't be beside 'other' \(both patch the same layers\): .*LOADKIT_DISABLE=other"
+    for first, second in (("alone", "other"), ("other", "alone")):
+        asked = PluginManager(environ={})
+        made = {"alone": Alone(), "other": Prefers("float32")}
+        asked.register(made[first], first)
+        with pytest.raises(PluginError, match=words):
+            asked.register(made[second], second)
+        assert {p.name for p in asked.plugins} & {"alone", "other"} == {first}
+        assert [i.plugin_name for i in asked._pluggy.hook.loadkit_choose_dtype.get_hookimpls()].count(
+            second
+        ) == 0
+        asked.unregister(first)
+        asked.register(made[second], second)
 
 
 def test_an_old_plugin_works_in_todays_core(monkeypatch: pytest.MonkeyPatch) -> None:

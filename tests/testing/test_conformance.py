@@ -408,6 +408,8 @@ VARIANTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "looks at the clock": ("LK308", lambda: time.time()),
     "looks for a package": ("LK308", lambda: metadata.version("torch")),
     "counts cores": ("LK308", lambda: os.cpu_count()),
+    "empties the path of imports": ("LK305", lambda: sys.path.clear()),
+    "lowers the recursion limit": ("LK305", lambda: sys.setrecursionlimit(sys.getrecursionlimit() - 1)),
     "seeds as before": ("LK305", lambda: random.seed(0)),
     "sets the level of somebody's logger": ("LK305", lambda: logging.getLogger("nobody.yet").setLevel(50)),
     "closes standard output": ("LK305", lambda: sys.stdout.close()),

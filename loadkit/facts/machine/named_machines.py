@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -13,7 +13,7 @@ from loadkit.errors import Problem
 from loadkit.facts.machine.machine import Accelerator, Machine
 from loadkit.text.suggest import did_you_mean
 
-__all__ = ["KNOWN", "named_machine"]
+__all__ = ["KNOWN", "NamedAccelerator", "accelerator_fault", "named_machine"]
 
 _problem = partial(Problem, "machine", "loadkit")
 
@@ -30,6 +30,26 @@ class KnownAccelerator(NamedTuple):
     capability: tuple[int, int]
     memory: int
     source: str
+
+
+class NamedAccelerator(msgspec.Struct, frozen=True, kw_only=True):
+    """An accelerator that can be asked for by name, from a plugin.
+
+    Parameters:
+        short: what to ask for, "MI300X-192GB".
+        name: what its driver calls it.
+        memory: its bytes.
+        capability: NVIDIA's compute capability; (0, 0) for others'.
+        kind: what torch calls its devices.
+        source: who says so.
+    """
+
+    short: str
+    name: str
+    memory: int
+    source: str
+    capability: tuple[int, int] = (0, 0)
+    kind: Literal["cuda", "mps", "xpu", "npu"] = "cuda"
 
 
 _SHEET = "data sheet of the {} (NVIDIA), GB counted as GiB"
@@ -70,10 +90,25 @@ _CUSTOM = re.compile(r"(?P<memory>\d+)Gi?B-sm(?P<major>\d{1,2})(?P<minor>\d)", r
 FORMS = "a name such as 8xH100-80GB, cpu-64GB, or 8x80GB-sm90 for another one; +512GB after it tells the host's memory"
 
 
-def named_machine(spec: str, here: Machine) -> Machine | Problem:
+_SHORT = re.compile(r"[A-Za-z][A-Za-z0-9._]*-\d+GB")
+
+
+def accelerator_fault(given: NamedAccelerator) -> str:
+    """What is wrong with a plugin's accelerator, in words; "" where nothing is."""
+    if not _SHORT.fullmatch(given.short) or given.short.lower().startswith("cpu-"):
+        return f"{given.short!r} isn't a name such as MI300X-192GB"
+    if given.memory <= 0 or not given.name.strip() or not given.source.strip():
+        return "it needs a name, its bytes of memory, and who says so"
+    return f"{given.short!r} is one of loadkit's own" if given.short.lower() in map(str.lower, KNOWN) else ""
+
+
+def named_machine(
+    spec: str, here: Machine, brought: Mapping[str, NamedAccelerator] | None = None
+) -> Machine | Problem:
     """The machine that a short name stands for, its memory 0 where the name doesn't say; else a problem.
 
     Parameters:
+        brought: plugins' accelerators by name; what stands for one of loadkit's own stays so.
         spec: "8xH100-80GB" ("8xH100" where one of that name is known), "cpu-64GB", or "8x80GB-sm90"; the
             host's memory may follow: "8xH100-80GB+1024GB".
         here: this machine, whose packages are assumed there.
@@ -99,6 +134,15 @@ def named_machine(spec: str, here: Machine) -> Machine | Problem:
             return _unknown(spec, f"; {' and '.join(names)} are known")
         if found["what"].lower().startswith("cpu"):
             return _unknown(spec, "; a machine without accelerators is written cpu-64GB")
+        others = [a for n, a in (brought or {}).items() if what in (n.lower(), n.split("-")[0].lower())]
+        if not names and len(others) > 1:
+            return _unknown(spec, f"; {' and '.join(a.short for a in others)} are known")
+        if not names and others:
+            kind, capability = others[0].kind, others[0].capability
+            accelerator = Accelerator(
+                kind=kind, name=others[0].name, capability=capability, memory=others[0].memory
+            )
+            return msgspec.structs.replace(like_here, accelerators=(accelerator,) * int(found["count"] or 1))
         if not names:
             shorter = (name.split("-")[0] for name in KNOWN)
             return _unknown(spec, did_you_mean(found["what"], (*KNOWN, *shorter), cutoff=0.4))

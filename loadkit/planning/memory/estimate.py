@@ -13,7 +13,7 @@ from loadkit.facts.context import Context
 from loadkit.facts.library.weight_roles import Weight
 from loadkit.hooks import hookspecs as hooks
 from loadkit.hooks.manager import PluginManager
-from loadkit.planning.memory.optimizers import optimizer_bytes
+from loadkit.planning.memory.optimizers import ADAMW, optimizer_bytes
 from loadkit.planning.memory.per_rank import Kept, share
 from loadkit.planning.memory.trained_weights import trains
 from loadkit.schema.dtypes import ITEM_SIZES
@@ -62,6 +62,7 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
     where, room = _room(context, plan)
     trained = _trained(plan, context, kept, adapters or ())
     optim = str(context.request.value("optim", "adamw_torch"))
+    _, rule = manager.optimizers.found.get(optim, ("", ADAMW))
     quantized = _quantized(plan, weights, packed)
     memory = Memory(
         weights=dict(sorted(by_dtype.items())),
@@ -70,7 +71,7 @@ def estimate(context: Context, plan: Plan, manager: PluginManager) -> Memory | N
         unquantized=_unquantized(kept) if stays_quantized else {},
         adapters=sum(w.nbytes for w in adapters or ()),
         gradients=sum(w.nbytes for w in trained),
-        optimizer=optimizer_bytes(trained, optim) if trained else 0,
+        optimizer=optimizer_bytes(trained, rule) if trained else 0,
         optim=optim if trained else "",
         unknown=("adapters",) if adapters is None else (),
         room=room,

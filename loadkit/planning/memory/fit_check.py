@@ -7,8 +7,8 @@ from functools import partial
 
 from loadkit.errors import Problem
 from loadkit.facts.context import Context
-from loadkit.planning.memory.optimizers import OPTIMIZERS
-from loadkit.schema.memory import Memory, RankMemory
+from loadkit.hooks.provisions import Provision
+from loadkit.schema.memory import Memory, Optimizer, RankMemory
 from loadkit.schema.plans import Plan
 from loadkit.text.units import size
 
@@ -19,18 +19,25 @@ _problem = partial(Problem, "memory", "loadkit")
 ALL_THE_SAME = "give check_memory=False to try all the same"
 
 
-def check_memory(context: Context, plan: Plan) -> list[Problem]:
+def check_memory(context: Context, plan: Plan, optimizers: Provision[Optimizer]) -> list[Problem]:
     """Hold the estimate against the memory of the device that the weights go to."""
-    return [*_unknown_optimizer(context), *_too_large(context, plan)]
+    return [*_unknown_optimizer(context, optimizers), *_too_large(context, plan)]
 
 
-def _unknown_optimizer(context: Context) -> Iterator[Problem]:
+def _unknown_optimizer(context: Context, optimizers: Provision[Optimizer]) -> Iterator[Problem]:
     asked = context.request.asked("optim")
-    if asked is not None and asked.value not in OPTIMIZERS:
+    if asked is not None and asked.value in optimizers.conflicts:
+        plugins = optimizers.conflicts[asked.value]
+        yield _problem(
+            "conflict",
+            f"{asked.by} named the optimizer {asked.value!r}, which several plugins bring: {', '.join(plugins)}",
+            f"leave all but one out, for example LOADKIT_DISABLE={','.join(plugins[1:])}",
+        )
+    elif asked is not None and asked.value not in optimizers.found:
         yield _problem(
             "unknown-optimizer",
             f"{asked.by} named the optimizer {asked.value!r}, whose state loadkit doesn't know: AdamW's is counted",
-            f"known are {', '.join(sorted(OPTIMIZERS))}",
+            f"known are {', '.join(sorted(optimizers.found))}",
             severity="note",
         )
 

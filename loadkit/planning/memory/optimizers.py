@@ -1,57 +1,24 @@
-"""What an optimizer keeps for each value that trains."""
+"""The bytes of an optimizer's state, by what the plugins say that each keeps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-
-import msgspec
+from collections.abc import Sequence
 
 from loadkit.facts.library.weight_roles import Weight
+from loadkit.schema.memory import Optimizer
 
-__all__ = ["OPTIMIZERS", "Optimizer", "optimizer_bytes"]
+__all__ = ["ADAMW", "optimizer_bytes"]
 
-
-class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
-    """What an optimizer keeps for each value that trains.
-
-    Parameters:
-        states: how many values in the parameter's own dtype.
-        fixed: bytes, whatever the dtype.
-        small: bytes for values of tensors too small to be packed; None where none is packed.
-        factored: whether a matrix takes a row and a column in float32 only.
-    """
-
-    states: int = 0
-    fixed: float = 0.0
-    small: float | None = None
-    factored: bool = False
-
+ADAMW = Optimizer(names=("adamw_torch",), states=2)
+"""What is counted for an optimizer of which nobody knows what it keeps."""
 
 PACKED_FROM = 4096
-"""bitsandbytes' optimizers keep smaller tensors in float32 (`min_8bit_size`)."""
-
-BLOCK = 256
-"""Values that share a scale in bitsandbytes' 8-bit optimizers."""
-
-_ADAM_8BIT = Optimizer(fixed=2 + 2 * 4 / BLOCK, small=8)
-OPTIMIZERS: Mapping[str, Optimizer] = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_apex_fused"), Optimizer(states=2)),
-    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "ademamix_8bit"), _ADAM_8BIT),
-    **dict.fromkeys(("paged_adamw_32bit", "paged_adamw"), Optimizer(fixed=8)),
-    **dict.fromkeys(("lion", "lion_32bit", "paged_lion_32bit", "paged_lion"), Optimizer(fixed=4)),
-    **dict.fromkeys(("lion_8bit", "paged_lion_8bit"), Optimizer(fixed=1 + 4 / BLOCK, small=4)),
-    "rmsprop": Optimizer(states=1),
-    "adagrad": Optimizer(states=1),
-    "sgd": Optimizer(),
-    "adafactor": Optimizer(factored=True),
-}  # fmt: skip
-"""transformers' names of optimizers (`TrainingArguments.optim`) to what they keep."""
+"""Optimizers of 8 bits keep tensors of fewer values in float32."""
 
 
-def optimizer_bytes(trained: Sequence[Weight], name: str) -> int:
-    """Bytes of an optimizer's state after its first step; one that isn't in `OPTIMIZERS` counts as AdamW."""
-    rule = OPTIMIZERS.get(name, OPTIMIZERS["adamw_torch"])
+def optimizer_bytes(trained: Sequence[Weight], rule: Optimizer) -> int:
+    """Bytes of an optimizer's state after its first step."""
     total = 0.0
     for weight in trained:
         if rule.factored:

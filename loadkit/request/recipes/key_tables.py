@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -16,7 +16,17 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Contradiction", "Default", "Dialect", "Key", "dialect_of", "dialects", "entry"]
+__all__ = [
+    "Contradiction",
+    "Default",
+    "Dialect",
+    "Key",
+    "dialect_fault",
+    "dialects",
+    "dialects_of",
+    "entry",
+    "read_dialect",
+]
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,7 +162,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         complete: whether all its keys are known, so that another one is told.
     """
 
-    name: Literal["trl", "axolotl", "llama-factory", "llama-factory-v1"]
+    name: str
     source: str
     nested: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
@@ -173,21 +183,49 @@ FILES = ("trl.toml", "axolotl.toml", "llama_factory_v1.toml", "llama_factory.tom
 def dialects() -> tuple[Dialect, ...]:
     """Every table."""
     folder = resources.files("loadkit.request.recipes")
-    return tuple(
-        msgspec.convert(tomllib.loads(folder.joinpath(name).read_text(encoding="utf-8")), Dialect)
-        for name in FILES
-    )
+    return tuple(read_dialect(folder.joinpath(name).read_text(encoding="utf-8")) for name in FILES)
 
 
-def dialect_of(content: Mapping[str, Any]) -> Dialect:
+def read_dialect(text: str) -> Dialect:
+    """A dialect's table from the text of a TOML file, laid out as loadkit's own are.
+
+    Raises:
+        ValueError: it isn't TOML, or isn't such a table.
+    """
+    return msgspec.convert(tomllib.loads(text), Dialect)
+
+
+def dialect_fault(dialect: Dialect) -> str:
+    """What is wrong with a plugin's dialect, in words; "" where nothing is.
+
+    A recipe of a dialect that is here already is never another's, so its markers are keys of its own.
+    """
+    if dialect.name in (own.name for own in dialects()):
+        return f"the dialect {dialect.name!r} is one of loadkit's own: choose another name"
+    if not dialect.name.strip() or not dialect.markers or not dialect.source:
+        return "a dialect needs a name, the key that names the model, and markers: keys that only it has"
+    for own in dialects():
+        known = {own.source, *own.keys, *own.nested, *own.markers, *own.untranslated, *own.trainer}
+        if taken := [marker for marker in dialect.markers if marker in known]:
+            return f"its marker {taken[0]!r} is a key of {own.name}'s recipes: name keys that only it has"
+    return ""
+
+
+def dialects_of(content: Mapping[str, Any], brought: Sequence[Dialect] = ()) -> list[Dialect]:
     """The dialect that alone names the model as a recipe does; else the one of which it has the most marker
-    keys."""
+    keys. Several where nothing tells which of those that plugins bring it is.
 
-    def likeness(dialect: Dialect) -> tuple[bool, int]:
-        own = dialect.source in content and dialect.source in dialect.markers
-        return own, sum(marker in content for marker in dialect.markers)
+    Parameters:
+        brought: plugins' dialects, asked where no marker of loadkit's own is there.
+    """
 
-    return max(dialects(), key=likeness)
+    def marked(dialect: Dialect) -> int:
+        return sum(marker in content for marker in dialect.markers)
+
+    most = max(map(marked, brought), default=0)
+    if most and not any(map(marked, dialects())):
+        return [dialect for dialect in brought if marked(dialect) == most]
+    return [max(dialects(), key=lambda d: (d.source in content and d.source in d.markers, marked(d)))]
 
 
 def entry(table: Mapping[str, Any], text: str) -> str | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from loadkit.errors import Problem
 from loadkit.request.recipes.by_model import ByModel
-from loadkit.request.recipes.key_tables import dialect_of
+from loadkit.request.recipes.key_tables import Dialect, dialects_of
 from loadkit.request.recipes.translate import translate
 from loadkit.request.recipes.yaml_files import read_yaml
 
@@ -31,7 +32,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     path: str
-    dialect: Literal["trl", "axolotl", "llama-factory", "llama-factory-v1"] = "trl"
+    dialect: str = "trl"
     source: str = ""
     options: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
@@ -40,11 +41,14 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     by_model: tuple[ByModel, ...] = ()
 
 
-def read_recipe(path: str | os.PathLike[str]) -> tuple[Recipe | None, list[Problem]]:
+def read_recipe(
+    path: str | os.PathLike[str], brought: Sequence[Dialect] = ()
+) -> tuple[Recipe | None, list[Problem]]:
     """Read a recipe and translate its loading keys.
 
     Parameters:
         path: a YAML file.
+        brought: dialects beside loadkit's own.
 
     Returns:
         The recipe, None where it can't be read; and what is wrong with it.
@@ -53,7 +57,12 @@ def read_recipe(path: str | os.PathLike[str]) -> tuple[Recipe | None, list[Probl
     content, problems = read_yaml(name)
     recipe = None
     if content is not None:
-        dialect = dialect_of(content)
+        dialect, *others = dialects_of(content, brought)
+        if others:
+            names = " or ".join(sorted(repr(each.name) for each in (dialect, *others)))
+            message = f"it could be of {names}, by the keys that mark them"
+            remedy = "leave out all plugins but the one whose recipe it is: LOADKIT_DISABLE=NAME"
+            problems.append(Problem("request", "loadkit", "conflict", message, remedy))
         found = translate(content, dialect)
         problems += found.problems
         recipe = Recipe(

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from loadkit.errors import Problem
+from loadkit.facts.machine.named_machines import NamedAccelerator
 from loadkit.hooks import hookspecs
 from loadkit.hooks.contained import Left, contained, raised, shown
 from loadkit.hooks.discovery import OWN
@@ -23,8 +24,10 @@ from loadkit.hooks.manager import PluginManager
 from loadkit.hooks.provisions import Provided, refuse_taken
 from loadkit.request.options import Option
 from loadkit.request.profiles import Profile
+from loadkit.request.recipes.key_tables import Dialect
 from loadkit.schema.claims import Claim
 from loadkit.schema.finishes import Finish
+from loadkit.schema.memory import Optimizer
 from loadkit.schema.stages import stage_named
 from loadkit.schema.values import Architecture
 from loadkit.testing.kit import NotApplicable, Unmet, check, fails
@@ -41,6 +44,9 @@ KINDS: Mapping[str, type] = {
     "loadkit_options": Option,
     "loadkit_profiles": Profile,
     "loadkit_architectures": Architecture,
+    "loadkit_optimizers": Optimizer,
+    "loadkit_accelerators": NamedAccelerator,
+    "loadkit_recipe_dialects": Dialect,
 }
 
 rule = partial(check, "contract")

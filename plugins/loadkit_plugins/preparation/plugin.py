@@ -25,6 +25,9 @@ from loadkit_plugins.model_types import OVER_A_CACHE
 from loadkit_plugins.preparation import freezing
 from loadkit_plugins.preparation.checkpointing import check_keywords, enable
 from loadkit_plugins.preparation.norms import norms
+from loadkit_plugins.preparation.optimizers import loadkit_optimizers
+
+__all__ = ["loadkit_optimizers"]
 
 _problem = partial(Problem, "preparation", "preparation")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import loadkit
-from loadkit.request.recipes.key_tables import Dialect, dialect_of, dialects
+from loadkit.request.recipes.key_tables import Dialect, dialects, dialects_of
 from loadkit.request.recipes.translate import WITHOUT, translate
 
 if sys.version_info >= (3, 11):
@@ -72,12 +72,12 @@ def test_markers_tell_the_dialects_apart() -> None:
                     *other.untranslated,
                 }
         for marker in dialect.markers:
-            assert dialect_of({marker: 1}) is dialect
-    assert dialect_of({"model_name_or_path": "a/b"}) is TRL
+            assert dialects_of({marker: 1}) == [dialect]
+    assert dialects_of({"model_name_or_path": "a/b"}) == [TRL]
     shared = {"cutoff_len": 1, "flash_attn": "sdpa", "template": "x"}
-    assert dialect_of({**shared, "model": "a/b"}).name == "llama-factory-v1"
-    assert dialect_of({**shared, "model_name_or_path": "a/b"}).name == "llama-factory"
-    assert dialect_of({"template": 1, "dataset_name": 1, "use_peft": True}) is TRL
+    assert dialects_of({**shared, "model": "a/b"})[0].name == "llama-factory-v1"
+    assert dialects_of({**shared, "model_name_or_path": "a/b"})[0].name == "llama-factory"
+    assert dialects_of({"template": 1, "dataset_name": 1, "use_peft": True}) == [TRL]
 
 
 @pytest.mark.filterwarnings("ignore")
