@@ -92,7 +92,10 @@ def steps() -> list[Step | Value]:
         Step(
             "facts/",
             "what is there: read once, frozen, without torch",
-            tuple(Box(name, name if f"{PREFIX}{name}" in vars(hookspecs) else "") for name in facts),
+            (
+                Box("source", "open_source"),
+                *(Box(name, name if f"{PREFIX}{name}" in vars(hookspecs) else "") for name in facts),
+            ),
         ),
         Step(
             "planning/",

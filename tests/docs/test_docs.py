@@ -31,6 +31,7 @@ PAGES_THAT_RUN = (
     "how-to/beside-liger-and-unsloth.md",
     "how-to/bring-an-architecture.md",
     "how-to/check-a-plugin.md",
+    "how-to/checkpoints-from-elsewhere.md",
     "how-to/choose-a-profile.md",
     "how-to/company-policy.md",
     "how-to/dpo.md",

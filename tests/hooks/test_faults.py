@@ -99,7 +99,8 @@ def attempt(hook: str, act: Callable[[], Any], tiny: Tiny, tmp_path: Path) -> lo
 
             options["adapter"] = str(make_adapter(tmp_path / "adapter", tiny("mistral")))
         call = loadkit.load if hook in LOADING else loadkit.plan
-        call(tiny("mistral"), plugin_manager=manager, **options)
+        source = "store://tiny" if hook == "loadkit_open_source" else tiny("mistral")
+        call(source, plugin_manager=manager, **options)
     except loadkit.LoadkitError as error:
         return error
     return None
@@ -110,8 +111,15 @@ def test_every_hook_is_called_here() -> None:
     planning = [name for name in HOOKS if name not in LOADING]
     assert all(
         n.startswith(("loadkit_choose_", "loadkit_estimate_"))
-        or n in (*DECLARING, "loadkit_contribute_kwargs", "loadkit_shortcuts", "loadkit_check_plan")
-        or n == "loadkit_announce_finish"
+        or n
+        in (
+            *DECLARING,
+            "loadkit_announce_finish",
+            "loadkit_open_source",
+            "loadkit_contribute_kwargs",
+            "loadkit_shortcuts",
+            "loadkit_check_plan",
+        )
         for n in planning
     )
 
@@ -157,7 +165,8 @@ def test_a_plugin_that_mutates_is_caught(hook: str) -> None:
 def test_a_plugin_that_hangs_is_caught(hook: str) -> None:
     """In the kit, past a stated time; the checks after it are tests/testing/test_hanging.py's."""
     subject = Subject("faulty", faulty(hook, hang), ready=())
-    (check,) = (c for c in known_checks() if c.code == "LK205")
+    code = "LK213" if hook == "loadkit_open_source" else "LK205"
+    (check,) = (c for c in known_checks() if c.code == code)
     result = run_one(check, subject, [CHECKED], timeout=100)
     assert (result.verdict, result.plugin) == ("failed", "faulty")
     assert f"it takes longer than 100 s: {hook} doesn't come back" in result.said

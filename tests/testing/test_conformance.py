@@ -331,6 +331,12 @@ class Eager(Finishing):
         return Finish(what="other norms", because="they are quicker")
 
 
+class Grasps:
+    @hookimpl
+    def loadkit_open_source(self, reference: str) -> Problem:
+        return Problem("checkpoint", "mutant", "mutant-store", f"there is no {reference}", "look elsewhere")
+
+
 QUANTIZED = Scenario(name="quantized", checkpoint="mistral", options={"mutant_rows": True})
 
 MUTANTS: dict[str, tuple[Any, tuple[Scenario, ...]]] = {
@@ -344,6 +350,7 @@ MUTANTS: dict[str, tuple[Any, tuple[Scenario, ...]]] = {
     "LK208": (Newer, ()),
     "LK210": (Takes, ()),
     "LK212": (Unreal, ()),
+    "LK213": (Grasps, ()),
     "LK211": (Silent, (Scenario(name="mine"),)),
     "LK301": (Meddles, ()),
     "LK302": (Counts, ()),

@@ -46,7 +46,11 @@ def open_store(source: str, revision: str, access: Access) -> tuple[CheckpointFi
             return None, [store]
         files, _ = _copied(reference, revision, copy, store.message)
         used = f"the copy at {copy.commit[:12]} is used, though there may be a newer one"
-        return files, [msgspec.structs.replace(store, severity="warning", message=f"{store.message}; {used}")]
+        return files, [
+            msgspec.structs.replace(
+                store, code="source-unreachable", severity="warning", message=f"{store.message}; {used}"
+            )
+        ]
     listing = checked(reference, store)
     if isinstance(listing, Problem):
         return None, [listing]

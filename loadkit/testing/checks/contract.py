@@ -40,6 +40,9 @@ __all__ = ["answers"]
 
 KNOWN = tuple(name for name in vars(hookspecs) if name.startswith("loadkit_"))
 CHOOSE = "loadkit_choose_"
+STRANGE = "x-loadkit-nobodys://place/model"
+"""An address of a scheme that no plugin has."""
+
 KINDS: Mapping[str, type] = {
     "loadkit_options": Option,
     "loadkit_profiles": Profile,
@@ -261,6 +264,30 @@ def whole_profiles(subject: Subject, scenario: Scenario) -> None:
     for each in own_scenarios(subject):
         if each.profile in profiles and (said := subject.trace(each).unasked):
             raise Unmet(said[0])
+
+
+@rule(
+    "LK213",
+    "It opens no address that isn't its own.",
+    "return None from loadkit_open_source unless the scheme is yours: the first plugin that answers has it",
+    since="1.1",
+)
+def own_addresses(subject: Subject, scenario: Scenario) -> None:
+    function = dict(_functions(subject)).get("loadkit_open_source")
+    if function is None or _marker(function) is None:
+        raise NotApplicable("it brings no checkpoints from elsewhere")
+    given = {"reference": STRANGE, "revision": ""}
+    taken = inspect.signature(function).parameters
+    if not set(taken) <= set(given):
+        raise NotApplicable("it asks for parameters that there aren't (LK207)")
+    try:
+        with contained():
+            answer = function(**{name: given[name] for name in taken})
+    except Exception as error:
+        said = str(error) if isinstance(error, Left) else f"it raised {raised(error)}"
+        raise Unmet(f"asked for {STRANGE}, which nobody has, {said}") from error
+    if answer is not None:
+        raise Unmet(f"asked for {STRANGE}, which nobody has, it answered {shown(answer)}")
 
 
 def answers(subject: Subject, scenario: Scenario) -> list[Answer]:
