@@ -145,7 +145,7 @@ def _load(
                 config=config,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # not raised, so that the audit can name every tensor
-                **({"adapter_kwargs": NO_ADAPTER} if plan.checkpoint.kind != "hub" or stored else {}),
+                **_adapter_kwargs(plan, stored),
                 **kwargs,
             )
         if stored is not None:
@@ -158,6 +158,17 @@ def _load(
         elif plan.quantization is not None and plan.quantization.prequantized:
             saved_as_stored(model)
     return BareModel(model, _loading(info), own_use_cache, tuple(files))
+
+
+def _adapter_kwargs(plan: Plan, stored: Stored | None) -> dict[str, Any]:
+    """Where transformers looks for an adapter beside the weights: at the same commit, if at all.
+
+    Up to 5.10 at least it takes the newest of the branch by itself (`maybe_load_adapters`: "don't override
+    revision"); later ones take the model's. It can go with a floor of those.
+    """
+    if plan.checkpoint.kind != "hub" or stored is not None:
+        return {"adapter_kwargs": NO_ADAPTER}
+    return {"adapter_kwargs": {"revision": plan.checkpoint.commit}} if plan.checkpoint.commit else {}
 
 
 def _from_config(plan: Plan, token: Token, files: tuple[Path, ...]) -> BareModel:

@@ -16,7 +16,7 @@ from loadkit_plugins.adapter.by_parameter import name_by_parameter
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
 from loadkit_plugins.adapter.layers import WITHOUT_NAME, parameters_of
 from loadkit_plugins.adapter.left_out import leave_out
-from loadkit_plugins.adapter.older_peft import torchao_left_out
+from loadkit_plugins.adapter.older_peft import as_stored, torchao_left_out
 from loadkit_plugins.adapter.targets import (
     BY_TYPE,
     EVERY_LINEAR,
@@ -124,7 +124,7 @@ def _add_new(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabulary) -
             made = peft.get_peft_model(model, config, adapter_name=adapter.name, autocast_adapter_dtype=False)
         else:
             made = beneath
-            made.add_adapter(adapter.name, config, autocast_adapter_dtype=False)
+            made.add_adapter(adapter.name, config, **as_stored())
         _drop_out(made, adapter.name, dropout)
         return made
     except Exception as error:  # PEFT's dispatchers let any error of a module through
@@ -219,7 +219,7 @@ def _add_existing(plan: Plan, model: Any, adapter: Adapter, vocabulary: Vocabula
         config.inference_mode = not adapter.trainable
         _use_activations(config)
         if isinstance(model, peft.PeftModel):
-            model.add_adapter(adapter.name, config, autocast_adapter_dtype=False)
+            model.add_adapter(adapter.name, config, **as_stored())
             if adapter.trainable:
                 model.set_requires_grad(adapter.name)
             model.load_adapter(adapter.source, **about)  # its tensors: the layers are there

@@ -8,18 +8,28 @@ no classes that are gone in torchao 0.18.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["converts_targets", "is_stack", "swaps_features", "torchao_left_out"]
+__all__ = ["as_stored", "converts_targets", "is_stack", "swaps_features", "torchao_left_out"]
 
 
 @cache
 def converts_targets() -> bool:
     """Whether PEFT replaces names of single experts by their stacks'; 0.18 takes names as they are."""
     return importlib.util.find_spec("peft.utils.transformers_weight_conversion") is not None
+
+
+@cache
+def as_stored() -> dict[str, bool]:
+    """What has `add_adapter` leave dtypes alone; 0.18 can't be told, and they are set afterwards anyway."""
+    import peft
+
+    known = "autocast_adapter_dtype" in inspect.signature(peft.PeftModel.add_adapter).parameters
+    return {"autocast_adapter_dtype": False} if known else {}
 
 
 def is_stack(layer: Any) -> bool:
