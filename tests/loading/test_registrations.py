@@ -30,8 +30,6 @@ import sys, loadkit
 plan = loadkit.plan(sys.argv[1], attn_implementation=sys.argv[2])
 assert not {"torch", "lk_registers"} & set(sys.modules)
 print(plan.why("attention").because)
-loaded = loadkit.load(plan)
-print("RUNS", loaded.model.config._attn_implementation)
 """
 
 
@@ -50,11 +48,17 @@ def brings(folder: Path, text: str, entries: dict[str, str], name: str = "lk-reg
     return distribution(folder, name, {"lk_registers.py": text}, entries, group="loadkit.attention")
 
 
-def test_it_is_named_in_the_plan_and_runs(tmp_path: Path, tiny: Tiny) -> None:
-    done = run(brings(tmp_path, REGISTERS.format(name="mine"), {"mine": "lk_registers"}), tiny)
+def test_it_is_named_in_the_plan_and_runs(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = brings(tmp_path, REGISTERS.format(name="mine"), {"mine": "lk_registers"})
+    done = run(folder, tiny)
     assert done.returncode == 0, done.stderr
     assert "registered by lk_registers (of lk-registers 1.0)" in done.stdout
-    assert "RUNS mine" in done.stdout
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "lk_registers", raising=False)
+    loaded = loadkit.load(tiny("mistral"), attn_implementation="mine")
+    assert loaded.model.config._attn_implementation == "mine"
 
 
 @pytest.mark.parametrize(
