@@ -29,6 +29,7 @@ from loadkit.loading.known_noise import without_known_noise
 from loadkit.loading.loaded import BareModel, Loaded, LoadkitWarning
 from loadkit.loading.phases import run_phases
 from loadkit.loading.process_wide import one_at_a_time
+from loadkit.loading.registrations import import_registrations
 from loadkit.loading.speed.gc_pause import pause_gc
 from loadkit.loading.speed.prefetch import ReadAhead
 from loadkit.loading.speed.run_aids import gather_aids
@@ -136,6 +137,7 @@ def _run(
     say("importing torch and transformers")
     with clock("import"), pause_gc():
         import_libraries(plan, facts.machine)
+        import_registrations(plan)
         take_own_device(plan, facts.topology)
     say("loading the tokenizer or processor")
     with clock("processing"):  # first: a token that can't be had is refused before the weights are read

@@ -15,6 +15,7 @@ from loadkit.facts.checkpoint.references import without_secrets
 from loadkit.facts.checkpoint.source import Access
 from loadkit.facts.context import Context
 from loadkit.facts.library.index import read_library
+from loadkit.facts.library.registrations import read_registrations
 from loadkit.facts.load_facts import LoadFacts, listings_of, read_load_facts
 from loadkit.facts.machine.machine import Machine, this_machine
 from loadkit.facts.machine.topology import Topology, read_topology
@@ -212,7 +213,9 @@ def _read_facts(
         beside=beside,
         machine=target.machine,
         topology=target.topology,
-        library=read_library(checkpoint.config, progress=progress),
+        library=msgspec.structs.replace(
+            read_library(checkpoint.config, progress=progress), registrations=read_registrations()
+        ),
         architectures={name: item for name, (_, item) in architectures.found.items()},
     )
     return context, [*problems, *target.problems, *found_beside]

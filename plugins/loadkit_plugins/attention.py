@@ -78,7 +78,12 @@ def loadkit_choose_attention(
     if isinstance(asked.value, str) and not asked.demanded:
         links = (asked.value, *(link for link in CHAIN if link != asked.value))
         return [_chain(links, context, architecture, dtype, asked.strength, because=asked.because)]
-    return [Claim(value=asked.value, because=asked.because, strength=asked.strength), fallback]
+    names = [asked.value] if isinstance(asked.value, str) else list(dict(asked.value).values())
+    by = [str(each) for each in context.library.registrations if each.name in names and not known(each.name)]
+    return [
+        Claim(value=asked.value, because="; ".join((asked.because, *by)), strength=asked.strength),
+        fallback,
+    ]
 
 
 @hookimpl
@@ -108,11 +113,21 @@ def _problems(context: Context, plan: Plan) -> Iterator[Problem]:
     parts = _parts(context, plan.model_class)
     by = "you asked for" if decision.strength is Strength.YOU else f"plugin {decision.plugin!r} chose"
     for part, name in by_part.items():
-        if not known(name):
+        by_others = [each for each in context.library.registrations if each.name == name]
+        if not known(name) and len(by_others) > 1:
+            both = " and ".join(sorted(each.distribution for each in by_others))
+            yield _problem(
+                "conflict",
+                f"{by} attention {name!r}, which several distributions register: {both}",
+                "uninstall all but one",
+            )
+            continue
+        if not known(name) and not by_others:
+            names = (*CHAIN, *ON_DEMAND, *(each.name for each in context.library.registrations))
             yield _problem(
                 "unknown-attention",
-                f"{by} attention {name!r}{did_you_mean(name, (*CHAIN, *ON_DEMAND))}",
-                f"choose one of {', '.join((*CHAIN, *ON_DEMAND))}, or a Hub kernel as owner/name",
+                f"{by} attention {name!r}{did_you_mean(name, names)}",
+                f"choose one of {', '.join(names)}, or a Hub kernel as owner/name",
             )
             continue
         if part and part not in parts:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from loadkit.cli.command_plugins import GROUP
+from loadkit.facts.library.registrations import GROUP as ATTENTION
 
 ROOT = Path(__file__).parent.parent.parent
 DISTRIBUTIONS = sorted((ROOT / "plugins").glob("*/README.md"))
@@ -56,7 +57,7 @@ def missing_tests(text: str) -> list[str]:
 def resolves(dotted: str) -> bool:
     """Whether a name is a module, or an attribute of one, or of that, or a group of entry points. Modules
     that load torch aren't imported."""
-    if dotted == GROUP:
+    if dotted in (GROUP, ATTENTION):
         return True
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):

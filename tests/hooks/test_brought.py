@@ -114,9 +114,8 @@ def test_an_installed_distribution_brings_all_of_them(tiny: Tiny, tmp_path: Path
         "import json, sys, loadkit\n"
         "plan = loadkit.plan(recipe=sys.argv[1], optim='muon')\n"
         "there = loadkit.plan(recipe=sys.argv[1], machine='8xMI300X')\n"
-        "report = loadkit.load(recipe=sys.argv[1], optim='muon').report\n"
         "print('SAID', json.dumps([plan.dtype, plan.adapter and plan.adapter.options['r'], plan.request.trainer_keys,"
-        " [w.code for w in plan.warnings], there.machine, str(report)]))\n"
+        " [w.code for w in plan.warnings], there.machine]))\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -128,13 +127,11 @@ def test_an_installed_distribution_brings_all_of_them(tiny: Tiny, tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     said = next(line for line in done.stdout.splitlines() if line.startswith("SAID"))
-    dtype, rank, trainer, codes, machine, report = json.loads(said[5:])
+    dtype, rank, trainer, codes, machine = json.loads(said[5:])
     assert (dtype, rank) == ("float32", 4)
     assert "steps" in trainer
     assert "unknown-optimizer" not in codes
     assert "MI300X" in machine
-    assert "layers" in report
-    assert "(brings)" in report
 
 
 def test_an_optimizer_counts_as_its_plugin_says(tiny: Tiny) -> None:

@@ -166,7 +166,10 @@ def rotary(model: Any) -> Any:
     return swap_norms(model)
 
 
-@pytest.mark.parametrize("act", [scale, scale_unseen, copy_other, cast, thaw, new_weight, rotary])
+SLOWER = [pytest.param(act, marks=pytest.mark.slow) for act in (scale, copy_other, thaw, new_weight)]
+
+
+@pytest.mark.parametrize("act", [scale_unseen, cast, rotary, *SLOWER])
 def test_a_patch_that_changes_weights_is_caught(act: Callable[[Any], Any], tiny: Tiny) -> None:
     found = findings_after(act, tiny("mistral"))
     assert "patched-weights" in found

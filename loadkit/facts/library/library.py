@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from loadkit.facts.library.registrations import Registration
 from loadkit.text.suggest import nearest_name
 
 __all__ = ["ConfigFacts", "Family", "Keywords", "Library", "ModelFacts", "ModuleFacts"]
@@ -174,6 +175,7 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
         conversions: model type to the one whose files it is stored like: single experts' weights are stacked.
         families: model type to its classes, for the types that occur in one checkpoint.
         keywords: what `from_pretrained` takes.
+        registrations: what other distributions register with it.
     """
 
     version: str = ""
@@ -186,6 +188,7 @@ class Library(msgspec.Struct, frozen=True, kw_only=True):
     conversions: dict[str, str] = {}
     families: dict[str, Family] = {}
     keywords: Keywords = Keywords()
+    registrations: tuple[Registration, ...] = ()
 
     def knows(self, model_type: str) -> bool:
         """Whether transformers has a config class for the model type."""
