@@ -61,7 +61,7 @@ def fetch_small_files(plan: Plan, facts: LoadFacts, token: Token = None) -> None
         return
     places = {(checkpoint.location, checkpoint.commit): None, (processing.source, processing.revision): None}
     own = _copy(plan, checkpoint.location, checkpoint.commit, facts, token)
-    if checkpoint.commit and not own.missing(checkpoint.weight_files):
+    if checkpoint.kind == "hub" and not own.missing(checkpoint.weight_files):
         del places[checkpoint.location, checkpoint.commit]
     patterns = (*SMALL, "*.py") if plan.model_class.implementation == "remote code" else SMALL
     for location, commit in places:

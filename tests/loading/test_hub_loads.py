@@ -344,6 +344,14 @@ def test_a_token_that_cannot_be_sent_is_in_no_traceback(
         assert "characters that can't be sent" in refused(plan, token)
 
 
+def test_what_is_cached_loads_without_asking(hub: HubServer, tiny: Tiny) -> None:
+    hub.add(NAME, tiny("mistral"))
+    commit = loadkit.load(NAME).plan.checkpoint.commit
+    asked = len(hub.answers)
+    assert loadkit.load(NAME, local_files_only=True).plan.checkpoint.commit == commit
+    assert len(hub.answers) == asked
+
+
 # Connections that break
 
 

@@ -35,6 +35,7 @@ class Readers:
             self.library_progress = progress
             return read_library(config)
 
+        patch.setattr(pipeline, "stores_of", lambda manager: manager)
         patch.setattr(pipeline, "read_checkpoint", self.read)
         patch.setattr(pipeline, "read_beside", self.read_beside)
         patch.setattr(pipeline, "read_library", library)
@@ -66,7 +67,8 @@ def codes(error: PlanError) -> list[str]:
 
 def test_what_wasnt_asked_for_is_left_to_the_readers_defaults(readers: Readers) -> None:
     plan = make_plan("a/b", plugin_manager=MANAGER)
-    access = {"token": None, "cache_dir": None, "local_files_only": False, "progress": None}
+    access: dict[str, Any] = {"token": None, "cache_dir": None, "local_files_only": False, "progress": None}
+    access["stores"] = MANAGER
     assert readers.given == {
         "source": "a/b",
         "checkpoint": {
@@ -87,7 +89,13 @@ def test_what_was_asked_for_reaches_the_readers(readers: Readers) -> None:
         "a/b", token="t", revision="r", adapter_revision="ar", allow_pickle=True, cache_dir="c", local_files_only=True,
         progress=said.append, plugin_manager=MANAGER,
     )  # fmt: skip
-    access = {"token": "t", "cache_dir": "c", "local_files_only": True, "progress": said.append}
+    access: dict[str, Any] = {
+        "token": "t",
+        "cache_dir": "c",
+        "local_files_only": True,
+        "progress": said.append,
+    }
+    access["stores"] = MANAGER
     assert readers.given == {
         "source": "a/b",
         "checkpoint": {

@@ -115,6 +115,11 @@ def missing_folder(source: str | os.PathLike[str]) -> Problem:
         return problem("the source is empty", "give a folder's path, or a Hub id such as 'owner/name'")
     if (url := re.match(r"(?:hf://|https?://[^/]+/)(?:models/)?([^/@?#]+/[^/@?#]+)", asked)) is not None:
         return problem(f"{asked!r} is an address, not a folder or a Hub id", f"give {url[1]!r}")
+    if lost := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/([^/].*)", asked):
+        return problem(
+            f"{asked!r} is an address that became a path, which takes one of its slashes away",
+            f"give it as text: '{lost[1]}://{lost[2]}'",
+        )
     path = os.path.abspath(os.path.expanduser(asked))
     if os.path.isfile(path):
         return problem(

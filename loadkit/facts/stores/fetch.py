@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from loadkit.cache.atomic_write import sync
@@ -103,6 +104,8 @@ class StoreFetch:
                 target = self._copy.folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(self._copy.part(name), target)
+            with suppress(OSError):  # where something else isn't whole yet, it stays
+                self._copy.part("").rmdir()
         return list(dict.fromkeys(problems))
 
     def _opened(self) -> OpenedStore | Problem:
@@ -151,8 +154,8 @@ class StoreFetch:
             if have == size:
                 return None
             for piece in store.stream(name, have):
-                if isinstance(piece, Problem):
-                    return piece
+                if isinstance(piece, Problem) or self._failed:
+                    return piece if isinstance(piece, Problem) else self._failed
                 have += len(piece)
                 if have > size:
                     return bad_source(

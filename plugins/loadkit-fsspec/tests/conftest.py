@@ -42,7 +42,8 @@ def manager() -> loadkit.PluginManager:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of a test's own."""
-    monkeypatch.setenv("LOADKIT_CACHE", str(tmp_path / "cache"))
+    # the copies alone: the index of transformers stays
+    monkeypatch.setattr("loadkit.facts.stores.copies.cache_folder", lambda: tmp_path / "cache")
     for module in ("store_files", "fetch"):
         monkeypatch.setattr(f"loadkit.facts.stores.{module}.PAUSES", (0.0, 0.0))
 

@@ -26,7 +26,8 @@ Tiny = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOADKIT_CACHE", str(tmp_path / "cache"))
+    # the copies alone: the index of transformers stays
+    monkeypatch.setattr("loadkit.facts.stores.copies.cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture
@@ -97,8 +98,12 @@ def test_what_tells_its_weights_from_others_is_the_commit(store: Store) -> None:
     assert fingerprint_of(loadkit.plan("store://all/tiny")) not in ("", first)
 
 
-def test_quantized_weights_are_kept_by_that(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_quantized_weights_are_kept_by_that(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("LOADKIT_QUANTIZED_CACHE", "1")
+    monkeypatch.setenv("LOADKIT_CACHE", str(tmp_path / "cache"))
     loadkit.load("store://all/tiny", "inference-4bit")
     plan = loadkit.plan("store://all/tiny", "inference-4bit")
     assert plan.shortcuts

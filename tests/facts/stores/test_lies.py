@@ -22,7 +22,8 @@ ABSURD = 1 << 60
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LOADKIT_CACHE", str(tmp_path / "cache"))
+    # the copies alone: the index of transformers stays
+    monkeypatch.setattr("loadkit.facts.stores.copies.cache_folder", lambda: tmp_path / "cache")
     for module in ("store_files", "fetch"):
         monkeypatch.setattr(f"loadkit.facts.stores.{module}.PAUSES", (0.0, 0.0))
     return tmp_path / "cache"
@@ -142,13 +143,13 @@ def test_one_cause_is_told_once(store: Store) -> None:
     assert len(refused(odd(store, raising(SourceError("no", "yes", "no-access"))))) == 1
 
 
-def test_bytes_that_come_a_few_at_a_time_are_put_together(store: Store) -> None:
+def test_bytes_that_come_a_few_at_a_time_are_put_together(store: Store, own_cache: Path) -> None:
     odd(
         store, lambda source, name, start, stop: right(source, name, start, min(stop, start + 1 + start // 2))
     )
     loadkit.plan("store://tiny", plugin_manager=manager_with(store))
     odd(store, lambda source, name, start, stop: right(source, name, start, start + 1))
-    shutil.rmtree(os.environ["LOADKIT_CACHE"])
+    shutil.rmtree(own_cache)
     assert {p.code for p in refused(store)} == {"bad-source"}
 
 
@@ -279,3 +280,18 @@ def test_a_file_of_another_length_is_fetched_again(store: Store, own_cache: Path
     again = loadkit.load("store://tiny", plugin_manager=manager_with(store), verify="full")
     assert again.plan.checkpoint.commit == first.plan.checkpoint.commit
     assert weights.stat().st_size == (store.folders["tiny"] / "model.safetensors").stat().st_size
+
+
+def test_an_address_as_a_path_is_told_to_be_text(store: Store) -> None:
+    with pytest.raises(PlanError) as caught:
+        loadkit.plan(Path("store://tiny"), plugin_manager=manager_with(store))
+    (problem,) = caught.value.problems
+    assert (problem.code, "'store://tiny'" in problem.remedy) == ("no-such-folder", True)
+
+
+def test_a_small_file_that_was_lost_comes_again(store: Store, own_cache: Path) -> None:
+    loadkit.load("store://tiny", plugin_manager=manager_with(store))
+    (tokenizer,) = own_cache.rglob("tokenizer.json")
+    tokenizer.unlink()
+    assert loadkit.load("store://tiny", plugin_manager=manager_with(store)).tokenizer is not None
+    assert not list(own_cache.rglob("*.parts"))

@@ -19,7 +19,8 @@ Tiny = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LOADKIT_CACHE", str(tmp_path / "cache"))
+    # the copies alone: the index of transformers stays
+    monkeypatch.setattr("loadkit.facts.stores.copies.cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 
