@@ -32,6 +32,7 @@ from plan_picture import PLAN_PICTURE, plan_picture
 from problem_codes import problem_codes
 from request_picture import PICTURE, picture
 from rooms import house, rooms, stack
+from stack_table import stack_table
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -304,6 +305,7 @@ PAGES = {
 
 MARKED: dict[str, dict[str, typing.Callable[[Path], str]]] = {
     "CONTRIBUTING.md": {"rooms": rooms},
+    "docs/explanation/dependencies.md": {"stacks": stack_table},
     "docs/explanation/architecture.md": {"floors": stack, "rooms": house},
 }
 """Pages written by hand with a made part between marks: name of the part to what makes it."""

@@ -174,6 +174,7 @@ KNOWN_BY_NAME = {
     "compat": "the trainers' own arguments, by their names",
     "facts/checkpoint/checkpoint.py": "names of tensors that only quantized weights have",
     "loading/known_noise.py": "lines that libraries print and that mislead, by the loggers that print them",
+    "facts/machine/unusable.py": "packages that other libraries import unasked, which may be broken",
     "loading/out_of_memory.py": "a hint: the option that most people have",
     "manifest/manifest.py": "versions of loadkit's own dependencies",
     "planning/memory/fit_check.py": "a hint: the option that most people have",

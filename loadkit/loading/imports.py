@@ -6,14 +6,11 @@ from collections.abc import Mapping
 
 from loadkit.errors import PlanError
 from loadkit.facts.machine.machine import Machine
-from loadkit.facts.machine.unusable import failed_import, hide, unusable
+from loadkit.facts.machine.unusable import BEFORE_PEFT, failed_import, hide, unusable
 from loadkit.planning.unusable_packages import PEFT, check_packages, needed_packages
 from loadkit.schema.plans import Plan
 
 __all__ = ["hide_what_peft_fails_with", "import_libraries"]
-
-BEFORE_PEFT = ("bitsandbytes",)
-"""What PEFT imports where it is installed, needed or not, and fails with (0.18 to 0.21)."""
 
 
 def import_libraries(plan: Plan, machine: Machine) -> None:

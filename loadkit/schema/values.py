@@ -178,7 +178,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         max_memory: device ("0", "cpu") to bytes or to a string such as "20GiB"; None for no limit.
     """
 
-    SPREADING: ClassVar = ("auto", "balanced", "balanced_low_0", "sequential")
+    SPREADING: ClassVar[tuple[str, ...]] = ("auto", "balanced", "balanced_low_0", "sequential")
     """Device maps by which accelerate fills device after device."""
 
     device_map: str | dict[str, int | str] | None

@@ -49,7 +49,7 @@ def named_in(text: str) -> dict[str, str]:
 
 def pins() -> dict[str, Version]:
     lines = (ROOT / "tests" / "stacks" / "oldest.txt").read_text(encoding="utf-8").splitlines()
-    pinned = (line.partition(";")[0].split("==") for line in lines if line)
+    pinned = (line.partition(";")[0].split("==") for line in lines if "==" in line)
     return {name: Version(version) for name, version in pinned}
 
 

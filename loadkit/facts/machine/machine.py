@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from loadkit.facts.machine.unusable import unusable
+from loadkit.facts.machine.unusable import OPTIONAL, unusable
 
 __all__ = ["Accelerator", "Machine", "read_machine", "this_machine"]
 
@@ -84,10 +84,6 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         first = self.accelerators[0]
         capability = f"sm{first.capability[0]}{first.capability[1]}, " if first.kind == "cuda" else ""
         return f"{len(self.accelerators)} × {first.name} ({capability}{first.memory / 2**30:.1f} GiB)"
-
-
-OPTIONAL = ("bitsandbytes", "peft", "torchao")
-"""Packages that only some loads import, under their distributions' names."""
 
 
 def this_machine() -> Machine:

@@ -12,7 +12,13 @@ import re
 import sys
 from collections.abc import Iterable
 
-__all__ = ["failed_import", "hide", "unusable"]
+__all__ = ["BEFORE_PEFT", "OPTIONAL", "failed_import", "hide", "unusable"]
+
+OPTIONAL = ("bitsandbytes", "peft", "torchao")
+"""Packages that only some loads import, under their distributions' names."""
+
+BEFORE_PEFT = ("bitsandbytes",)
+"""What PEFT imports where it is installed, needed or not, and fails with (0.18 to 0.21)."""
 
 _failed: dict[str, str] = {}
 """Package to how its import went wrong: it isn't tried again, as halves of it are left in the process."""

@@ -111,6 +111,17 @@ def test_a_missing_package_is_told(tiny: Tiny, manager: PluginManager) -> None:
     assert list(found) == ["no-torchao"]
 
 
+def test_adapters_over_its_layers_need_peft_0_19(tiny: Tiny, manager: PluginManager) -> None:
+    asked = {"torchao_quant_type": "int8_weight_only", "profile": "lora"}
+    for version, refused in (("0.18.1", True), ("0.19.0", False)):
+        machine = Machine(memory=2**34, packages={**PACKAGES, "peft": version})
+        if refused:
+            found = problems(tiny, manager, machine=machine, **asked)
+            assert "0.18.1 is installed" in found["torchao-needs-peft"].message
+        else:
+            assert plan(tiny, manager, machine=machine, **asked).adapters is not None
+
+
 @pytest.mark.parametrize("engine", ["fsdp", "fsdp2", "zero3", "tensor-parallel"])
 def test_sharding_engines_are_refused(tiny: Tiny, manager: PluginManager, engine: Any) -> None:
     topology = loadkit.Topology(world_size=8, engine=engine)
