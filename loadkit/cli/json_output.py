@@ -120,7 +120,8 @@ def json_behind_command(group: click.Group, words: Sequence[str]) -> list[str]:
             del kept[behind]
             found = True
             continue
-        command = command.get_command(click.Context(command), kept[behind])
+        looking = click.Context(command, resilient_parsing=True)  # a plugin's broken command is told later
+        command = command.get_command(looking, kept[behind])
         behind += 1
     if found and isinstance(command, click.Group):
         names = ", ".join(command.list_commands(click.Context(command)))

@@ -14,9 +14,8 @@ Four kinds of hooks:
   Where you would decide but can't, answer with a `Problem` that says why: it is shown if nobody else claims
   either.
 * **Collect** (`options`, `profiles`, `architectures`, `optimizers`, `accelerators`, `recipe_dialects`,
-  `announce_finish`, `check_plan`, `shortcuts`,
-  `shorten_loading`, `finish_model`, `audit_model`, `read_back`, `report_sections`,
-  `workarounds`): every answer counts.
+  `announce_finish`, `check_plan`, `shortcuts`, `shorten_loading`, `finish_model`, `audit_model`, `read_back`,
+  `report_sections`, `workarounds`): every answer counts.
 * **Estimate** (`estimate_weights`, `estimate_adapters`): the first result that isn't None is used.
 * **Act** (`open_source`, `build_quantization_config`, `load_model`, `decode_stored`, `compare_tensor`,
   `open_parameter`, and the phases from `fit_vocabulary` to `merge_adapters`): the first result that isn't
@@ -116,31 +115,6 @@ def loadkit_architectures() -> Sequence[Architecture]:  # type: ignore[empty-bod
     """
 
 
-# --- Where it is
-
-
-@hookspec
-def loadkit_open_source(reference: str, revision: str) -> Source | Problem | None:
-    """Open a checkpoint that lies elsewhere: "store://models/tiny", "s3://bucket/folder".
-
-    The core reads small files and weight files' headers by ranges, names the state by a commit, fetches the
-    rest when it loads, checks it, keeps the copy and answers from it while offline. A later answer with
-    other files, sizes, checksums, tags or version is another commit, and isn't loaded in place of this one.
-
-    When:
-        While planning, for a source, a base, a tokenizer or an adapter with a scheme; again while loading,
-        before and after files are fetched. Never while offline. In every process of a launch.
-
-    Parameters:
-        reference: the address, its scheme in small letters, without a "/" at its end. It never holds a user
-            or a key: take credentials from where the store's own tools do.
-        revision: what was asked for, "" for none. A source that is of it says so in `Source.revision`.
-
-    Returns:
-        The source; a problem where it is yours and can't be opened; None where the scheme isn't yours.
-    """
-
-
 @hookspec
 def loadkit_optimizers() -> Sequence[Optimizer]:  # type: ignore[empty-body]
     """Tell what optimizers keep for each value that trains, for the estimate of memory.
@@ -175,6 +149,31 @@ def loadkit_recipe_dialects() -> Sequence[Dialect]:  # type: ignore[empty-body]
     Returns:
         The dialects. Each has markers, keys that no recipe of loadkit's own dialects has: by these its
         recipes are told from others.
+    """
+
+
+# --- Where it is
+
+
+@hookspec(firstresult=True)
+def loadkit_open_source(reference: str, revision: str) -> Source | Problem | None:
+    """Open a checkpoint that lies elsewhere: "store://models/tiny", "s3://bucket/folder".
+
+    The core reads small files and weight files' headers by ranges, names the state by a commit, fetches the
+    rest when it loads, checks it, keeps the copy and answers from it while offline. A later answer with
+    other files, sizes, checksums, tags or version is another commit, and isn't loaded in place of this one.
+
+    When:
+        While planning, for a source, a base, a tokenizer or an adapter with a scheme; again while loading,
+        before and after files are fetched. Never while offline. In every process of a launch.
+
+    Parameters:
+        reference: the address, its scheme in small letters, without a "/" at its end. It never holds a user
+            or a key: take credentials from where the store's own tools do.
+        revision: what was asked for, "" for none. A source that is of it says so in `Source.revision`.
+
+    Returns:
+        The source; a problem where it is yours and can't be opened; None where the scheme isn't yours.
     """
 
 
