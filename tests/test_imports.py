@@ -110,9 +110,10 @@ PUBLIC = """
 FOR_PLUGINS = """
     AdapterFacts Beside ConfigFacts Contradiction Default Dialect Entries Entry FLOATS Family File
     FileProof HEADED_TASKS ITEM_SIZES InferenceMode Key Keywords Library LoadingAid ModelFacts ModuleFacts
-    NamedAccelerator Optimizer ProcessingFacts Record SHORT_DTYPES Section Shortcut Stored Template
+    NamedAccelerator Optimizer ProcessingFacts Record SHORT_DTYPES Section Shortcut Source SourceError
+    SourceFile Stored Template
     TensorHeader Towers base_of canonical_dtype checksum checksums configs did_you_mean file_checksums
-    fits input_embeddings is_packed is_projector nearest_name output_embeddings pause_gc plain
+    fits folder_of input_embeddings is_packed is_projector nearest_name output_embeddings pause_gc plain
     read_dialect running_checksum size some_of span template_fault tokenizer_of tower_keys towers
 """
 """What plugins need beyond it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from loadkit.errors import Problem
+from loadkit.facts.machine.unusable import OPTIONAL
 from loadkit.schema.plans import Plan
 
 __all__ = ["PEFT", "check_packages", "needed_packages"]
@@ -15,11 +16,11 @@ PEFT = "peft"
 def needed_packages(plan: Plan, installed: Mapping[str, str]) -> dict[str, str]:
     """Installed packages that only some loads import, and that this one does, with the stage that decided so.
 
-    A quantizer's package has the name of its method; where there is none of that name (gptq), the method
-    says what it needs by itself.
+    A quantizer's package among them has the name of its method. What others need (gptq's, say), they say
+    themselves; a distribution that is called as a method is may be somebody else's.
     """
     methods = [] if plan.quantization is None else [plan.quantization.method]
-    found = {method: "quantization" for method in methods if method in installed}
+    found = {method: "quantization" for method in methods if method in installed and method in OPTIONAL}
     return found | ({PEFT: "adapter"} if plan.adapters and PEFT in installed else {})
 
 
@@ -39,6 +40,6 @@ def check_packages(plan: Plan, installed: Mapping[str, str], faults: Mapping[str
                 "package-unusable",
                 f"{decision.plugin} needs {name} ({decision.because}), and {name} {installed[name]} is installed but can't be "
                 f"imported here: {faults[name]}",
-                f"`python -c 'import {name}'` shows the whole error: install a build of {name} for this machine, or "
+                f"`python -c 'import {name.replace('-', '_')}'` shows the whole error: install a build of {name} for this machine, or "
                 f"{'load without quantization (profile lora or inference)' if stage == 'quantization' else 'load without an adapter'}",
             )

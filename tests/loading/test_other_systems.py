@@ -122,7 +122,9 @@ print("\\n" + json.dumps(said))
 """
 
 
-@pytest.mark.parametrize("system", MODULES)
+@pytest.mark.parametrize(
+    "system", [pytest.param(s, marks=[pytest.mark.slow] if s == "darwin" else []) for s in MODULES]
+)
 def test_it_loads_without_what_that_system_lacks(
     tiny: Callable[..., Path], kernels: Path, tmp_path: Path, system: str
 ) -> None:

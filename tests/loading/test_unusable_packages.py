@@ -152,5 +152,5 @@ def test_what_was_imported_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unusable.failed_import("json") == ""
     assert sys.modules["json"] is json
     assert unusable.unusable(["json", "nothing-of-this-name"]) == {
-        "nothing-of-this-name": "there is no module of the name nothing-of-this-name"
+        "nothing-of-this-name": "there is no module of the name nothing_of_this_name"
     }

@@ -548,9 +548,9 @@ def conforms(results: Sequence[Result]) -> None:
     assert all(r.said for r in results if r.verdict == "skipped")
 
 
-@pytest.mark.parametrize("name", OWN[::3])
+@pytest.mark.parametrize("name", OWN[::5])
 def test_loadkits_own_plugins_conform(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A third of them, in what takes no process of its own, which takes as long as all the rest."""
+    """A fifth of them, in what takes no process of its own, which takes as long as all the rest."""
     monkeypatch.setattr(manners, "orders_of_sets", lambda subject: False)
     found = next(iter(subjects(name)))
     found.ready = FEW

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 
 __all__ = ["BEFORE_PEFT", "OPTIONAL", "failed_import", "hide", "unusable"]
 
-OPTIONAL = ("bitsandbytes", "peft", "torchao")
-"""Packages that only some loads import, under their distributions' names."""
+OPTIONAL = ("bitsandbytes", "compressed-tensors", "peft", "torchao")
+"""Packages that only some loads import, under their distributions' names; a module's has _ for each -."""
 
 BEFORE_PEFT = ("bitsandbytes",)
 """What PEFT imports where it is installed, needed or not, and fails with (0.18 to 0.21)."""
@@ -28,7 +28,7 @@ def unusable(packages: Iterable[str]) -> dict[str, str]:
     """Those that can't be imported, with the reason, as far as that shows without importing any.
 
     Parameters:
-        packages: names, of the distribution and the module.
+        packages: the distributions' names.
     """
     return {name: fault for name in packages if (fault := _failed.get(name) or _unseen(name))}
 
@@ -37,7 +37,7 @@ def failed_import(package: str) -> str:
     """Import a package; one that can't be is hidden from the libraries that would try it for themselves.
 
     Parameters:
-        package: the module's name.
+        package: the distribution's name.
 
     Returns:
         "" where it is imported, else why it can't be.
@@ -45,7 +45,7 @@ def failed_import(package: str) -> str:
     fault = _failed.get(package) or _unseen(package)
     if not fault:
         try:
-            importlib.import_module(package)
+            importlib.import_module(_module(package))
         except (Exception, SystemExit) as error:  # whatever its own code raises
             said = re.sub(r"\s+", " ", str(error)).strip()
             fault = f"{type(error).__name__}: {said[:300]}".rstrip(": ")
@@ -60,18 +60,24 @@ def hide(package: str, fault: str) -> None:
     `importlib.util.find_spec` answers None for it from then on, which accelerate, PEFT and transformers ask
     before they import what they can do without.
     """
+    module = _module(package)
     _failed[package] = fault
-    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+    for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
         del sys.modules[name]
-    sys.modules[package] = None  # type: ignore[assignment]
+    sys.modules[module] = None  # type: ignore[assignment]
+
+
+def _module(package: str) -> str:
+    return package.replace("-", "_")
 
 
 def _unseen(package: str) -> str:
     """Why no import can find it; "" where one may."""
-    if sys.modules.get(package) is not None:
+    module = _module(package)
+    if sys.modules.get(module) is not None:
         return ""
     try:
-        found = importlib.util.find_spec(package)
+        found = importlib.util.find_spec(module)
     except Exception as error:  # an import hook of somebody's, such as one that forbids it
         return f"{type(error).__name__}: {error}"
-    return "" if found is not None else f"there is no module of the name {package}"
+    return "" if found is not None else f"there is no module of the name {module}"

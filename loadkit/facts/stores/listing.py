@@ -110,7 +110,7 @@ def _is_text(value: object) -> bool:
     """Whether it is text of an ordinary length that can be written anywhere."""
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:
         return False
-    return value.isprintable() and not any("\ud800" <= c <= "\udfff" for c in value)
+    return value.isprintable() and not any(0xD800 <= ord(c) <= 0xDFFF for c in value)
 
 
 def _shown(value: object) -> str:

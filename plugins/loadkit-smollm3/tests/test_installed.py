@@ -147,6 +147,7 @@ def test_what_the_plugin_saves_transformers_loads(make, manager, tmp_path: Path)
         assert torch.equal(theirs(ids).logits, loaded.model(ids).logits)
 
 
+@pytest.mark.slow
 def test_the_readme_works_when_typed_in(installed, make, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 3
