@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import click
+import msgspec
 
 from loadkit.cache.disk_space import size_limit
 from loadkit.cache.entries import Entries
@@ -135,6 +136,34 @@ def prune(key: str, limit: str | None, everything: bool, as_json: bool) -> None:
     for name in cleared:
         click.echo(f"{name[:12]} may be kept again")
     click.echo(f"{size(sum(e.bytes for e in removed))} freed, {size(entries.bytes)} stay")
+
+
+@command.command("copies")
+@click.option("--drop", "address", default="", help="Remove what is kept of this address.")
+@click.option("--all", "everything", is_flag=True, help="Remove all of it.")
+@json_option()
+def copies(address: str, everything: bool, as_json: bool) -> None:
+    """List what is kept of checkpoints from elsewhere (s3://…), or remove it; the next load fetches it
+    again."""
+    from loadkit.facts.stores.kept import drop_copy, kept_copies
+
+    found = kept_copies()
+    if address and everything:
+        raise LoadkitError("copies was given --drop and --all: give one")
+    chosen = found if everything else [copy for copy in found if address and copy.reference == address]
+    if address and not chosen:
+        raise LoadkitError(f"nothing is kept of {address!r}; `loadkit cache copies` shows what is")
+    gone = [copy for copy in chosen if drop_copy(copy)]
+    if as_json:
+        print_json([msgspec.to_builtins(copy) for copy in (gone if chosen else found)])
+        return
+    for copy in chosen:
+        said = "removed" if copy in gone else "being fetched by another process, and left:"
+        click.echo(f"{said} {copy.reference or copy.folder}, {size(copy.bytes)}")
+    if not chosen:
+        for copy in found:
+            click.echo(f"{size(copy.bytes)}  {copy.reference or 'nothing whole'}  {copy.folder}")
+        click.echo(f"{size(sum(copy.bytes for copy in found))} of checkpoints from elsewhere")
 
 
 def _chosen(entries: Entries, key: str) -> list[Entry]:

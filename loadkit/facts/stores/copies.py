@@ -23,7 +23,7 @@ from loadkit.facts.checkpoint.source import checkpoint_problem
 from loadkit.facts.stores.listing import Listing
 from loadkit.schema.sources import SourceFile
 
-__all__ = ["StoreCopy", "copy_folder", "find_copy", "revisions_of", "unwritable"]
+__all__ = ["StoreCopy", "copy_folder", "find_copy", "record_in", "revisions_of", "unwritable"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,11 +59,7 @@ class StoreCopy:
         """What the source said of its files; None where nothing trustworthy is noted."""
         if open_to_all(self.root) or open_to_all(self.root.parent):
             return None
-        try:
-            content = self._record.read_bytes()
-            record = msgspec.json.decode(content, type=Record) if is_sealed(content) else None
-        except (OSError, ValueError):
-            return None
+        record = record_in(self._record)
         return record.files if record and record.reference == self.reference else None
 
     def begin(self, listing: Listing, plugin: str) -> Problem | None:
@@ -113,6 +109,15 @@ class StoreCopy:
         if not COMMIT.fullmatch(revision):
             with suppress(OSError):
                 write_whole(_reference(self.root, revision), self.commit.encode())
+
+
+def record_in(path: Path) -> Record | None:
+    """The record that a file holds; None for another file, or one that was changed."""
+    try:
+        content = path.read_bytes()
+        return msgspec.json.decode(content, type=Record) if is_sealed(content) else None
+    except (OSError, ValueError):
+        return None
 
 
 def find_copy(reference: str, revision: str) -> StoreCopy | None:
