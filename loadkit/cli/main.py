@@ -33,7 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "profiles": "List the profiles and their options.",
     "doctor": "Tell what is here: machine, versions, plugins, caches, and what profiles would do.",
     "diff": "Compare two plans or manifests.",
-    "cache": "Look after what is kept quantized: list, verify, prune, path.",
+    "cache": "Look after what is kept on the disk: list, verify, prune, copies, path.",
     "plugins": "List the plugins: active, blocked and broken ones.",
     "new-plugin": "Write a distribution with a plugin of your own.",
     "check": "Run the conformance checks on a plugin.",
