@@ -57,6 +57,12 @@ LOADING = {
 }
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources are asked only online, whatever the environment says of the Hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 def faulty(hook: str, act: Callable[[], Any]) -> object:
     """A plugin with one hook, which takes all that it may and does this."""
     names = ", ".join(inspect.signature(HOOKS[hook]).parameters)

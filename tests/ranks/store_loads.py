@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import constants
 from ranks.launch import report
 from stores import Store, manager_with
 
@@ -14,6 +15,7 @@ __all__ = ["load"]
 
 def load(out: str, folder: str) -> None:
     """Report what was loaded, and how much this rank read of the weights."""
+    constants.HF_HUB_OFFLINE = False  # sources are asked only online; the variable was read before the fork
     store = Store(tiny=Path(folder))
     loaded = loadkit.load("store://tiny", plugin_manager=manager_with(store))
     values = sum(float(p.detach().double().sum()) for p in loaded.model.parameters())

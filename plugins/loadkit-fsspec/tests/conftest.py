@@ -41,7 +41,8 @@ def manager() -> loadkit.PluginManager:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of a test's own."""
+    """Copies of a test's own, and sources that are asked, whatever the environment says of the Hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     # the copies alone: the index of transformers stays
     monkeypatch.setattr("loadkit.facts.stores.copies.cache_folder", lambda: tmp_path / "cache")
     for module in ("store_files", "fetch"):
