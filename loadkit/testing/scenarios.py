@@ -98,6 +98,7 @@ def context_of(scenario: Scenario, manager: PluginManager) -> Context:
         "lm_head",
         *(f"model.layers.{i}.self_attn.{n}" for i in (0, 1) for n in LAYERS),
     ]
+    handmade = scenario.config != MISTRAL or scenario.checkpoint not in ARCHITECTURES
     checkpoint = Checkpoint(
         source="somebody/something",
         location="somebody/something",
@@ -105,7 +106,10 @@ def context_of(scenario: Scenario, manager: PluginManager) -> Context:
         commit="0123456789abcdef0123456789abcdef01234567",
         config=_config(scenario),
         files=(File(name="config.json"), File(name="model.safetensors"), File(name="tokenizer.json")),
-        tensors={f"{n}.weight": TensorHeader("BF16", (64, 64), 8192, "model.safetensors") for n in names},
+        tensors={  # of a tiny checkpoint they would be of other shapes than its config says
+            f"{n}.weight": TensorHeader("BF16", (64, 64), 8192, "model.safetensors")
+            for n in (names if handmade else ())
+        },
         weight_files=("model.safetensors",),
         weight_format="safetensors",
         processing=ProcessingFacts(
@@ -135,7 +139,7 @@ def _config(scenario: Scenario) -> dict[str, Any]:
     if recipe := ARCHITECTURES.get(scenario.checkpoint):
         named = [recipe.model_class.rpartition(":")[2]]
         return {
-            "model_type": scenario.checkpoint,
+            "model_type": _model_type(named[0]) or scenario.checkpoint,
             "architectures": named,
             "dtype": "bfloat16",
             **recipe.config,
@@ -147,6 +151,12 @@ def _config(scenario: Scenario) -> dict[str, Any]:
     except (OSError, msgspec.MsgspecError):
         return dict(scenario.config)
     return found
+
+
+def _model_type(model_class: str) -> str:
+    """The model type that transformers has the class for; "" where it has none."""
+    maps = read_library(None).auto_classes.values()
+    return next((kind for types in maps for kind, names in types.items() if model_class in names), "")
 
 
 def plan_of(scenario: Scenario, manager: PluginManager, context: Context | None = None) -> Plan:
