@@ -12,9 +12,9 @@ from loadkit_plugins.adapter.experts import check_experts
 from loadkit_plugins.adapter.field_checks import check_fields
 from loadkit_plugins.adapter.fields import LORA_OPTIONS
 from loadkit_plugins.adapter.foreign import check_foreign, trained_tokens
-from loadkit_plugins.adapter.layer_checks import targeted_layers
 from loadkit_plugins.adapter.over_packed import check_over_packed
 from loadkit_plugins.adapter.settings import needs_weights
+from loadkit_plugins.adapter.targeted import targeted_layers
 
 __all__ = ["check"]
 
